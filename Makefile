@@ -1,0 +1,25 @@
+# `make reproduce` and `make test` set everything up; only Python 3.11 must be there.
+PYTHON ?= python3.11
+PROFILE ?= mini
+BIN := .venv/bin
+# Spinning OpenMP threads slow each other down by an order of magnitude on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: reproduce test lab lint
+reproduce: .venv/ready
+	$(BIN)/python -m hrnetpp_lib reproduce --profile $(PROFILE)
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q
+
+lab: .venv/ready
+	$(BIN)/jupyter lab notebooks
+
+lint: .venv/ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/[0-9]*.ipynb
+
+.venv/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@

@@ -1,0 +1,26 @@
+"""HRNet++ for human pose estimation: the network, soft-argmax, the three training stages and their evaluation.
+
+Importing the package loads no heavy library: the names below are fetched on first use.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "HRNet": "hrnet",
+    "create_model": "hrnet",
+    "soft_argmax": "softargmax",
+    "predict": "photo",
+    "COCO17": "keypoints",
+    "AIC14": "keypoints",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(
+            f"module 'hrnetpp_lib' has no attribute {name!r}; it offers {', '.join(__all__)}"
+        )
+    return getattr(import_module(f"hrnetpp_lib.{_HOME[name]}"), name)

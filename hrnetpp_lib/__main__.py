@@ -1,0 +1,71 @@
+"""Command line: python -m hrnetpp_lib {reproduce,train,evaluate,predict,check-data,doctor}."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hrnetpp_lib import commands
+from hrnetpp_lib.errors import HrnetppError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = add("reproduce", commands.reproduce, "run the notebooks headless and write figures and Table 1")
+    _add_profile(sub)
+    sub.add_argument("--only", action="append", metavar="03", help="notebook by its number; may be repeated")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
+
+    sub = add("train", commands.train, "train the stages of one architecture")
+    _add_profile(sub)
+    _add_architecture(sub)
+
+    sub = add("evaluate", commands.evaluate, "COCO AP of a checkpoint on the profile's val set")
+    _add_profile(sub)
+    sub.add_argument("--checkpoint", type=Path, required=True, help="a model.safetensors")
+    sub.add_argument("--tta", action="store_true", help="average over the five views")
+    sub.add_argument("--no-flip", action="store_true", help="leave the mirrored crop out")
+
+    sub = add("predict", commands.predict, "poses of one photograph")
+    sub.add_argument("image", type=Path)
+    sub.add_argument("--checkpoint", type=Path, required=True, help="a model.safetensors")
+    sub.add_argument("--boxes", metavar='"x,y,w,h ..."', help="persons in image px; default: the whole image")
+    sub.add_argument("--output-dir", type=Path, default=Path("."), help="gets the json and the png")
+
+    sub = add("check-data", commands.check_data, "count what the profile's readers find")
+    _add_profile(sub)
+
+    add("doctor", commands.doctor, "versions, devices, disk, and what is missing for which profile")
+    return parser
+
+
+def _add_profile(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--profile", default="mini", help="smoke, mini (default), lspet or coco")
+    sub.add_argument("--output", type=Path, default=None, help="folder for data, runs and figures")
+
+
+def _add_architecture(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--architecture", default="hrnetpp", help="hrnetpp (default), hrnet, hrnet+se, ...")
+    sub.add_argument("--seed", type=int, default=0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; bad input ends in one line on stderr and exit status 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.function(options)
+    except HrnetppError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""A trained network together with what one must know to use it: keypoints, input size, decoding."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.hrnet import HRNet
+from hrnetpp_lib.keypoints import COCO17, SKELETONS, Skeleton
+from hrnetpp_lib.recipe import Run
+from hrnetpp_lib.weights import load_model, save_model
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """How to use a network; stored in the checkpoint's header.
+
+    Attributes:
+        skeleton: The keypoints of the output channels.
+        input_hw: Input height and width in px.
+        decoder: How heatmaps become keypoints.
+        alpha: Inverse temperature of the soft-argmax decoder.
+        run: Name of the training run, empty for foreign weights.
+    """
+
+    skeleton: Skeleton = COCO17
+    input_hw: tuple[int, int] = (384, 288)
+    decoder: Literal["quarter_offset", "soft_argmax"] = "quarter_offset"
+    alpha: float = 60.0
+    run: str = ""
+
+    @classmethod
+    def of_run(cls, run: Run, skeleton: Skeleton) -> "ModelCard":
+        """The card of the network that a training run makes."""
+        return cls(skeleton, run.profile.input_hw, run.stage.decoder, run.stage.alpha, run.name)
+
+
+def save_checkpoint(model: HRNet, card: ModelCard, path: Path) -> None:
+    """Write weights and card to one safetensors file, whole or not at all."""
+    content = asdict(replace(card, skeleton=None)) | {"skeleton": card.skeleton.name}
+    save_model(model, path, {"card": json.dumps(content)})
+
+
+def load_checkpoint(path: Path) -> tuple[HRNet, ModelCard]:
+    """Rebuild network and card from a file of `save_checkpoint`; the network is in eval mode.
+
+    Raises:
+        HrnetppError: If the file is missing, damaged, or was not written by this package.
+    """
+    model, metadata = load_model(path)
+    try:
+        content = json.loads(metadata["card"])
+        content["skeleton"] = SKELETONS[content["skeleton"]]
+        content["input_hw"] = tuple(content["input_hw"])
+        card = ModelCard(**content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise HrnetppError(
+            f"{path}: holds weights but no model card ({error!r}); train with this package, or load the "
+            "weights with weights.load_weights into a network of your choice"
+        ) from error
+    return model.eval(), card

@@ -1,0 +1,126 @@
+"""What each command of the command line does; heavy imports wait until a command needs them."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, get_profile, three_stages
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _root(options: argparse.Namespace) -> Path:
+    return options.output or PROJECT_ROOT
+
+
+def reproduce(options: argparse.Namespace) -> None:
+    """Run the notebooks."""
+    get_profile(options.profile)
+    from hrnetpp_lib.reproduce import parse_parameters, reproduce
+
+    reproduce(options.profile, options.only, parse_parameters(options.set), _root(options))
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train the three stages of one architecture; a plain HRNet stops after the second."""
+    profile = get_profile(options.profile)
+    if options.architecture not in ARCHITECTURES:
+        raise HrnetppError(
+            f"unknown architecture {options.architecture!r}; choose one of {', '.join(ARCHITECTURES)}"
+        )
+    from hrnetpp_lib.datasets import load_stage_data, prepare_data
+    from hrnetpp_lib.train import train_stage
+
+    root = _root(options)
+    paths = prepare_data(profile, root / "data")
+    for run in three_stages(profile, ARCHITECTURES[options.architecture], options.seed):
+        print(run.describe(), flush=True)
+        data = load_stage_data(run.stage.dataset, profile, paths)
+        print(train_stage(run, data, root / "runs" / profile.name, paths.root))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """COCO figures of a checkpoint, with what they were measured on."""
+    profile = get_profile(options.profile)
+    from hrnetpp_lib.checkpoint import load_checkpoint
+    from hrnetpp_lib.datasets import load_coco, prepare_data
+    from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS, pick_device, predict_boxes
+    from hrnetpp_lib.validate import score
+
+    model, card = load_checkpoint(options.checkpoint)
+    data = load_coco(profile, prepare_data(profile, _root(options) / "data"))
+    if len(card.skeleton) != len(data.val.skeleton):
+        raise HrnetppError(
+            f"{options.checkpoint}: predicts {len(card.skeleton)} keypoints ({card.skeleton.name}), COCO has "
+            f"{len(data.val.skeleton)}; give a checkpoint of stage 2 or 3"
+        )
+    views = TTA_VIEWS if options.tta else SINGLE_VIEW
+    model = model.to(pick_device())
+    metrics = score(predict_boxes(model, card, data.val, not options.no_flip, views), data)
+    print(
+        f"checkpoint {options.checkpoint} ({card.run})\nprofile {profile.name}, data {profile.data}, boxes "
+        f"{data.boxes}, flip {not options.no_flip}, TTA {options.tta}, decoder {card.decoder}"
+    )
+    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Poses of one photograph as json and picture."""
+    import numpy as np
+
+    from hrnetpp_lib.checkpoint import load_checkpoint
+    from hrnetpp_lib.images import read_image
+    from hrnetpp_lib.infer import predict as predict_poses
+    from hrnetpp_lib.photo import parse_boxes, write_prediction
+
+    model, card = load_checkpoint(options.checkpoint)
+    image = read_image(options.image)
+    whole = np.array([[0.0, 0.0, image.shape[1], image.shape[0]]])
+    boxes = parse_boxes(options.boxes) if options.boxes else whole
+    poses = predict_poses(model, image, boxes, card=card)
+    written = write_prediction(options.image, poses, boxes, card.skeleton, options.output_dir)
+    print(
+        f"{len(poses)} poses by {options.checkpoint} ({card.run}, {card.decoder}), boxes "
+        f"{'as given' if options.boxes else 'the whole image'}: {written[0]}, {written[1]}"
+    )
+
+
+def check_data(options: argparse.Namespace) -> None:
+    """Count persons, images and keypoints of the profile's three sets, and look for every image file."""
+    profile = get_profile(options.profile)
+    from hrnetpp_lib.datasets import load_ai_challenger, load_coco, prepare_data
+    from hrnetpp_lib.persons import check_images
+
+    paths = prepare_data(profile, _root(options) / "data")
+    for load in (load_ai_challenger, load_coco):
+        data = load(profile, paths)
+        for role, table in (("train", data.train), ("val", data.val)):
+            check_images(table)
+            labelled = int((table.keypoints[:, :, 2] > 0).sum())
+            print(
+                f"{table.skeleton.name} {role}: {len(table)} boxes in {len(table.image_files)} images, "
+                f"{labelled} labelled keypoints; left out: {table.dropped or 'nothing'}"
+            )
+        print(f"  val boxes: {data.boxes}")
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Versions, devices, threads, disk, and which profiles could run here."""
+    from hrnetpp_lib.datasets import DataPaths, required_files
+    from hrnetpp_lib.report import provenance
+
+    facts = provenance()
+    for package, number in facts["versions"].items():
+        print(f"{package:16s} {number}")
+    print(f"{'device':16s} {facts['device']}")
+    print(f"{'git revision':16s} {facts['git_revision']}")
+    print(f"{'free disk':16s} {shutil.disk_usage(PROJECT_ROOT).free / 2**30:.0f} GiB")
+    for profile in PROFILES.values():
+        paths = DataPaths(PROJECT_ROOT / "data" / profile.name)
+        missing = [path for path in required_files(profile, paths) if not path.exists()]
+        if profile.data == "synthetic":
+            print(f"profile {profile.name:8s} ready (makes its own data)")
+        else:
+            state = f"missing {len(missing)} files or folders, first {missing[0]}" if missing else "ready"
+            print(f"profile {profile.name:8s} {state}")

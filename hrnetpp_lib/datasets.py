@@ -1,0 +1,125 @@
+"""Which files a profile reads: one folder layout, written by us for the small profiles, downloaded for COCO.
+
+<data>/coco/annotations/person_keypoints_{train,val}2017.json
+<data>/coco/{train2017,val2017}/*.jpg
+<data>/coco/person_detection_results/<boxes>.json
+<data>/ai_challenger/ai_challenger_keypoint_{train_20170902,validation_20170911}/...
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hrnetpp_lib.annotations import read_ai_challenger, read_coco, read_coco_detections
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.persons import PersonTable, concat, split_by_image
+from hrnetpp_lib.recipe import Profile
+from hrnetpp_lib.synthetic import write_dataset
+
+GROUND_TRUTH_BOXES = "ground-truth boxes"
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What one training stage reads.
+
+    Attributes:
+        train: Labelled persons.
+        val: Boxes to predict on, with the labels where the boxes are the true ones.
+        metric: The dataset's own metric.
+        boxes: Where val's boxes come from, for every number measured on them.
+        val_json: Ground truth of val; None for AI Challenger, whose held-out persons come from two files.
+    """
+
+    train: PersonTable
+    val: PersonTable
+    metric: Literal["COCO AP", "AI Challenger AP"]
+    boxes: str
+    val_json: Path | None
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """The files below a data folder."""
+
+    root: Path
+
+    @property
+    def coco(self) -> Path:
+        return self.root / "coco"
+
+    def coco_json(self, split: str) -> Path:
+        return self.coco / "annotations" / f"person_keypoints_{split}2017.json"
+
+    def coco_images(self, split: str) -> Path:
+        return self.coco / f"{split}2017"
+
+    def boxes_json(self, profile: Profile) -> Path | None:
+        return self.coco / "person_detection_results" / profile.boxes if profile.boxes else None
+
+    def ai_challenger(self, split: Literal["train", "validation"]) -> tuple[Path, Path]:
+        """Annotations and image folder."""
+        folder_day, json_day = ("20170902", "20170909") if split == "train" else ("20170911", "20170911")
+        folder = self.root / "ai_challenger" / f"ai_challenger_keypoint_{split}_{folder_day}"
+        return (
+            folder / f"keypoint_{split}_annotations_{json_day}.json",
+            folder / f"keypoint_{split}_images_{folder_day}",
+        )
+
+
+def prepare_data(profile: Profile, root: Path) -> DataPaths:
+    """Make the profile's files where we can make them, and check that they are there.
+
+    Args:
+        profile: Says which data.
+        root: The project's data folder; the profile's files lie in a folder of its name below.
+
+    Raises:
+        HrnetppError: If files are missing that must be downloaded; the message says which and where to.
+    """
+    paths = DataPaths(root / profile.name)
+    if profile.data == "synthetic":
+        coco, ai_challenger, val = profile.synthetic_persons
+        write_dataset(paths.root, coco, ai_challenger, val, seed=0, processes=2)
+    missing = [str(path) for path in required_files(profile, paths) if not path.exists()]
+    if missing:
+        raise HrnetppError(
+            f"profile {profile.name!r}: not found: {'; '.join(missing)}. "
+            f"Put the data there (see README, 'The ladder'), or try --profile mini, which makes its own"
+        )
+    return paths
+
+
+def required_files(profile: Profile, paths: DataPaths) -> list[Path]:
+    """Every file and folder that the profile's stages read."""
+    files = [paths.coco_json("train"), paths.coco_images("train")]
+    files += [paths.coco_json("val"), paths.coco_images("val")]
+    files += [*paths.ai_challenger("train"), *paths.ai_challenger("validation")]
+    if profile.boxes:
+        files.append(paths.boxes_json(profile))
+    if profile.imagenet_weights:
+        files.append(paths.root / profile.imagenet_weights)
+    return files
+
+
+def load_coco(profile: Profile, paths: DataPaths) -> StageData:
+    """COCO train persons, and val boxes of the profile's detector or, without one, of the ground truth."""
+    train = read_coco(paths.coco_json("train"), paths.coco_images("train"))
+    truth, images = paths.coco_json("val"), paths.coco_images("val")
+    boxes = paths.boxes_json(profile)
+    if boxes is None:
+        return StageData(train, read_coco(truth, images), "COCO AP", GROUND_TRUTH_BOXES, truth)
+    detections = read_coco_detections(boxes, truth, images)
+    return StageData(train, detections, "COCO AP", boxes.name, truth)
+
+
+def load_ai_challenger(profile: Profile, paths: DataPaths) -> StageData:
+    """AI Challenger's two parts pooled, with whole images held out (report: 444K and 5K persons)."""
+    pooled = concat([read_ai_challenger(*paths.ai_challenger(split)) for split in ("train", "validation")])
+    train, holdout = split_by_image(pooled, profile.holdout_persons)
+    return StageData(train, holdout, "AI Challenger AP", GROUND_TRUTH_BOXES, None)
+
+
+def load_stage_data(dataset: str, profile: Profile, paths: DataPaths) -> StageData:
+    """The data of a training stage's `dataset` field."""
+    return load_coco(profile, paths) if dataset == "coco" else load_ai_challenger(profile, paths)

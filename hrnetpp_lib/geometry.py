@@ -1,0 +1,92 @@
+"""From a person's box to a crop and back: centre and scale, the crop matrix, and points.
+
+Frames: image px, and input px of the crop. Points are (x, y), sizes (height, width).
+"""
+
+import numpy as np
+
+from hrnetpp_lib.errors import HrnetppError
+
+
+def bbox_to_center_scale(
+    bbox_xywh: np.ndarray, input_hw: tuple[int, int], padding: float = 1.25
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and size of a box, extended to the input's aspect ratio and then padded.
+
+    Args:
+        bbox_xywh: (4,) in image px, with positive width and height.
+        input_hw: Gives the aspect ratio.
+        padding: Factor on both sides.
+
+    Returns:
+        center (2,) and scale (2,) = (w, h) of the padded box, both in image px.
+
+    Raises:
+        HrnetppError: If the box is not four finite numbers with positive width and height.
+
+    Reference: HRNet++ report, section 3.1; official HRNet, _xywh2cs.
+    """
+    box = np.asarray(bbox_xywh, np.float64)
+    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= 0).any():
+        raise HrnetppError(f"box {box.tolist()}: needs finite x, y and positive w, h; drop it or mend it")
+    x, y, w, h = box
+    aspect = input_hw[1] / input_hw[0]
+    scale = np.array([max(w, h * aspect), max(h, w / aspect)]) * padding
+    return np.array([x + w / 2, y + h / 2]), scale
+
+
+def crop_matrix(
+    center: np.ndarray, scale: np.ndarray, rotation_deg: float, output_hw: tuple[int, int]
+) -> np.ndarray:
+    """The similarity that takes a padded box to the whole output.
+
+    The box's centre goes to (w/2, h/2) of the output and its width to w: sizes count, not sizes minus one.
+
+    Args:
+        center: (2,) image px.
+        scale: (2,) width and height of the padded box in image px; only the width decides.
+        rotation_deg: The output's upward direction is the image's, turned by this angle from x towards y.
+        output_hw: Height and width of the output in px.
+
+    Returns:
+        (2, 3) float64, image px -> output px.
+
+    Raises:
+        HrnetppError: If the width is not positive.
+
+    Reference: official HRNet, get_affine_transform.
+    """
+    if not scale[0] > 0:
+        raise HrnetppError(f"scale {np.asarray(scale).tolist()}: the padded box needs a positive width")
+    height, width = output_hw
+    zoom, angle = width / scale[0], np.deg2rad(rotation_deg)
+    cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
+    linear = np.array([[cosine, sine], [-sine, cosine]])
+    offset = np.array([width / 2, height / 2]) - linear @ np.asarray(center, np.float64)
+    return np.column_stack([linear, offset])
+
+
+def invert_matrix(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of an affine map.
+
+    Args:
+        matrix: (2, 3), with a linear part that can be inverted.
+
+    Returns:
+        (2, 3) float64.
+    """
+    linear = np.linalg.inv(np.asarray(matrix, np.float64)[:, :2])
+    return np.column_stack([linear, -linear @ matrix[:, 2]])
+
+
+def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Apply an affine map to points.
+
+    Args:
+        points_xy: (..., 2).
+        matrix: (2, 3).
+
+    Returns:
+        (..., 2) float64.
+    """
+    return np.asarray(points_xy, np.float64) @ matrix[:, :2].T + matrix[:, 2]

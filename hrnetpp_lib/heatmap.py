@@ -1,0 +1,139 @@
+"""Heatmaps and keypoints: Gaussian encoding, quarter-offset decoding, and averaging with the mirror image.
+
+A cell's integer index is its centre, (0, 0) being the top-left cell's:
+
+      cell index     0     1     2     3
+                  +-----+-----+-----+-----+
+                  |  x  |  x  |  x  |  x  |      one cell = input width / heatmap width input px (4)
+                  +-----+-----+-----+-----+
+      input px    0     4     8    12            cell i answers for input px 4*i
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def encode(
+    keypoints_input: np.ndarray,
+    labelled: np.ndarray,
+    input_hw: tuple[int, int],
+    heatmap_hw: tuple[int, int],
+    sigma: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one unit-peak Gaussian per keypoint, on a whole cell, cut off at 3 sigma.
+
+    Args:
+        keypoints_input: (K, 2) as (x, y) in input px.
+        labelled: (K,) bool or 0/1; unlabelled keypoints give an empty map and weight 0.
+        input_hw: Input height and width in px.
+        heatmap_hw: Heatmap height and width in cells.
+        sigma: Standard deviation in cells, > 0.
+
+    Returns:
+        heatmaps (K, H, W) float32 in [0, 1] and target_weight (K,) float32, 0 or 1.
+
+    Raises:
+        ValueError: If sigma is not positive, or a labelled keypoint is not finite.
+
+    Reference: official HRNet, JointsDataset.generate_target.
+    """
+    if sigma <= 0:
+        raise ValueError(f"sigma must be > 0, got {sigma}")
+    labelled = np.asarray(labelled) > 0
+    points = np.where(labelled[:, None], np.asarray(keypoints_input, np.float64), 0.0)
+    if not np.isfinite(points).all():
+        raise ValueError(f"keypoint {int(np.argmin(np.isfinite(points).all(1)))} is labelled but not finite")
+    size_xy = np.array(heatmap_hw[::-1])
+    stride_xy = np.array(input_hw[::-1]) / size_xy
+    # The official rule rounds half up but truncates towards zero, so that -0.5 < position < 0 counts as 0.
+    centre = np.trunc(points / stride_xy + 0.5).astype(np.int64)
+    # CHOICE: the official patch is only defined for a whole 3 sigma; ours is cut at the last cell within it.
+    radius = int(3 * sigma)
+    outside = (centre - radius >= size_xy) | (centre + radius + 1 < 0)
+    weight = labelled & ~outside.any(axis=1)
+
+    def profile(axis: int) -> np.ndarray:
+        offset = np.arange(size_xy[axis]) - centre[:, axis, None]
+        return np.where(np.abs(offset) <= radius, np.exp(-(offset**2) / (2.0 * sigma**2)), 0.0)
+
+    heatmaps = profile(1)[:, :, None] * profile(0)[:, None, :] * weight[:, None, None]
+    return heatmaps.astype(np.float32), weight.astype(np.float32)
+
+
+def decode(heatmaps: Tensor, quarter_offset: bool = True) -> tuple[Tensor, Tensor]:
+    """Position of each map's maximum, moved a quarter cell towards the higher neighbour.
+
+    A map whose maximum is not positive decodes to (0, 0). The first of several equal maxima wins.
+
+    Args:
+        heatmaps: (B, K, H, W) raw network output; left untouched.
+        quarter_offset: Whether to refine by the quarter cell, away from the outermost two cells.
+
+    Returns:
+        keypoints (B, K, 2) as (x, y) in heatmap px and scores (B, K), the maxima; both fp32 or fp64.
+
+    Raises:
+        ValueError: If heatmaps is not 4-D.
+
+    Reference: HRNet++ report, section 2.3; official HRNet, get_final_preds.
+    """
+    maps = _check_4d(heatmaps)
+    height, width = maps.shape[-2:]
+    scores, index = maps.flatten(2).max(dim=2)
+    x, y = index % width, index // width
+    positive = scores > 0
+    x, y = x * positive, y * positive
+    keypoints = torch.stack([x, y], dim=2).to(maps.dtype)
+    if quarter_offset:
+        inner = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
+        safe_x, safe_y = x.clamp(1, max(width - 2, 1)), y.clamp(1, max(height - 2, 1))
+        if width > 2 and height > 2:
+            step = torch.stack(
+                [
+                    _at(maps, safe_x + 1, safe_y) - _at(maps, safe_x - 1, safe_y),
+                    _at(maps, safe_x, safe_y + 1) - _at(maps, safe_x, safe_y - 1),
+                ],
+                dim=2,
+            )
+            keypoints = keypoints + 0.25 * torch.sign(step) * inner[:, :, None]
+    return keypoints, scores
+
+
+def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: bool = True) -> Tensor:
+    """Bring the heatmaps of a mirrored image back to the unmirrored frame.
+
+    Args:
+        heatmaps: (B, K, H, W) network output for the mirrored input; left untouched.
+        flip_pairs: Keypoint index pairs that trade places.
+        shift: Move the result one cell to the right, as the official code does: mirroring the input at
+            stride 4 leaves the maps 0.75 cells too far left. The first column is repeated.
+
+    Returns:
+        (B, K, H, W), a new tensor.
+
+    Raises:
+        ValueError: If heatmaps is not 4-D.
+
+    Reference: official HRNet, flip_back and SHIFT_HEATMAP.
+    """
+    maps = _check_4d(heatmaps)
+    order = list(range(maps.shape[1]))
+    for left, right in flip_pairs:
+        order[left], order[right] = order[right], order[left]
+    back = maps[:, order].flip(-1)
+    if shift:
+        back = torch.cat([back[..., :1], back[..., :-1]], dim=-1)
+    return back
+
+
+def _at(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Value of each (b, k) map at its own whole cell (x, y)."""
+    return maps.flatten(2).gather(2, (y * maps.shape[-1] + x)[:, :, None])[:, :, 0]
+
+
+def _check_4d(heatmaps: Tensor) -> Tensor:
+    maps = torch.as_tensor(heatmaps)
+    if maps.ndim != 4:
+        raise ValueError(f"heatmaps must be (B, K, H, W), got shape {tuple(maps.shape)}")
+    return maps if maps.dtype in (torch.float32, torch.float64) else maps.float()

@@ -1,0 +1,221 @@
+"""Every picture of the notebooks, as functions that return a matplotlib Figure and keep no state.
+
+One style, 6.5 inches wide; colours are Okabe and Ito's, safe for colour-blind readers, and fixed:
+orange-red is the person's right, blue the left, black the centre; each method has its own.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hrnetpp_lib.keypoints import Skeleton
+
+WIDTH_IN = 6.5
+SIDE_COLOURS = {"left": "#0072B2", "right": "#D55E00", "centre": "#222222"}
+METHOD_COLOURS = {
+    "hrnet": "#7F7F7F",
+    "heatmap": "#E69F00",
+    "regression": "#009E73",
+    "ensemble": "#CC79A7",
+    "target": "#56B4E9",
+}
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "image.interpolation": "nearest",
+}
+
+
+def new_figure(
+    rows: int, columns: int, height_in: float, images: bool = False, **grid: object
+) -> tuple[Figure, np.ndarray]:
+    """A figure in the package's style and its axes as a (rows, columns) array.
+
+    Args:
+        rows, columns: The grid.
+        height_in: Figure height in inches; the width is always 6.5.
+        images: Axes for pictures, without ticks and frames.
+        grid: Passed to Figure.subplots, e.g. sharex.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **grid)
+    if images:
+        for ax in axes.flat:
+            ax.set_axis_off()
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> Figure:
+    """Write a PNG and give the figure back, so that a notebook cell shows it too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        figure.savefig(path)
+    return figure
+
+
+def draw_pose(
+    ax: Axes, keypoints: np.ndarray, skeleton: Skeleton, threshold: float = 0.0, width: float = 1.5
+) -> None:
+    """Draw limbs and keypoints in the colours of their sides.
+
+    Args:
+        ax: Where to draw, in the frame of the keypoints.
+        keypoints: (K, 3) as (x, y, visibility or score); drawn where the third value exceeds `threshold`.
+            Visibility 1 (labelled, not visible) gives a hollow dot.
+        skeleton: Names, sides and limbs.
+        threshold: See keypoints.
+        width: Line width in points.
+    """
+    shown = keypoints[:, 2] > threshold
+    for a, b in skeleton.limbs:
+        if shown[a] and shown[b]:
+            sides = {skeleton.side(a), skeleton.side(b)} - {"centre"}
+            colour = SIDE_COLOURS[sides.pop() if len(sides) == 1 else "centre"]
+            ax.plot(*keypoints[[a, b], :2].T, color=colour, lw=width, solid_capstyle="round", alpha=0.9)
+    for k in np.flatnonzero(shown):
+        colour = SIDE_COLOURS[skeleton.side(k)]
+        face = "white" if keypoints[k, 2] == 1 and threshold == 0 else colour
+        ax.plot(*keypoints[k, :2], "o", ms=2.2 * width, mfc=face, mec=colour, mew=0.8)
+
+
+def draw_box(ax: Axes, bbox_xywh: np.ndarray, colour: str = "#F0E442", label: str = "") -> None:
+    """Outline a box of the image frame, with a small label above it."""
+    x, y, w, h = bbox_xywh
+    ax.add_patch(mpl.patches.Rectangle((x, y), w, h, fill=False, ec=colour, lw=1.2))
+    if label:
+        ax.text(x, y - 2, label, color=colour, fontsize=6.5, va="bottom")
+
+
+def render_images(
+    images: Sequence[np.ndarray],
+    poses: Sequence[Sequence[np.ndarray]],
+    skeleton: Skeleton,
+    boxes: Sequence[np.ndarray] | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int = 4,
+    threshold: float = 0.0,
+) -> Figure:
+    """A grid of pictures with poses and boxes drawn over them.
+
+    Args:
+        images: (h, w, 3) uint8 RGB each.
+        poses: For each image, its poses, (K, 3) in its px.
+        skeleton: Of the poses.
+        boxes: For each image, (n, 4) xywh in its px.
+        titles: One per image.
+        columns: Pictures a row.
+        threshold: See `draw_pose`.
+    """
+    rows = -(-len(images) // columns)
+    aspect = max(image.shape[0] / image.shape[1] for image in images)
+    height = rows * (WIDTH_IN / columns * aspect + (0.22 if titles else 0.05))
+    figure, axes = new_figure(rows, columns, height, images=True)
+    for i, image in enumerate(images):
+        ax = axes.flat[i]
+        ax.imshow(image)
+        for pose in poses[i]:
+            draw_pose(ax, pose, skeleton, threshold)
+        for box in boxes[i] if boxes is not None else ():
+            draw_box(ax, box)
+        ax.set(xlim=(0, image.shape[1] - 1), ylim=(image.shape[0] - 1, 0))
+        if titles:
+            ax.set_title(titles[i], fontsize=7.5)
+    return figure
+
+
+def overlay(crop: np.ndarray, heatmap: np.ndarray, blend: float = 0.6) -> np.ndarray:
+    """A heatmap laid over its crop.
+
+    Args:
+        crop: (h, w, 3) uint8 RGB.
+        heatmap: (H, W), clipped to [0, 1] for display.
+        blend: Opacity of the heatmap at its peak.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    big = cv2.resize(
+        np.clip(heatmap, 0, 1).astype(np.float32), crop.shape[1::-1], interpolation=cv2.INTER_LINEAR
+    )
+    colour = mpl.colormaps["inferno"](big)[:, :, :3] * 255
+    weight = blend * np.clip(big, 0, 1)[:, :, None] ** 0.5
+    return (crop * (1 - weight) * 0.9 + colour * weight).clip(0, 255).astype(np.uint8)
+
+
+def render_heatmaps(
+    crops: Sequence[np.ndarray], heatmaps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6
+) -> Figure:
+    """A grid of crops with one heatmap over each.
+
+    Args:
+        crops: (h, w, 3) uint8 RGB each.
+        heatmaps: (H, W) each.
+        titles: One per crop.
+        columns: Pictures a row.
+    """
+    rows = -(-len(crops) // columns)
+    aspect = crops[0].shape[0] / crops[0].shape[1]
+    figure, axes = new_figure(rows, columns, rows * (WIDTH_IN / columns * aspect + 0.22), images=True)
+    for ax, crop, heatmap, title in zip(axes.flat, crops, heatmaps, titles, strict=False):
+        ax.imshow(overlay(crop, heatmap))
+        ax.set_title(title, fontsize=7)
+    return figure
+
+
+def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Figure:
+    """Training loss and validation metric against epochs, one line per method.
+
+    Args:
+        records: Metrics of `train.read_metrics` by method name.
+        colours: One per method.
+    """
+    figure, axes = new_figure(1, 2, 2.3)
+    loss_ax, metric_ax = axes[0]
+    metric = "metric"
+    for name, epochs in records.items():
+        loss_ax.plot([e["epoch"] for e in epochs], [e["loss"] for e in epochs], "o-", ms=3, c=colours[name])
+        scored = [e for e in epochs if "value" in e]
+        metric_ax.plot(
+            [e["epoch"] for e in scored],
+            [e["value"] for e in scored],
+            "o-",
+            ms=3,
+            c=colours[name],
+            label=name,
+        )
+        metric = scored[-1]["metric"] if scored else metric
+    loss_ax.set(xlabel="epoch", ylabel="mean training loss", yscale="log")
+    metric_ax.set(xlabel="epoch", ylabel=f"{metric} on val", ylim=(0, 1))
+    metric_ax.legend()
+    return figure
+
+
+def render_bars(
+    labels: Sequence[str], values: Sequence[float], colours: Sequence[str], xlabel: str, digits: int = 3
+) -> Figure:
+    """Horizontal bars with their values written at the end, first label on top."""
+    figure, axes = new_figure(1, 1, 0.4 + 0.28 * len(labels))
+    ax = axes[0, 0]
+    bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65)
+    ax.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    ax.set(xlabel=xlabel)
+    ax.margins(x=0.12)
+    ax.grid(axis="y", visible=False)
+    return figure

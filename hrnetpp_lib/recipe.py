@@ -1,0 +1,296 @@
+"""The recipe: what the report trains (stages, architectures) and how much of it a profile can afford.
+
+A `TrainStage` is the method and the same everywhere; a `Profile` is the budget. `resolve` joins the two
+into a `Run`, whose hash names its folder: a finished run is found again, and never trained twice.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Literal
+
+from hrnetpp_lib.errors import HrnetppError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random scale, rotation, mirror and half body of a training crop (report 3.1, official code)."""
+
+    scale_std: float = 0.35  # scale is multiplied by N(1, std), clipped to [1-std, 1+std]
+    rotation_std_deg: float = 45.0
+    # DEVIATION: the report writes [-45, 45] and "almost the same" as the official code, which has 90.
+    rotation_bound_deg: float = 90.0
+    rotation_probability: float = 0.6
+    flip_probability: float = 0.5
+    half_body_probability: float = 0.3
+    half_body_min_keypoints: int = 8  # only persons with more labelled keypoints than this
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """One of the report's training stages."""
+
+    name: str  # also the stage's part of a run folder's name
+    dataset: Literal["ai_challenger", "coco"]  # report 3.1
+    loss: Literal["heatmap_mse", "softargmax_l1"]  # report 2.2
+    lr_start: float  # Adam's learning rate at the first step (report 3.2)
+    lr_end: float  # and at the last; a cosine per step between, constant if equal
+    epochs: int  # report 3.2
+    alpha: float = 60.0  # inverse temperature of soft-argmax (report 2.2.2); unused by heatmap_mse
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    @property
+    def decoder(self) -> Literal["quarter_offset", "soft_argmax"]:
+        """How a network trained by this stage is decoded (report 2.3)."""
+        return "soft_argmax" if self.loss == "softargmax_l1" else "quarter_offset"
+
+
+STAGE1 = TrainStage("stage1_ai_challenger", "ai_challenger", "heatmap_mse", 1e-3, 1e-3, epochs=30)
+STAGE2 = TrainStage("stage2_coco_heatmap", "coco", "heatmap_mse", 1e-3, 5e-5, epochs=150)
+STAGE3 = TrainStage("stage3_coco_regression", "coco", "softargmax_l1", 2e-5, 2e-7, epochs=20)
+STAGES = (STAGE1, STAGE2, STAGE3)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which of the report's four changes to HRNet are on (report 2.1)."""
+
+    name: str
+    se: bool = False
+    avgpool_down: bool = False
+    skips: bool = False
+    subpixel_head: bool = False
+
+    @property
+    def switches(self) -> dict[str, bool]:
+        """The four switches as keyword arguments of `hrnet.HRNet`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+
+
+HRNET = Architecture("hrnet")
+HRNETPP = Architecture("hrnetpp", se=True, avgpool_down=True, skips=True, subpixel_head=True)
+ABLATIONS = (
+    HRNET,
+    replace(HRNET, name="hrnet+se", se=True),
+    replace(HRNET, name="hrnet+avgpool", avgpool_down=True),
+    replace(HRNET, name="hrnet+skips", skips=True),
+    replace(HRNET, name="hrnet+head", subpixel_head=True),
+    HRNETPP,
+)
+ARCHITECTURES = {architecture.name: architecture for architecture in ABLATIONS}
+
+
+@dataclass(frozen=True)
+class Network:
+    """Width and depth of the network; the defaults are HRNet-W48."""
+
+    base_channels: int = 48
+    blocks_per_branch: int = 4
+    modules: tuple[int, int, int] = (1, 4, 3)
+    stem_channels: int = 64
+    layer1_blocks: int = 4
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A budget: how much data, which network and input size, how many epochs, on which device."""
+
+    name: str
+    data: Literal["synthetic", "lspet", "public"]  # who writes the files the readers read
+    network: Network
+    input_hw: tuple[int, int]  # px
+    heatmap_sigma: float  # cells, at a quarter of the input size
+    batch_size: int
+    epochs: tuple[int, int, int]  # of the three stages
+    lr_scales: tuple[float, float, float]  # multiplies the stages' learning rates
+    ablation_epochs: int  # of stage 2 from scratch, per architecture
+    eval_every: int  # epochs between two evaluations on val
+    holdout_persons: int  # held out of AI Challenger, whole images (report: 5K of 449K)
+    boxes: str | None  # detections json below coco/person_detection_results; None: ground truth
+    synthetic_persons: tuple[int, int, int] = (0, 0, 0)  # COCO train, AI Challenger, COCO val
+    imagenet_weights: str | None = None  # first-stage initialisation, below the data folder
+    workers: int = 0  # loader processes
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def heatmap_hw(self) -> tuple[int, int]:
+        """Heatmap height and width in cells."""
+        return self.input_hw[0] // 4, self.input_hw[1] // 4
+
+
+_SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
+_MINI_NETWORK = Network(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1)
+
+SMOKE = Profile(
+    name="smoke",
+    data="synthetic",
+    network=Network(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1),
+    input_hw=(64, 64),
+    heatmap_sigma=1.5,
+    batch_size=8,
+    epochs=(1, 1, 1),
+    lr_scales=(2.0, 2.0, 10.0),
+    ablation_epochs=1,
+    eval_every=1,
+    holdout_persons=4,
+    boxes=_SYNTHETIC_BOXES,
+    synthetic_persons=(32, 24, 12),
+)
+MINI = Profile(
+    name="mini",
+    data="synthetic",
+    network=_MINI_NETWORK,
+    input_hw=(128, 96),
+    heatmap_sigma=1.5,
+    batch_size=16,
+    epochs=(3, 10, 2),
+    lr_scales=(2.0, 2.0, 10.0),
+    ablation_epochs=2,
+    eval_every=2,
+    holdout_persons=100,
+    boxes=_SYNTHETIC_BOXES,
+    synthetic_persons=(3000, 2000, 500),
+)
+LSPET = Profile(
+    name="lspet",
+    data="lspet",
+    network=Network(32),
+    input_hw=(256, 192),
+    heatmap_sigma=2.0,
+    batch_size=64,
+    epochs=(30, 100, 20),
+    lr_scales=(1.0, 1.0, 1.0),
+    ablation_epochs=30,
+    eval_every=10,
+    holdout_persons=200,
+    boxes=None,
+    workers=8,
+    precision="bf16",
+)
+COCO = Profile(
+    name="coco",
+    data="public",
+    network=Network(48),
+    input_hw=(384, 288),
+    heatmap_sigma=3.0,
+    batch_size=96,
+    epochs=(STAGE1.epochs, STAGE2.epochs, STAGE3.epochs),
+    lr_scales=(1.0, 1.0, 1.0),
+    ablation_epochs=30,
+    eval_every=10,
+    holdout_persons=5000,
+    boxes="COCO_val2017_detections_AP_H_56_person.json",
+    imagenet_weights="weights/hrnet_w48-8ef0771d.pth",
+    workers=8,
+    precision="bf16",
+)
+PROFILES = {profile.name: profile for profile in (SMOKE, MINI, LSPET, COCO)}
+
+
+def get_profile(name: str, **changes: object) -> Profile:
+    """The profile of that name, with single fields changed.
+
+    Raises:
+        HrnetppError: If the profile or a field is unknown; the message lists the valid ones.
+    """
+    if name not in PROFILES:
+        raise HrnetppError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    valid = [f.name for f in fields(Profile) if f.name not in ("name", "data")]
+    unknown = sorted(set(changes) - set(valid))
+    if unknown:
+        raise HrnetppError(f"profile {name!r} has no field {', '.join(unknown)}; it has {', '.join(valid)}")
+    return replace(PROFILES[name], **changes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, fully determined: stage x profile x architecture x seed x where it starts from."""
+
+    stage: TrainStage
+    profile: Profile
+    architecture: Architecture
+    seed: int = 0
+    previous: str | None = None  # name of the run whose weights it starts from
+
+    @property
+    def hash(self) -> str:
+        """Ten hex digits of everything that decides the weights; not the number of loader workers."""
+        content = asdict(self)
+        for budget in ("workers", "eval_every", "ablation_epochs", "boxes", "epochs", "lr_scales"):
+            content["profile"].pop(budget)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        """Folder name of the run, below runs/<profile>/."""
+        return f"{self.stage.name}-{self.architecture.name}-{self.hash}"
+
+    def describe(self) -> str:
+        """The recipe in one block of text, with what the profile scales down from the report."""
+        report = next(stage for stage in STAGES if stage.name == self.stage.name)
+        net = self.profile.network
+        on = [name for name, value in self.architecture.switches.items() if value]
+        lines = [
+            f"run          {self.name}",
+            f"data         {self.stage.dataset} ({self.profile.data})",
+            f"network      width {net.base_channels}, {net.blocks_per_branch} blocks a branch, modules "
+            f"{net.modules}; switches: {', '.join(on) or 'none (plain HRNet)'}",
+            f"input        {self.profile.input_hw[0]}x{self.profile.input_hw[1]}, sigma "
+            f"{self.profile.heatmap_sigma} cells, batch {self.profile.batch_size}, {self.profile.precision}",
+            f"loss         {self.stage.loss}"
+            + (f", alpha {self.stage.alpha:g}" if self.stage.loss == "softargmax_l1" else ""),
+            f"schedule     {self.stage.epochs} epochs (report: {report.epochs}), Adam, lr "
+            f"{self.stage.lr_start:g} -> {self.stage.lr_end:g} "
+            f"(report: {report.lr_start:g} -> {report.lr_end:g})",
+            f"starts from  {self.previous or self.profile.imagenet_weights or 'random weights'}",
+            f"seed         {self.seed}",
+        ]
+        return "\n".join(lines)
+
+
+def resolve(
+    stage: TrainStage,
+    profile: Profile,
+    architecture: Architecture = HRNETPP,
+    seed: int = 0,
+    previous: Run | None = None,
+    epochs: int | None = None,
+) -> Run:
+    """Join method and budget into one run.
+
+    Args:
+        stage: One of `STAGES`, perhaps with fields replaced.
+        profile: The budget; scales the stage's epochs and learning rates.
+        architecture: Which of the four changes are on.
+        seed: Seeds weights, order and augmentation.
+        previous: The run whose weights this one starts from.
+        epochs: Overrides the profile's number of epochs (for ablations).
+
+    Raises:
+        HrnetppError: If the input size is not a multiple of 32, or a number is out of range.
+    """
+    if any(side % 32 for side in profile.input_hw):
+        raise HrnetppError(f"profile {profile.name!r}: input_hw {profile.input_hw} must be multiples of 32")
+    index = [known.name for known in STAGES].index(stage.name)
+    epochs = profile.epochs[index] if epochs is None else epochs
+    if epochs < 1 or profile.batch_size < 1 or profile.heatmap_sigma <= 0:
+        raise HrnetppError(f"profile {profile.name!r}: epochs, batch_size and heatmap_sigma must be positive")
+    scale = profile.lr_scales[index]
+    budgeted = replace(stage, epochs=epochs, lr_start=stage.lr_start * scale, lr_end=stage.lr_end * scale)
+    return Run(budgeted, profile, architecture, seed, previous.name if previous else None)
+
+
+def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: int = 0) -> tuple[Run, ...]:
+    """The report's chain of runs: AI Challenger heatmaps, COCO heatmaps, COCO regression."""
+    chain: list[Run] = []
+    for stage in STAGES:
+        chain.append(resolve(stage, profile, architecture, seed, previous=chain[-1] if chain else None))
+    return tuple(chain)
+
+
+def ablation_runs(profile: Profile, seed: int = 0) -> tuple[Run, ...]:
+    """Baseline, each switch alone, and all: stage 2 from random weights, at equal data and recipe."""
+    return tuple(
+        resolve(STAGE2, profile, architecture, seed, epochs=profile.ablation_epochs)
+        for architecture in ABLATIONS
+    )

@@ -1,0 +1,55 @@
+"""The dataset's own metric of a network on its validation boxes."""
+
+import numpy as np
+
+from hrnetpp_lib.checkpoint import ModelCard
+from hrnetpp_lib.datasets import StageData
+from hrnetpp_lib.evaluate import ai_challenger_ap, coco_ap, to_coco_results
+from hrnetpp_lib.geometry import bbox_to_center_scale
+from hrnetpp_lib.hrnet import HRNet
+from hrnetpp_lib.infer import SINGLE_VIEW, Predictions, predict_boxes
+from hrnetpp_lib.persons import PersonTable
+
+
+def validate(model: HRNet, card: ModelCard, data: StageData) -> dict[str, object]:
+    """Predict on val's boxes with the flip test and score the result.
+
+    Returns:
+        metric, value (0..1) and boxes, ready to be logged.
+    """
+    predictions = predict_boxes(model, card, data.val, views=SINGLE_VIEW)
+    return {"metric": data.metric, "value": score(predictions, data)["AP"], "boxes": data.boxes}
+
+
+def score(predictions: Predictions, data: StageData) -> dict[str, float]:
+    """The dataset's figures for poses of val's boxes.
+
+    Args:
+        predictions: One pose per row of data.val.
+        data: COCO data give the ten COCO figures, AI Challenger data AP, AP50 and AP75.
+    """
+    if data.metric == "COCO AP":
+        return coco_ap(data.val_json, coco_results(predictions, data.val))
+    return ai_challenger_ap(data.val.to_ai_challenger(), _ai_challenger_results(predictions, data.val))
+
+
+def coco_results(predictions: Predictions, table: PersonTable) -> list[dict]:
+    """COCO results of the poses of a table's boxes; areas are those of the padded boxes.
+
+    Keypoints that the training set never labels take no part in scores and suppression.
+    """
+    areas = np.array([bbox_to_center_scale(box, (4, 3))[1].prod() for box in table.bboxes_xywh])
+    return to_coco_results(
+        table.image_ids[table.image_index], predictions.keypoints, predictions.scores, table.bbox_scores, areas
+    )
+
+
+def _ai_challenger_results(predictions: Predictions, table: PersonTable) -> list[dict]:
+    """AI Challenger's own result format, one record per image."""
+    records: dict[str, dict] = {}
+    for person, pose in enumerate(predictions.keypoints):
+        image_id = table.image_ids[table.image_index[person]].decode()
+        record = records.setdefault(image_id, {"image_id": image_id, "keypoint_annotations": {}})
+        triples = np.column_stack([pose, np.ones(len(pose))])
+        record["keypoint_annotations"][f"human{person}"] = triples.ravel().tolist()
+    return list(records.values())

@@ -1,0 +1,79 @@
+"""Where a notebook finds and leaves things: data, runs, figures and results of one profile."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from hrnetpp_lib import plots, report
+from hrnetpp_lib.checkpoint import ModelCard, load_checkpoint
+from hrnetpp_lib.datasets import DataPaths, StageData, load_stage_data, prepare_data
+from hrnetpp_lib.hrnet import HRNet
+from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
+from hrnetpp_lib.recipe import Profile, Run, get_profile
+from hrnetpp_lib.train import checkpoint_path, train_stage
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one profile below `root`."""
+
+    profile: Profile
+    root: Path
+    data: DataPaths
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs" / self.profile.name
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures" / self.profile.name
+
+    def stage_data(self, dataset: str) -> StageData:
+        """Training and validation persons of 'ai_challenger' or 'coco'."""
+        return load_stage_data(dataset, self.profile, self.data)
+
+    def train(self, run: Run, data: StageData) -> Path:
+        """Train a run here, or find it trained; see `train.train_stage`."""
+        return train_stage(run, data, self.runs, self.data.root)
+
+    def load(self, run: Run) -> tuple[HRNet, ModelCard]:
+        """Network and card of a finished run, on the device in use."""
+        model, card = load_checkpoint(checkpoint_path(self.runs, run.name))
+        return model.to(pick_device()), card
+
+    def predictions(self, run: Run, data: StageData, tta: bool = False) -> Predictions:
+        """Poses of val's boxes by a finished run, with the flip test; kept in the run's folder."""
+        path = self.runs / run.name / f"predictions_{'tta' if tta else 'single'}.npz"
+        if not path.is_file():
+            model, card = self.load(run)
+            predict_boxes(model, card, data.val, views=TTA_VIEWS if tta else SINGLE_VIEW).save(path)
+        return Predictions.load(path)
+
+    def checkpoint_hash(self, run: Run) -> dict[str, str]:
+        """The run's name and the SHA-256 of its checkpoint, for provenance."""
+        return {run.name: report.sha256(checkpoint_path(self.runs, run.name))}
+
+    def show(self, figure: Figure, name: str) -> Figure:
+        """Save a figure as figures/<profile>/<name>.png and return it for display."""
+        return plots.save(figure, self.figures / f"{name}.png")
+
+    def save_results(self, notebook: str, content: dict) -> None:
+        """Write a notebook's results with their provenance to runs/<profile>/results/<notebook>.json."""
+        provenance = report.provenance() | {"profile": self.profile.name}
+        report.write_json(self.runs / "results" / f"{notebook}.json", content | {"provenance": provenance})
+
+    def results(self, notebook: str) -> dict:
+        """What `save_results` wrote."""
+        return report.read_json(self.runs / "results" / f"{notebook}.json")
+
+
+def open_workspace(profile_name: str, root: str | Path) -> Workspace:
+    """The workspace of a profile; makes the profile's data if it can be made.
+
+    Raises:
+        HrnetppError: If the profile is unknown or its data are missing.
+    """
+    profile, root = get_profile(profile_name), Path(root)
+    return Workspace(profile, root, prepare_data(profile, root / "data"))
