@@ -17,26 +17,53 @@ from hrnetpp_lib.keypoints import AIC14, COCO17
 COCO_FIGURES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
 
-def oks(
+def keypoint_similarity(
     keypoints: np.ndarray, others: np.ndarray, areas: np.ndarray | float, sigmas: Sequence[float]
 ) -> np.ndarray:
-    """Object keypoint similarity of one pose with others, over all keypoints.
+    """Similarity of single keypoints: a Gaussian of their distance, as wide as the person is large.
 
     Args:
-        keypoints: (K, >=2) in image px.
-        others: (N, K, >=2) in image px.
-        areas: (N,) or one number, px^2, that the squared distances are measured against.
+        keypoints: (..., K, >=2) in image px.
+        others: (..., K, >=2) in image px, compared keypoint by keypoint.
+        areas: (...) px^2 of the persons that the distances are measured against.
         sigmas: K per-keypoint standard deviations.
 
     Returns:
-        (N,) in [0, 1].
+        (..., K) in [0, 1].
+
+    Reference: COCO keypoint evaluation.
+    """
+    squared = np.square(np.asarray(keypoints)[..., :2] - np.asarray(others)[..., :2]).sum(axis=-1)
+    variance = np.square(2 * np.asarray(sigmas))
+    # The smallest step above 1 keeps an area of 0 from dividing by it, as in the official code.
+    return np.exp(-squared / variance / (np.asarray(areas)[..., None] + np.spacing(1)) / 2)
+
+
+def oks(
+    keypoints: np.ndarray,
+    others: np.ndarray,
+    areas: np.ndarray | float,
+    sigmas: Sequence[float],
+    counted: np.ndarray | None = None,
+) -> np.ndarray:
+    """Object keypoint similarity of poses: the mean over their keypoints.
+
+    Args:
+        keypoints: (..., K, >=2) in image px.
+        others: (..., K, >=2) in image px.
+        areas: (...) px^2 that the squared distances are measured against.
+        sigmas: K per-keypoint standard deviations.
+        counted: (..., K) bool, the keypoints to average over; all of them if None. A pose with none has 0.
+
+    Returns:
+        (...) in [0, 1].
 
     Reference: COCO keypoint evaluation; official HRNet, oks_iou.
     """
-    squared = np.square(others[:, :, :2] - keypoints[None, :, :2]).sum(axis=2)
-    variance = np.square(2 * np.asarray(sigmas))
-    scale = np.broadcast_to(np.asarray(areas, np.float64), len(others))[:, None] + np.spacing(1)
-    return np.exp(-squared / variance / scale / 2).mean(axis=1)
+    similarity = keypoint_similarity(keypoints, others, areas, sigmas)
+    if counted is None:
+        return similarity.mean(axis=-1)
+    return (similarity * counted).sum(axis=-1) / np.maximum(np.sum(counted, axis=-1), 1)
 
 
 def oks_nms(
@@ -51,16 +78,18 @@ def oks_nms(
     Args:
         keypoints: (N, K, 3) in image px; the third value is not used.
         areas: (N,) px^2; a pair is measured against the mean of its two.
-        scores: (N,); of equal scores the later pose goes first, as in the official code.
+        scores: (N,); equal ones come in the official code's order, which for few poses is the later first.
         threshold: A pose goes if its OKS with a kept one exceeds this.
         sigmas: K per-keypoint standard deviations.
 
     Returns:
         Indices of the poses kept, best first.
 
-    Reference: official HRNet, oks_nms.
+    Reference: official HRNet, oks_nms without its optional visibility threshold.
     """
-    areas, order = np.asarray(areas, np.float64), np.asarray(scores).argsort()[::-1]
+    keypoints, areas = np.asarray(keypoints), np.asarray(areas, np.float64)
+    # Numpy's default sort, read backwards, is the official order to the last tie; a stable sort is not.
+    order = np.asarray(scores).argsort()[::-1]
     kept = []
     while len(order):
         best, rest = order[0], order[1:]
@@ -83,9 +112,10 @@ def rescore(keypoint_scores: np.ndarray, bbox_scores: np.ndarray, threshold: flo
 
     Reference: official HRNet, COCODataset.evaluate.
     """
+    keypoint_scores = np.asarray(keypoint_scores)
     counted = keypoint_scores > threshold
     total = np.where(counted, keypoint_scores, 0).sum(axis=1)
-    return bbox_scores * total / np.maximum(counted.sum(axis=1), 1)
+    return np.asarray(bbox_scores) * total / np.maximum(counted.sum(axis=1), 1)
 
 
 def to_coco_results(
@@ -94,33 +124,42 @@ def to_coco_results(
     keypoint_scores: np.ndarray,
     bbox_scores: np.ndarray,
     areas: np.ndarray,
+    sigmas: Sequence[float] = COCO17.oks_sigmas,
+    keypoint_threshold: float = 0.2,
+    nms_threshold: float = 0.9,
     scored: np.ndarray | None = None,
 ) -> list[dict]:
     """Rescore poses, suppress repetitions image by image, and write what is left as COCO results.
 
     Args:
         image_ids: (N,) integers.
-        keypoints: (N, 17, 2) in image px.
-        keypoint_scores: (N, 17).
+        keypoints: (N, K, 2) in image px.
+        keypoint_scores: (N, K).
         bbox_scores: (N,).
         areas: (N,) px^2 of the padded boxes.
-        scored: (17,) bool; keypoints that take part in score and suppression. Leave out those that never
+        sigmas: K per-keypoint standard deviations, for the suppression.
+        keypoint_threshold: Keypoints that score no more do not count towards a pose's score.
+        nms_threshold: OKS above which the worse of two poses goes.
+        scored: (K,) bool; keypoints that take part in score and suppression. Leave out those that never
             had a label in training: their heatmaps mean nothing.
 
     Returns:
         COCO keypoint results, per image best first.
+
+    Reference: official HRNet, COCODataset.evaluate.
     """
-    scored = np.ones(keypoints.shape[1], bool) if scored is None else np.asarray(scored, bool)
-    scores = rescore(keypoint_scores[:, scored], bbox_scores)
-    sigmas = np.asarray(COCO17.oks_sigmas)[scored]
+    keypoint_scores, areas = np.asarray(keypoint_scores), np.asarray(areas)
     triples = np.concatenate([keypoints, keypoint_scores[:, :, None]], axis=2).astype(np.float64)
+    scored = np.ones(triples.shape[1], bool) if scored is None else np.asarray(scored, bool)
+    scores = rescore(keypoint_scores[:, scored], bbox_scores, keypoint_threshold)
+    sigmas = np.asarray(sigmas)[scored]
     persons = defaultdict(list)
-    for person, image_id in enumerate(image_ids.tolist()):
+    for person, image_id in enumerate(np.asarray(image_ids).tolist()):
         persons[image_id].append(person)
     results = []
     for image_id, members in persons.items():
-        members = np.array(members)
-        kept = members[oks_nms(triples[members][:, scored], areas[members], scores[members], 0.9, sigmas)]
+        poses = triples[members][:, scored]
+        kept = oks_nms(poses, areas[members], scores[members], nms_threshold, sigmas)
         results += [
             {
                 "image_id": image_id,
@@ -128,70 +167,81 @@ def to_coco_results(
                 "keypoints": triples[person].ravel().tolist(),
                 "score": float(scores[person]),
             }
-            for person in kept
+            for person in np.array(members)[kept]
         ]
     return results
 
 
 def coco_ap(
-    gt_json: str | Path | dict, results: str | Path | list[dict], sigmas: Sequence[float] | None = None
+    gt_json: str | Path | dict,
+    results: str | Path | list[dict],
+    sigmas: Sequence[float] | None = None,
+    keypoints: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """The ten COCO keypoint figures, by pycocotools with 20 detections an image.
 
     Args:
         gt_json: COCO keypoint annotations, a path or what it holds.
         results: COCO keypoint results, a path or what it holds. No result at all scores 0.
-        sigmas: 17 standard deviations other than COCO's.
+        sigmas: K standard deviations; COCO's 17 if None.
+        keypoints: Indices of the keypoints that count; the labels of others are ignored. All if None.
 
     Returns:
-        AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL in [0, 1]; -1 where there is nothing to be found.
+        AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL in [0, 1]; -1 where no person could be found.
 
     Raises:
         HrnetppError: If a file or record cannot be used.
     """
-    truth, results = _load(gt_json, dict), _load(results, list)
-    _check_results(truth, results)
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = truth
-        coco.createIndex()
-        # pycocotools refuses an empty list; a result that fits nothing scores the same.
-        found = coco.loadRes([dict(result) for result in results]) if results else _no_results(coco)
-        evaluation = COCOeval(coco, found, "keypoints")
-        evaluation.params.imgIds = sorted(image["id"] for image in truth["images"])
-        if sigmas is not None:
-            evaluation.params.kpt_oks_sigmas = np.asarray(sigmas)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(COCO_FIGURES, map(float, evaluation.stats), strict=True))
+    sigmas = np.asarray(COCO17.oks_sigmas if sigmas is None else sigmas)
+    numbers = {"image_id": 1, "category_id": 1, "keypoints": 3 * len(sigmas)}
+    truth = _load_truth(gt_json, {**numbers, "num_keypoints": 1})
+    results = _load(results, list, {**numbers, "score": 1}, "result")
+    for part, field in (("images", "image_id"), ("categories", "category_id")):
+        known = {record["id"] for record in truth[part]}
+        for number, result in enumerate(results):
+            if result[field] not in known:
+                raise HrnetppError(
+                    f"result {number}: {field} {result[field]!r} is not in the ground truth; "
+                    "evaluate on the set that was predicted on, with persons as category 1"
+                )
+    if not results:
+        return dict.fromkeys(COCO_FIGURES, 0.0)  # pycocotools refuses an empty list
+    persons = [dict(person) for person in truth["annotations"]]
+    if keypoints is not None:
+        left_out = np.setdiff1d(np.arange(len(sigmas)), keypoints)
+        for person in persons:
+            triples = np.array(person["keypoints"]).reshape(-1, 3)
+            triples[left_out] = 0
+            person |= {"keypoints": triples.ravel().tolist(), "num_keypoints": int((triples[:, 2] > 0).sum())}
+    # A result may also hold its box, which pycocotools would take for what is to be scored.
+    poses = [{field: result[field] for field in (*numbers, "score")} for result in results]
+    stats = _evaluate({**truth, "annotations": persons}, poses, "keypoints", sigmas)
+    return dict(zip(COCO_FIGURES, stats, strict=True))
 
 
-def bbox_ap(gt_json: str | Path, detections_json: str | Path) -> float:
+def bbox_ap(gt_json: str | Path | dict, detections_json: str | Path | list[dict]) -> float:
     """Person box AP of a detector, by pycocotools.
 
     Args:
-        gt_json: COCO annotations.
-        detections_json: COCO box results; other categories than 1 and unknown images are left out.
+        gt_json: COCO annotations, a path or what it holds.
+        detections_json: COCO box results, a path or what it holds; other categories than 1 and unknown
+            images are left out.
 
     Raises:
-        HrnetppError: If a file cannot be used.
+        HrnetppError: If a file or record cannot be used.
     """
-    truth, detections = _load(gt_json, dict), _load(detections_json, list)
+    numbers = {"image_id": 1, "category_id": 1, "bbox": 4, "score": 1}
+    truth = _load_truth(gt_json, {"image_id": 1, "category_id": 1})
     known = {image["id"] for image in truth["images"]}
-    persons = [d for d in detections if d.get("category_id") == 1 and d.get("image_id") in known]
-    if not persons:
+    boxes = [
+        {field: detection[field] for field in numbers}
+        for detection in _load(detections_json, list, numbers, "detection")
+        if detection["category_id"] == 1 and detection["image_id"] in known
+    ]
+    if not boxes:
         return 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = truth
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(persons), "bbox")
-        evaluation.params.catIds = [1]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return float(evaluation.stats[0])
+    persons = [dict(person) for person in truth["annotations"] if person["category_id"] == 1]
+    return _evaluate({**truth, "annotations": persons, "categories": [{"id": 1}]}, boxes, "bbox")[0]
 
 
 def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> dict[str, float]:
@@ -213,32 +263,43 @@ def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> 
 
     Reference: Wu et al., arXiv 1711.06475; the challenge's evaluation code.
     """
-    truth, predicted = _load(gt_json, list), _load(results, list)
-    try:
-        by_image = {record["image_id"]: _poses(record) for record in predicted}
-        best, persons = [], 0
-        for record in truth:
-            poses = by_image.get(record["image_id"], np.zeros((0, 14, 3)))
-            names = list(record["human_annotations"])
-            boxes = [record["human_annotations"][name] for name in names]
-            best += [
-                _best_similarity(pose, box, poses) for pose, box in zip(_poses(record, names), boxes, strict=True)
-            ]
-            persons += max(len(names), len(poses))
-    except (KeyError, TypeError, ValueError) as error:
-        raise HrnetppError(f"AI Challenger record with a missing or odd field: {error!r}") from error
+    by_image: dict[str, np.ndarray] = {}
+    for number, record in enumerate(_load(results, list)):
+        image_id, _, poses = _poses(record, f"result {number}", False)
+        if image_id in by_image:
+            raise HrnetppError(f"result {number}: a second record of image {image_id!r}; give one an image")
+        by_image[image_id] = poses
+    best, persons = [], 0
+    for number, record in enumerate(_load(gt_json, list)):
+        image_id, boxes, poses = _poses(record, f"annotation {number}", True)
+        predicted = by_image.get(image_id, np.zeros((0, 14, 3)))
+        best += [_best_similarity(pose, box, predicted) for pose, box in zip(poses, boxes, strict=True)]
+        persons += max(len(poses), len(predicted))
     thresholds = np.linspace(0.5, 0.95, 10)
     precision = (np.array(best)[:, None] > thresholds).sum(axis=0) / max(persons, 1)
     return {"AP": float(precision.mean()), "AP50": float(precision[0]), "AP75": float(precision[5])}
 
 
-def _poses(record: dict, names: list[str] | None = None) -> np.ndarray:
-    """(n, 14, 3) of an AI Challenger record."""
-    humans = record["keypoint_annotations"]
-    return np.array([humans[name] for name in names or humans], np.float64).reshape(-1, 14, 3)
+def _poses(record: dict, place: str, needs_boxes: bool) -> tuple[str, np.ndarray, np.ndarray]:
+    """Image id, boxes (n, 4) as corners, empty if not needed, and poses (n, 14, 3) of one image."""
+    try:
+        humans = record["keypoint_annotations"]
+        if needs_boxes and record["human_annotations"].keys() != humans.keys():
+            raise ValueError("boxes and keypoints of different persons")
+        # Both parts are unordered dicts: the names tie them together.
+        boxes = [record["human_annotations"][name] for name in humans] if needs_boxes else []
+        boxes = np.array(boxes, np.float64).reshape(len(boxes), 4)
+        poses = np.array(list(humans.values()), np.float64).reshape(len(humans), 14, 3)
+        if not (np.isfinite(poses).all() and np.isfinite(boxes).all()):
+            raise ValueError("a number that is not finite")
+        return record["image_id"], boxes, poses
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HrnetppError(
+            f"AI Challenger {place}: {error!r}; give image_id and, per person, 14 x [x, y, v] and a box"
+        ) from error
 
 
-def _best_similarity(pose: np.ndarray, box_xyxy: list[float], poses: np.ndarray) -> float:
+def _best_similarity(pose: np.ndarray, box_xyxy: np.ndarray, poses: np.ndarray) -> float:
     """Best similarity of one true person (14, 3) with the poses (n, 14, 3) of its image."""
     visible = pose[:, 2] == 1
     if not visible.any() or not len(poses):
@@ -249,43 +310,62 @@ def _best_similarity(pose: np.ndarray, box_xyxy: list[float], poses: np.ndarray)
     return float(np.exp(-squared / 2 / variance / area).mean(axis=1).max())
 
 
-def _load(source: str | Path | dict | list, kind: type) -> dict | list:
-    """What a json file holds, or the thing itself, checked to be a dict or a list."""
+def _evaluate(truth: dict, found: list[dict], kind: str, sigmas: np.ndarray | None = None) -> list[float]:
+    """COCOeval's figures, without what it prints; it writes into the annotations it is given."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(found), kind)
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = sigmas
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(figure) for figure in evaluation.stats]
+
+
+def _load(
+    source: str | Path | dict | list,
+    kind: type,
+    lengths: dict[str, int] | None = None,
+    record_name: str = "",
+) -> dict | list:
+    """What a json file holds, or the thing itself, checked to be a dict or a list (of good records)."""
     name, content = "the argument", source
     if isinstance(source, str | Path):
         name = str(source)
         try:
             content = json.loads(Path(source).read_text())
         except (OSError, ValueError) as error:
-            raise HrnetppError(f"{name}: cannot be read as json ({error})") from error
+            raise HrnetppError(f"{name}: cannot be read as json ({error}); check the path") from error
     if not isinstance(content, kind):
-        raise HrnetppError(f"{name}: holds a {type(content).__name__}, expected a {kind.__name__}")
+        raise HrnetppError(f"{name}: holds a {type(content).__name__}, give a {kind.__name__}")
+    if lengths:
+        _check_numbers(content, lengths, f"{name}: {record_name}")
     return content
 
 
-def _check_results(truth: dict, results: list[dict]) -> None:
-    """Refuse results that pycocotools would trip over or silently misread."""
+def _load_truth(source: str | Path | dict, lengths: dict[str, int]) -> dict:
+    """COCO annotations with all that pycocotools asks for."""
+    truth = _load(source, dict)
     for part in ("images", "annotations", "categories"):
-        if part not in truth:
-            raise HrnetppError(f"ground truth has no field {part!r}; give COCO keypoint annotations")
-    known = {image["id"] for image in truth["images"]}
-    for number, result in enumerate(results):
-        missing = {"image_id", "category_id", "keypoints", "score"} - result.keys()
-        if missing:
-            raise HrnetppError(f"result {number}: has no field {', '.join(sorted(missing))}")
-        if result["image_id"] not in known:
-            raise HrnetppError(
-                f"result {number}: image_id {result['image_id']!r} is not in the ground truth; "
-                "evaluate on the set that was predicted on"
-            )
-        numbers = [*result["keypoints"], result["score"]]
-        if len(numbers) != 52 or not np.isfinite(numbers).all():
-            raise HrnetppError(f"result {number}: needs 51 finite keypoint numbers and a finite score")
+        if not isinstance(truth.get(part), list):
+            raise HrnetppError(f"ground truth has no list {part!r}; give COCO annotations")
+        _check_numbers(truth[part], {"id": 1}, f"ground truth, {part}")
+    _check_numbers(truth["annotations"], lengths | {"bbox": 4, "area": 1, "iscrowd": 1}, "annotation")
+    return truth
 
 
-def _no_results(coco: COCO) -> COCO:
-    """An index of no results over the same images."""
-    empty = COCO()
-    empty.dataset = {**coco.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
+def _check_numbers(records: list[dict], lengths: dict[str, int], what: str) -> None:
+    """Refuse records without so many finite numbers in each field."""
+    for number, record in enumerate(records):
+        for field, length in lengths.items():
+            try:
+                numbers = np.array(record[field], np.float64).ravel()
+            except (KeyError, TypeError, ValueError) as error:
+                raise HrnetppError(f"{what} {number}: field {field!r} cannot be used ({error!r})") from error
+            if len(numbers) != length or not np.isfinite(numbers).all():
+                raise HrnetppError(
+                    f"{what} {number}: field {field!r} needs {length} finite number(s); mend it"
+                )

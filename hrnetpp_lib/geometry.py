@@ -11,28 +11,34 @@ from hrnetpp_lib.errors import HrnetppError
 def bbox_to_center_scale(
     bbox_xywh: np.ndarray, input_hw: tuple[int, int], padding: float = 1.25
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and size of a box, extended to the input's aspect ratio and then padded.
+    """Centre and size of boxes, extended to the input's aspect ratio and then padded.
 
     Args:
-        bbox_xywh: (4,) in image px, with positive width and height.
+        bbox_xywh: (..., 4) in image px, finite, with positive width and height.
         input_hw: Gives the aspect ratio.
         padding: Factor on both sides.
 
     Returns:
-        center (2,) and scale (2,) = (w, h) of the padded box, both in image px.
+        center (..., 2) and scale (..., 2) = (w, h) of the padded boxes, both in image px.
 
     Raises:
-        HrnetppError: If the box is not four finite numbers with positive width and height.
+        HrnetppError: If a box is not four finite numbers with positive width and height.
 
     Reference: HRNet++ report, section 3.1; official HRNet, _xywh2cs.
     """
-    box = np.asarray(bbox_xywh, np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= 0).any():
-        raise HrnetppError(f"box {box.tolist()}: needs finite x, y and positive w, h; drop it or mend it")
-    x, y, w, h = box
+    boxes = np.asarray(bbox_xywh, np.float64)
+    if boxes.shape[-1:] != (4,):
+        raise HrnetppError(f"boxes of shape {boxes.shape}: give (..., 4) as x, y, w, h")
+    good = np.isfinite(boxes).all(axis=-1) & (boxes[..., 2:] > 0).all(axis=-1)
+    if not good.all():
+        box = boxes[~good][0].tolist()
+        raise HrnetppError(f"box {box}: needs finite x, y and positive w, h; drop it or mend it")
+    size = boxes[..., 2:]
     aspect = input_hw[1] / input_hw[0]
-    scale = np.array([max(w, h * aspect), max(h, w / aspect)]) * padding
-    return np.array([x + w / 2, y + h / 2]), scale
+    # DEVIATION: the official code leaves out the padding of a box whose centre has x = -1.
+    # The size asked of each side by the other one is (h * aspect, w / aspect).
+    scale = np.maximum(size, size[..., ::-1] * [aspect, 1 / aspect]) * padding
+    return boxes[..., :2] + size / 2, scale
 
 
 def crop_matrix(
@@ -52,12 +58,15 @@ def crop_matrix(
         (2, 3) float64, image px -> output px.
 
     Raises:
-        HrnetppError: If the width is not positive.
+        HrnetppError: If a number is not finite or the width is not positive.
 
     Reference: official HRNet, get_affine_transform.
     """
-    if not scale[0] > 0:
-        raise HrnetppError(f"scale {np.asarray(scale).tolist()}: the padded box needs a positive width")
+    if not (np.isfinite([*center, *scale, rotation_deg]).all() and scale[0] > 0):
+        raise HrnetppError(
+            f"padded box at {np.asarray(center).tolist()} of size {np.asarray(scale).tolist()}, rotated by "
+            f"{rotation_deg} degrees: needs finite numbers and a positive width"
+        )
     height, width = output_hw
     zoom, angle = width / scale[0], np.deg2rad(rotation_deg)
     cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
@@ -70,12 +79,20 @@ def invert_matrix(matrix: np.ndarray) -> np.ndarray:
     """Inverse of an affine map.
 
     Args:
-        matrix: (2, 3), with a linear part that can be inverted.
+        matrix: (2, 3).
 
     Returns:
         (2, 3) float64.
+
+    Raises:
+        HrnetppError: If the map squeezes the plane and so has no inverse.
     """
-    linear = np.linalg.inv(np.asarray(matrix, np.float64)[:, :2])
+    matrix = np.asarray(matrix, np.float64)
+    (a, b), (c, d) = matrix[:, :2]
+    determinant = a * d - b * c
+    if not np.isfinite(matrix).all() or determinant == 0:
+        raise HrnetppError(f"matrix {matrix.tolist()}: has no inverse")
+    linear = np.array([[d, -b], [-c, a]]) / determinant
     return np.column_stack([linear, -linear @ matrix[:, 2]])
 
 
@@ -89,4 +106,5 @@ def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     Returns:
         (..., 2) float64.
     """
+    matrix = np.asarray(matrix, np.float64)
     return np.asarray(points_xy, np.float64) @ matrix[:, :2].T + matrix[:, 2]

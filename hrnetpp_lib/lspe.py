@@ -154,21 +154,12 @@ def _image_sizes(names: list[str], images: Path, skip_missing_images: bool) -> n
 
 def _load_joints(path: Path) -> np.ndarray:
     """(I, 14, 3) float64 x, y, flag of all images, in the file's own order of joints."""
+    if not path.is_file():
+        raise HrnetppError(f"{path}: there is no such file; it comes with the dataset, beside images/")
     try:
-        joints = scipy.io.loadmat(path, appendmat=False)["joints"]
-    except FileNotFoundError:
-        raise HrnetppError(
-            f"{path}: there is no such file; it comes with the dataset, beside images/"
-        ) from None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        NotImplementedError,
-        scipy.io.matlab.MatReadError,
-    ) as error:
-        raise HrnetppError(f"{path}: no MATLAB file with 'joints' ({error}); download it again") from None
+        joints = scipy.io.loadmat(path)["joints"]
+    except Exception as error:  # scipy answers a broken file with a dozen kinds of exception
+        raise HrnetppError(f"{path}: no MATLAB file with 'joints' ({error}); download it again") from error
     if joints.ndim != 3 or joints.shape[:2] != (len(AIC14), 3):
         raise HrnetppError(
             f"{path}: 'joints' must be (14, 3, images), found {joints.shape}; use the file of LSP *Extended*"

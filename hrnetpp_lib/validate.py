@@ -30,7 +30,7 @@ def score(predictions: Predictions, data: StageData) -> dict[str, float]:
     """
     if data.metric == "COCO AP":
         return coco_ap(data.val_json, coco_results(predictions, data.val))
-    return ai_challenger_ap(data.val.to_ai_challenger(), _ai_challenger_results(predictions, data.val))
+    return ai_challenger_ap(*_ai_challenger_records(predictions, data.val))
 
 
 def coco_results(predictions: Predictions, table: PersonTable) -> list[dict]:
@@ -44,12 +44,19 @@ def coco_results(predictions: Predictions, table: PersonTable) -> list[dict]:
     )
 
 
-def _ai_challenger_results(predictions: Predictions, table: PersonTable) -> list[dict]:
-    """AI Challenger's own result format, one record per image."""
-    records: dict[str, dict] = {}
+def _ai_challenger_records(predictions: Predictions, table: PersonTable) -> tuple[list[dict], list[dict]]:
+    """True and predicted poses of a ground-truth table in AI Challenger's format, one record per image."""
+    truth: dict[str, dict] = {}
+    predicted: dict[str, dict] = {}
     for person, pose in enumerate(predictions.keypoints):
-        image_id = table.image_ids[table.image_index[person]].decode()
-        record = records.setdefault(image_id, {"image_id": image_id, "keypoint_annotations": {}})
-        triples = np.column_stack([pose, np.ones(len(pose))])
-        record["keypoint_annotations"][f"human{person}"] = triples.ravel().tolist()
-    return list(records.values())
+        image_id, human = table.image_ids[table.image_index[person]].decode(), f"human{person}"
+        x, y, w, h = table.bboxes_xywh[person]
+        labels = table.keypoints[person].astype(float)
+        labels[:, 2] = 3 - labels[:, 2]  # 2 visible, 1 hidden, 0 not labelled -> 1, 2, 3
+        for records, triples in ((truth, labels), (predicted, np.column_stack([pose, np.ones(len(pose))]))):
+            record = records.setdefault(
+                image_id, {"image_id": image_id, "human_annotations": {}, "keypoint_annotations": {}}
+            )
+            record["human_annotations"][human] = [x, y, x + w, y + h]
+            record["keypoint_annotations"][human] = triples.ravel().tolist()
+    return list(truth.values()), list(predicted.values())

@@ -8,7 +8,6 @@ hrnet_w48-8ef0771d.pth, timm's     plain HRNet for ImageNet, another head       
 
 import hashlib
 import json
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +76,9 @@ def save_model(model: HRNet, path: Path | str, metadata: dict[str, str]) -> None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     save_file(tensors, temporary, metadata={**metadata, _CONFIG_KEY: json.dumps(model.config)})
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_model(path: Path | str) -> tuple[HRNet, dict[str, str]]:
@@ -120,8 +119,7 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
     # ImageNet files carry classification layers, and a final_layer of other names, if any.
     for_imagenet = _HEAD[0] not in file
     mismatched = tuple(name for name in own if name in file and file[name].shape != own[name].shape)
-    same_width = for_imagenet or file[_HEAD[0]].shape[1:] == own[_HEAD[0]].shape[1:]
-    optional = _HEAD if for_imagenet or (same_width and set(mismatched) == set(_HEAD)) else ()
+    optional = _HEAD if for_imagenet or set(mismatched) == set(_HEAD) else ()
     missing = [name for name in own if name not in file]
     extra = [name for name in file if name not in own and not for_imagenet]
     wrong = [name for name in (*missing, *mismatched) if name not in optional] + extra

@@ -1,14 +1,14 @@
-"""The network: official layout and arithmetic with all switches off, the report's four changes with them on."""
+"""The network: the official one with all switches off, the report's four changes with them on."""
 
 import pytest
 import torch
+from official_hrnet import OfficialForward, official_shapes
 from torch import nn
 from torch.nn import functional as F
 
 from hrnetpp_lib.blocks import BasicBlock, Bottleneck, SqueezeExcite, downsample
-from hrnetpp_lib.complexity import count_macs
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.hrnet import HRNet, create_model, hrnetpp_w48
+from hrnetpp_lib.hrnet import HRNet, count_macs, create_model, hrnetpp_w48
 
 ALL_ON = {"se": True, "avgpool_down": True, "skips": True, "subpixel_head": True}
 SMALL = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
@@ -35,117 +35,7 @@ def shake(model: nn.Module) -> nn.Module:
     return model
 
 
-# --- An independent description of the official pose network -------------------------------------------------
-
-
-def official_shapes(c: int, k: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the official PoseHighResolutionNet's state_dict, written out from its description."""
-    out = []
-
-    def conv(name, cout, cin, kernel):
-        out.append((f"{name}.weight", (cout, cin, kernel, kernel)))
-
-    def bn(name, width):
-        for field in ("weight", "bias", "running_mean", "running_var"):
-            out.append((f"{name}.{field}", (width,)))
-        out.append((f"{name}.num_batches_tracked", ()))
-
-    def conv_bn(name, cout, cin, kernel):
-        conv(f"{name}.0", cout, cin, kernel)
-        bn(f"{name}.1", cout)
-
-    for number, cin in ((1, 3), (2, 64)):
-        conv(f"conv{number}", 64, cin, 3)
-        bn(f"bn{number}", 64)
-    for unit in range(4):
-        name = f"layer1.{unit}"
-        for number, (cout, cin, kernel) in enumerate(
-            ((64, 256 if unit else 64, 1), (64, 64, 3), (256, 64, 1)), 1
-        ):
-            conv(f"{name}.conv{number}", cout, cin, kernel)
-            bn(f"{name}.bn{number}", cout)
-        if unit == 0:
-            conv_bn(f"{name}.downsample", 256, 64, 1)
-    widths = [c, 2 * c, 4 * c, 8 * c]
-    for stage, modules in ((2, 1), (3, 4), (4, 3)):
-        if stage == 2:
-            conv_bn("transition1.0", c, 256, 3)
-            conv_bn("transition1.1.0", 2 * c, 256, 3)
-        else:
-            conv_bn(f"transition{stage - 1}.{stage - 1}.0", widths[stage - 1], widths[stage - 2], 3)
-        for m in range(modules):
-            for b in range(stage):
-                for unit in range(4):
-                    for number in (1, 2):
-                        name = f"stage{stage}.{m}.branches.{b}.{unit}"
-                        conv(f"{name}.conv{number}", widths[b], widths[b], 3)
-                        bn(f"{name}.bn{number}", widths[b])
-            for i in range(1 if (stage, m) == (4, 2) else stage):
-                for j in range(stage):
-                    name = f"stage{stage}.{m}.fuse_layers.{i}.{j}"
-                    if j > i:
-                        conv_bn(name, widths[i], widths[j], 1)
-                    for step in range(i - j):
-                        last = step == i - j - 1
-                        conv_bn(f"{name}.{step}", widths[i] if last else widths[j], widths[j], 3)
-    out += [("final_layer.weight", (k, c, 1, 1)), ("final_layer.bias", (k,))]
-    return out
-
-
-def official_forward(state, x, modules, blocks, layer1_blocks, training=False):
-    """The official forward pass, from a state_dict alone."""
-
-    def conv(name, x, stride=1):
-        weight = state[f"{name}.weight"]
-        return F.conv2d(x, weight, state.get(f"{name}.bias"), stride, padding=weight.shape[-1] // 2)
-
-    def bn(name, x):
-        stats = state[f"{name}.running_mean"], state[f"{name}.running_var"]
-        affine = state[f"{name}.weight"], state[f"{name}.bias"]
-        return F.batch_norm(x, *stats, *affine, training, momentum=0.1, eps=1e-5)
-
-    def conv_bn(name, x, stride=1):
-        return bn(f"{name}.1", conv(f"{name}.0", x, stride))
-
-    def basic(name, x):
-        out = torch.relu(bn(f"{name}.bn1", conv(f"{name}.conv1", x)))
-        return torch.relu(bn(f"{name}.bn2", conv(f"{name}.conv2", out)) + x)
-
-    def bottleneck(name, x):
-        out = torch.relu(bn(f"{name}.bn1", conv(f"{name}.conv1", x)))
-        out = torch.relu(bn(f"{name}.bn2", conv(f"{name}.conv2", out)))
-        residual = conv_bn(f"{name}.downsample", x) if f"{name}.downsample.0.weight" in state else x
-        return torch.relu(bn(f"{name}.bn3", conv(f"{name}.conv3", out)) + residual)
-
-    def path(name, x, j, i):
-        if j > i:
-            return F.interpolate(conv_bn(name, x), scale_factor=2 ** (j - i), mode="nearest")
-        for step in range(i - j):
-            x = conv_bn(f"{name}.{step}", x, stride=2)
-            x = torch.relu(x) if step < i - j - 1 else x
-        return x
-
-    for number in (1, 2):
-        x = torch.relu(bn(f"bn{number}", conv(f"conv{number}", x, stride=2)))
-    for unit in range(layer1_blocks):
-        x = bottleneck(f"layer1.{unit}", x)
-    ys = [torch.relu(conv_bn("transition1.0", x)), torch.relu(conv_bn("transition1.1.0", x, stride=2))]
-    for stage, count in zip((2, 3, 4), modules, strict=True):
-        if stage > 2:
-            name = f"transition{stage - 1}.{stage - 1}.0"
-            ys = [*ys, torch.relu(conv_bn(name, ys[-1], stride=2))]
-        for m in range(count):
-            for b in range(stage):
-                for unit in range(blocks):
-                    ys[b] = basic(f"stage{stage}.{m}.branches.{b}.{unit}", ys[b])
-            fused = []
-            for i in range(1 if (stage, m) == (4, count - 1) else stage):
-                total = path(f"stage{stage}.{m}.fuse_layers.{i}.0", ys[0], 0, i)
-                for j in range(1, stage):
-                    total = total + path(f"stage{stage}.{m}.fuse_layers.{i}.{j}", ys[j], j, i)
-                fused.append(torch.relu(total))
-            ys = fused
-    return conv("final_layer", ys[0])
+# --- All switches off
 
 
 @pytest.mark.parametrize(("base_channels", "params"), [(32, 28_536_113), (48, 63_595_745)])
@@ -162,7 +52,7 @@ def test_forward_is_the_official_one_in_float64():
     model = shake(small(**depth)).double().eval()
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
-        expected = official_forward(model.state_dict(), images, (1, 2, 2), 2, 2)
+        expected = OfficialForward(model.state_dict())(images, (1, 2, 2), 2, 2)
         actual = model(images)
     assert actual.shape == (2, 5, 16, 24) and actual.dtype == torch.float64
     assert expected.std() > 0.1
@@ -175,7 +65,7 @@ def test_training_step_is_the_official_one():
     leaves = {name: twin[name].requires_grad_() for name, _ in model.named_parameters()}
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     model(images).square().mean().backward()
-    official_forward(twin, images, (1, 1, 1), 1, 1, training=True).square().mean().backward()
+    OfficialForward(twin, training=True)(images, (1, 1, 1), 1, 1).square().mean().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, leaves[name].grad, rtol=1e-8, atol=1e-10)
     for name, buffer in model.named_buffers():
@@ -194,8 +84,6 @@ def test_initial_weights_follow_the_official_rule():
     assert all(m.momentum == 0.1 and m.eps == 1e-5 for m in norms)
     assert all((m.weight == 1).all() and (m.bias == 0).all() for m in norms)
 
-
-# --- Cost ----------------------------------------------------------------------------------------------------
 
 COST = [  # switches, then parameters in millions, GMACs at 256x192 and 384x288: for W32, for W48
     ((), (28.536, 7.645, 17.201), (63.596, 15.692, 35.307)),
@@ -224,7 +112,7 @@ def test_count_macs_by_hand_and_without_side_effects():
     assert model[0].weight.device.type == "cpu"
 
 
-# --- Squeeze and excite --------------------------------------------------------------------------------------
+# --- Squeeze and excite
 
 
 @pytest.mark.parametrize(("base_channels", "hidden"), [(32, {4, 8, 16, 32}), (48, {6, 12, 24, 48, 32})])
@@ -256,7 +144,7 @@ def test_gate_multiplies_the_residual_before_the_sum():
     torch.testing.assert_close(unit(x), torch.relu(residual * gate[:, :, None, None] + x))
 
 
-# --- Downsampling --------------------------------------------------------------------------------------------
+# --- Downsampling
 
 
 def test_only_the_stem_keeps_strided_convs():
@@ -286,11 +174,9 @@ def test_average_pooling_keeps_a_blob_centred(how, shift, levels):
     x, y = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
     blob = torch.exp(-((x - 31.5) ** 2 + (y - 47.5) ** 2) / (2 * 8.0**2))[None, None]
     down = blob
-    steps = [2**levels] if how == "single_pool" else [2] * levels
-    for factor in steps:
+    for factor in [2**levels] if how == "single_pool" else [2] * levels:
         conv = downsample(1, 1, how, relu=False, factor=factor)[:-1]  # without BN
-        kernel = conv[-1].weight
-        kernel.data.fill_(1 / kernel.numel())
+        conv[-1].weight.data.fill_(1 / conv[-1].weight.numel())
         down = conv(down)
     up = F.interpolate(down, scale_factor=2**levels, mode="nearest")[0, 0]
     centre = torch.stack([(up * axis).sum() / up.sum() for axis in (x, y)])
@@ -299,15 +185,13 @@ def test_average_pooling_keeps_a_blob_centred(how, shift, levels):
 
 
 def test_single_pool_has_one_conv_per_path():
-    path = small(avgpool_down=True, downsampling="single_pool").stage4[0].fuse_layers[0]
-    assert path[0] is None and isinstance(path[1][2], nn.Upsample)
     model = on_meta(16, modules=(1, 1, 2), avgpool_down=True, downsampling="single_pool")
     path = model.stage4[0].fuse_layers[3][0]
     assert path[0].kernel_size == 8 and path[1].weight.shape == (128, 16, 1, 1)
     assert [type(layer) for layer in path[2:]] == [nn.BatchNorm2d]
 
 
-# --- Skips ---------------------------------------------------------------------------------------------------
+# --- Skips
 
 
 def test_skips_join_every_pair_of_blocks_two_or_more_apart():
@@ -330,16 +214,16 @@ def test_skips_join_every_pair_of_blocks_two_or_more_apart():
 @pytest.mark.parametrize("sources", ["later", "adjacent"])
 def test_skips_add_the_fused_outputs_of_earlier_blocks(sources):
     model = small(modules=(1, 2, 1), skips=True, skip_sources=sources).eval()
-    for number, (name, skip) in enumerate(model.skips.items(), start=1):
+    for number, skip in enumerate(model.skips.values(), start=1):
         skip[0].weight.data.copy_(number * torch.eye(skip[0].weight.shape[0])[:, :, None, None])
-        assert name
     blocks = [*model.stage2, *model.stage3, *model.stage4]
     inputs, outputs = {}, {}
-    for number, block in enumerate(blocks, start=1):
 
-        def record(_, args, out, number=number):
-            inputs[number], outputs[number] = [x.clone() for x in args[0]], [x.clone() for x in out]
+    def record(block, args, out):
+        number = blocks.index(block) + 1
+        inputs[number], outputs[number] = [x.clone() for x in args[0]], [x.clone() for x in out]
 
+    for block in blocks:
         block.register_forward_hook(record)
     shake(model.stage2), shake(model.stage3)
     with torch.no_grad():
@@ -352,17 +236,13 @@ def test_skips_add_the_fused_outputs_of_earlier_blocks(sources):
                 expected = transition[branch](fed[-1]) if new else fed[branch]
                 for source in range(1, target):
                     key = f"m{source}_m{target}_branch{branch}"
-                    assert (key in model.skips) == (
-                        branch < len(outputs[source])
-                        and target - source >= (1 if sources == "adjacent" else 2)
-                    )
                     if key in model.skips:
                         scale = list(model.skips).index(key) + 1
                         expected = expected + scale * outputs[source][branch]
                 torch.testing.assert_close(actual, expected)
 
 
-# --- Head ----------------------------------------------------------------------------------------------------
+# --- Head
 
 
 def test_last_block_does_not_fuse_before_the_subpixel_head():
@@ -370,11 +250,8 @@ def test_last_block_does_not_fuse_before_the_subpixel_head():
     assert [len(block.fuse_layers) for block in model.stage4] == [4, 4, 0]
     ups = [tuple(up[0].weight.shape) for up in model.head.up]
     assert ups == [(768, 384, 3, 3), (384, 192, 3, 3), (192, 96, 3, 3)]
-    assert [tuple(m[0].weight.shape) for m in model.head.merge] == [
-        (192, 384, 1, 1),
-        (96, 192, 1, 1),
-        (48, 96, 1, 1),
-    ]
+    merges = [tuple(merge[0].weight.shape) for merge in model.head.merge]
+    assert merges == [(192, 384, 1, 1), (96, 192, 1, 1), (48, 96, 1, 1)]
     order = [type(layer) for layer in model.head.up[0]]
     assert order == [nn.Conv2d, nn.PixelShuffle, nn.BatchNorm2d, nn.ReLU]
 
@@ -410,9 +287,6 @@ def test_head_variants(how, up, merge):
     assert model(torch.randn(2, 3, 32, 64)).shape == (2, 5, 8, 16)
 
 
-# --- Whole network -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("switches", [ALL_ON, ALL_ON | {"head": "sum", "skip_bn": True}])
 def test_gradients_reach_every_parameter(switches):
     model = shake(small(**switches)).train()
@@ -438,7 +312,7 @@ def test_final_layer_runs_in_fp32_under_autocast():
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 64, 60), (2, 3, 60, 64), (2, 1, 64, 64), (3, 64, 64), (2, 64, 64, 3), (1, 3, 0, 64)]
+    "shape", [(2, 3, 64, 48), (2, 3, 48, 64), (2, 1, 64, 64), (3, 64, 64), (2, 64, 64, 3), (1, 3, 0, 64)]
 )
 def test_bad_images_are_refused(shape):
     with pytest.raises(ValueError, match=r"multiples of 32|\(B, 3, h, w\)"):
