@@ -6,6 +6,7 @@
 <data>/ai_challenger/ai_challenger_keypoint_{train_20170902,validation_20170911}/...
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -123,3 +124,12 @@ def load_ai_challenger(profile: Profile, paths: DataPaths) -> StageData:
 def load_stage_data(dataset: str, profile: Profile, paths: DataPaths) -> StageData:
     """The data of a training stage's `dataset` field."""
     return load_coco(profile, paths) if dataset == "coco" else load_ai_challenger(profile, paths)
+
+
+def find_real_data(root: Path) -> Path | None:
+    """Folder of real photographs and annotations for trials, if there is one on this machine.
+
+    Looked for at HRNETPP_TEST_DATA, else beside the project in shared/data.
+    """
+    folder = Path(os.environ.get("HRNETPP_TEST_DATA", root.resolve().parent / "shared" / "data"))
+    return folder if folder.is_dir() else None

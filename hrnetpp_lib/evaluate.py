@@ -78,7 +78,7 @@ def oks_nms(
     Args:
         keypoints: (N, K, 3) in image px; the third value is not used.
         areas: (N,) px^2; a pair is measured against the mean of its two.
-        scores: (N,); equal ones come in the official code's order, which for few poses is the later first.
+        scores: (N,); equal ones come in the order of numpy's default sort, read backwards.
         threshold: A pose goes if its OKS with a kept one exceeds this.
         sigmas: K per-keypoint standard deviations.
 
@@ -88,7 +88,7 @@ def oks_nms(
     Reference: official HRNet, oks_nms without its optional visibility threshold.
     """
     keypoints, areas = np.asarray(keypoints), np.asarray(areas, np.float64)
-    # Numpy's default sort, read backwards, is the official order to the last tie; a stable sort is not.
+    # The official code sorts like this, so equal scores come in its order too; a stable sort would differ.
     order = np.asarray(scores).argsort()[::-1]
     kept = []
     while len(order):
@@ -160,15 +160,9 @@ def to_coco_results(
     for image_id, members in persons.items():
         poses = triples[members][:, scored]
         kept = oks_nms(poses, areas[members], scores[members], nms_threshold, sigmas)
-        results += [
-            {
-                "image_id": image_id,
-                "category_id": 1,
-                "keypoints": triples[person].ravel().tolist(),
-                "score": float(scores[person]),
-            }
-            for person in np.array(members)[kept]
-        ]
+        for person in np.array(members)[kept]:
+            pose, score = triples[person].ravel().tolist(), float(scores[person])
+            results.append({"image_id": image_id, "category_id": 1, "keypoints": pose, "score": score})
     return results
 
 
@@ -195,28 +189,27 @@ def coco_ap(
     sigmas = np.asarray(COCO17.oks_sigmas if sigmas is None else sigmas)
     numbers = {"image_id": 1, "category_id": 1, "keypoints": 3 * len(sigmas)}
     truth = _load_truth(gt_json, {**numbers, "num_keypoints": 1})
-    results = _load(results, list, {**numbers, "score": 1}, "result")
+    results = _load(results, list)
+    _check_numbers(results, {**numbers, "score": 1}, "result")
     for part, field in (("images", "image_id"), ("categories", "category_id")):
         known = {record["id"] for record in truth[part]}
         for number, result in enumerate(results):
             if result[field] not in known:
-                raise HrnetppError(
-                    f"result {number}: {field} {result[field]!r} is not in the ground truth; "
-                    "evaluate on the set that was predicted on, with persons as category 1"
-                )
+                wrong = f"result {number}: {field} {result[field]!r} is not in the ground truth"
+                raise HrnetppError(f"{wrong}; evaluate on the set predicted on, with persons as category 1")
     if not results:
         return dict.fromkeys(COCO_FIGURES, 0.0)  # pycocotools refuses an empty list
     persons = [dict(person) for person in truth["annotations"]]
     if keypoints is not None:
-        left_out = np.setdiff1d(np.arange(len(sigmas)), keypoints)
+        left_out = np.delete(np.arange(len(sigmas)), np.asarray(keypoints))
         for person in persons:
             triples = np.array(person["keypoints"]).reshape(-1, 3)
             triples[left_out] = 0
             person |= {"keypoints": triples.ravel().tolist(), "num_keypoints": int((triples[:, 2] > 0).sum())}
     # A result may also hold its box, which pycocotools would take for what is to be scored.
     poses = [{field: result[field] for field in (*numbers, "score")} for result in results]
-    stats = _evaluate({**truth, "annotations": persons}, poses, "keypoints", sigmas)
-    return dict(zip(COCO_FIGURES, stats, strict=True))
+    figures = _evaluate({**truth, "annotations": persons}, poses, "keypoints", sigmas)
+    return dict(zip(COCO_FIGURES, figures, strict=True))
 
 
 def bbox_ap(gt_json: str | Path | dict, detections_json: str | Path | list[dict]) -> float:
@@ -231,11 +224,12 @@ def bbox_ap(gt_json: str | Path | dict, detections_json: str | Path | list[dict]
         HrnetppError: If a file or record cannot be used.
     """
     numbers = {"image_id": 1, "category_id": 1, "bbox": 4, "score": 1}
-    truth = _load_truth(gt_json, {"image_id": 1, "category_id": 1})
+    truth, detections = _load_truth(gt_json, {"image_id": 1, "category_id": 1}), _load(detections_json, list)
+    _check_numbers(detections, numbers, "detection")
     known = {image["id"] for image in truth["images"]}
     boxes = [
         {field: detection[field] for field in numbers}
-        for detection in _load(detections_json, list, numbers, "detection")
+        for detection in detections
         if detection["category_id"] == 1 and detection["image_id"] in known
     ]
     if not boxes:
@@ -248,8 +242,7 @@ def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> 
     """AI Challenger's own figure, which is not COCO AP.
 
     A true person takes its best similarity over the image's predictions, which may serve several; only
-    keypoints with v = 1 count. An image counts max(true, predicted) persons. An image without prediction
-    counts its true persons.
+    keypoints with v = 1 count. An image counts max(true, predicted) persons.
 
     Args:
         gt_json: AI Challenger annotations, a path or what it holds.
@@ -263,40 +256,35 @@ def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> 
 
     Reference: Wu et al., arXiv 1711.06475; the challenge's evaluation code.
     """
-    by_image: dict[str, np.ndarray] = {}
-    for number, record in enumerate(_load(results, list)):
-        image_id, _, poses = _poses(record, f"result {number}", False)
-        if image_id in by_image:
-            raise HrnetppError(f"result {number}: a second record of image {image_id!r}; give one an image")
-        by_image[image_id] = poses
+    truth, predicted = _load_persons(gt_json, True), _load_persons(results, False)
     best, persons = [], 0
-    for number, record in enumerate(_load(gt_json, list)):
-        image_id, boxes, poses = _poses(record, f"annotation {number}", True)
-        predicted = by_image.get(image_id, np.zeros((0, 14, 3)))
-        best += [_best_similarity(pose, box, predicted) for pose, box in zip(poses, boxes, strict=True)]
-        persons += max(len(poses), len(predicted))
+    for image_id, (poses, boxes) in truth.items():
+        candidates = predicted[image_id][0] if image_id in predicted else np.zeros((0, 14, 3))
+        best += [_best_similarity(pose, box, candidates) for pose, box in zip(poses, boxes, strict=True)]
+        persons += max(len(poses), len(candidates))
     thresholds = np.linspace(0.5, 0.95, 10)
     precision = (np.array(best)[:, None] > thresholds).sum(axis=0) / max(persons, 1)
     return {"AP": float(precision.mean()), "AP50": float(precision[0]), "AP75": float(precision[5])}
 
 
-def _poses(record: dict, place: str, needs_boxes: bool) -> tuple[str, np.ndarray, np.ndarray]:
-    """Image id, boxes (n, 4) as corners, empty if not needed, and poses (n, 14, 3) of one image."""
-    try:
-        humans = record["keypoint_annotations"]
-        if needs_boxes and record["human_annotations"].keys() != humans.keys():
-            raise ValueError("boxes and keypoints of different persons")
-        # Both parts are unordered dicts: the names tie them together.
-        boxes = [record["human_annotations"][name] for name in humans] if needs_boxes else []
-        boxes = np.array(boxes, np.float64).reshape(len(boxes), 4)
-        poses = np.array(list(humans.values()), np.float64).reshape(len(humans), 14, 3)
-        if not (np.isfinite(poses).all() and np.isfinite(boxes).all()):
-            raise ValueError("a number that is not finite")
-        return record["image_id"], boxes, poses
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HrnetppError(
-            f"AI Challenger {place}: {error!r}; give image_id and, per person, 14 x [x, y, v] and a box"
-        ) from error
+def _load_persons(source: str | Path | list, boxed: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Poses (n, 14, 3) and boxes (n, 4), as corners or zeros, of each image of an AI Challenger list."""
+    persons = {}
+    for number, record in enumerate(_load(source, list)):
+        try:
+            humans = record["keypoint_annotations"]
+            boxes = record["human_annotations"] if boxed else dict.fromkeys(humans, [0] * 4)
+            # Both are unordered: names tie them together, and each must have all of the other's.
+            poses = np.array([humans[name] for name in boxes], np.float64).reshape(len(humans), 14, 3)
+            corners = np.array(list(boxes.values()), np.float64).reshape(len(humans), 4)
+            if record["image_id"] in persons or not (np.isfinite(poses).all() and np.isfinite(corners).all()):
+                raise ValueError("a number is not finite, or the image occurs twice")
+            persons[record["image_id"]] = poses, corners
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            wrong = f"AI Challenger {'annotation' if boxed else 'result'} {number}: {error!r}"
+            remedy = "give each image once, 14 x [x, y, v] per person, and a box per true person"
+            raise HrnetppError(f"{wrong}; {remedy}") from error
+    return persons
 
 
 def _best_similarity(pose: np.ndarray, box_xyxy: np.ndarray, poses: np.ndarray) -> float:
@@ -305,33 +293,25 @@ def _best_similarity(pose: np.ndarray, box_xyxy: np.ndarray, poses: np.ndarray) 
     if not visible.any() or not len(poses):
         return 0.0
     area = (box_xyxy[3] - box_xyxy[1]) * (box_xyxy[2] - box_xyxy[0]) + 1
-    squared = np.square(poses[:, visible, :2] - pose[visible, :2]).sum(axis=2)
-    variance = np.square(2 * np.array(AIC14.oks_sigmas)[visible])
-    return float(np.exp(-squared / 2 / variance / area).mean(axis=1).max())
+    return float(oks(poses[:, visible], pose[visible], area, np.array(AIC14.oks_sigmas)[visible]).max())
 
 
 def _evaluate(truth: dict, found: list[dict], kind: str, sigmas: np.ndarray | None = None) -> list[float]:
-    """COCOeval's figures, without what it prints; it writes into the annotations it is given."""
+    """COCOeval's figures, without what it prints; it writes into the annotations it gets."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = truth
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(found), kind)
-        if sigmas is not None:
-            evaluation.params.kpt_oks_sigmas = sigmas
+        evaluation.params.kpt_oks_sigmas = sigmas  # boxes have no use for them
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return [float(figure) for figure in evaluation.stats]
 
 
-def _load(
-    source: str | Path | dict | list,
-    kind: type,
-    lengths: dict[str, int] | None = None,
-    record_name: str = "",
-) -> dict | list:
-    """What a json file holds, or the thing itself, checked to be a dict or a list (of good records)."""
+def _load(source: str | Path | dict | list, kind: type) -> dict | list:
+    """What a json file holds, or the thing itself, checked to be a dict or a list."""
     name, content = "the argument", source
     if isinstance(source, str | Path):
         name = str(source)
@@ -341,8 +321,6 @@ def _load(
             raise HrnetppError(f"{name}: cannot be read as json ({error}); check the path") from error
     if not isinstance(content, kind):
         raise HrnetppError(f"{name}: holds a {type(content).__name__}, give a {kind.__name__}")
-    if lengths:
-        _check_numbers(content, lengths, f"{name}: {record_name}")
     return content
 
 
@@ -362,10 +340,9 @@ def _check_numbers(records: list[dict], lengths: dict[str, int], what: str) -> N
     for number, record in enumerate(records):
         for field, length in lengths.items():
             try:
-                numbers = np.array(record[field], np.float64).ravel()
-            except (KeyError, TypeError, ValueError) as error:
-                raise HrnetppError(f"{what} {number}: field {field!r} cannot be used ({error!r})") from error
-            if len(numbers) != length or not np.isfinite(numbers).all():
-                raise HrnetppError(
-                    f"{what} {number}: field {field!r} needs {length} finite number(s); mend it"
-                )
+                numbers = np.array(record[field], np.float64)
+                good = numbers.size == length and np.isfinite(numbers).all()
+            except (KeyError, TypeError, ValueError):
+                good = False
+            if not good:
+                raise HrnetppError(f"{what} {number}: needs {length} finite number(s) in {field!r}; mend it")

@@ -27,6 +27,8 @@ class Person:
         colours: Part -> (3,) RGB in [0, 255].
         hair: (3,) RGB.
         skin: (3,) RGB.
+        front: (3,) RGB of the shirt's front.
+        facing: Share of the chest's normal that points at the viewer, -1..1.
         stripes: Stripes on the shirt, 0 for none.
         girth: Factor on all thicknesses.
     """
@@ -36,6 +38,8 @@ class Person:
     colours: dict[str, np.ndarray]
     hair: np.ndarray
     skin: np.ndarray
+    facing: float
+    front: np.ndarray
     stripes: int
     girth: float
 
@@ -83,15 +87,17 @@ def _sample_limb_angles(rng: np.random.Generator) -> tuple[dict[str, float], flo
 def sample_person(rng: np.random.Generator) -> Person:
     """Draw pose, view and clothes.
 
-    Four views in ten are from the front, three from behind, three from the side; each within 35 degrees.
+    Six views in ten are from the front, two from behind, two from the side; each within 35 degrees.
     """
     angles, lean, roll = _sample_limb_angles(rng)
-    yaw = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2], p=[0.4, 0.3, 0.15, 0.15]) + rng.uniform(-0.6, 0.6)
+    yaw = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2], p=[0.6, 0.2, 0.1, 0.1]) + rng.uniform(-0.6, 0.6)
     torso_rotation = _rotation(0, lean)
     camera = _rotation(2, roll) @ _rotation(1, yaw)
     head_rotation = camera @ torso_rotation @ _rotation(1, rng.normal(0, 0.3)) @ _rotation(0, rng.normal(0, 0.15))
     body = {"pelvis": np.zeros(3), "neck": torso_rotation @ [0, 0.3, 0]}
-    head = torso_rotation @ [0, 0.385, 0.012]
+    # The front of the shirt, just proud of the chest: it tells front from back where no face is in sight.
+    body |= {"collar": torso_rotation @ [0, 0.27, 0.05], "navel": torso_rotation @ [0, 0.03, 0.06]}
+    head = torso_rotation @ [0, 0.395, 0.012]
     for side, sign in (("left", 1), ("right", -1)):
         body[f"{side}_shoulder"] = torso_rotation @ [sign * 0.105, 0.275, 0]
         body[f"{side}_hip"] = np.array([sign * 0.058, 0.0, 0])
@@ -110,15 +116,17 @@ def sample_person(rng: np.random.Generator) -> Person:
         body[f"{side}_toe"] = body[f"{side}_ankle"] + 0.035 * shin + 0.075 * toe
     joints = {name: camera @ point for name, point in body.items()}
     joints["head"] = camera @ head
-    face = {"nose": (0, -0.008, 0.064), "head_top": (0, 0.085, -0.005)}
+    face = {"nose": (0, -0.009, 0.074), "head_top": (0, 0.098, -0.006)}
     for side, sign in (("left", 1), ("right", -1)):
-        face |= {f"{side}_eye": (sign * 0.025, 0.012, 0.052), f"{side}_ear": (sign * 0.057, 0.0, -0.002)}
+        face |= {f"{side}_eye": (sign * 0.029, 0.014, 0.06), f"{side}_ear": (sign * 0.066, 0.0, -0.002)}
     joints |= {name: joints["head"] + head_rotation @ offset for name, offset in face.items()}
-    return Person(joints, head_rotation, *_dress(rng))
+    facing = float((camera @ torso_rotation)[2, 2])
+    colours, hair, skin, *rest = _dress(rng)
+    return Person(joints, head_rotation, colours, hair, skin, facing, *rest)
 
 
 def _dress(rng: np.random.Generator) -> tuple:
-    """Colours of all parts, hair, skin, stripes and girth."""
+    """Colours of all parts, hair, skin, the shirt's front, stripes and girth."""
 
     def cloth() -> np.ndarray:
         hsv = np.array([[[rng.integers(180), rng.integers(20, 230), rng.integers(50, 245)]]], np.uint8)
@@ -137,7 +145,8 @@ def _dress(rng: np.random.Generator) -> tuple:
             f"{side}_foot": shoe,
         }
     stripes = int(rng.integers(4, 8)) if rng.random() < 0.25 else 0
-    return colours, _HAIR[rng.integers(len(_HAIR))], skin, stripes, rng.uniform(0.85, 1.2)
+    front = 255 - 0.8 * shirt if rng.random() < 0.5 else np.clip(shirt * 0.4 + 150, 0, 255)
+    return colours, _HAIR[rng.integers(len(_HAIR))], skin, front, stripes, rng.uniform(1.0, 1.4)
 
 
 def face_turned_away(person: Person, name: str) -> bool:

@@ -16,7 +16,7 @@ _LIMBS = {
     "foot": ("ankle", "toe", 0.024, 0.02),
 }
 _TORSO_CIRCLES = (("left_shoulder", 0.036), ("right_shoulder", 0.036), ("left_hip", 0.052), ("right_hip", 0.052))
-_HEAD_RADII = np.array([0.058, 0.076])  # half width and half height, statures
+_HEAD_RADII = np.array([0.067, 0.088])  # half width and half height, statures
 
 
 @dataclass
@@ -152,11 +152,16 @@ def _paint_torso(canvas, person, points, stature_px, owner) -> None:
     if person.stripes:
         shade = shade * np.where(np.sin(along * person.stripes * 2 * np.pi) > 0, 1.0, 0.62)
     canvas.blend(x0, y0, shade[:, :, None] * person.colours["torso"], mask / 255.0, owner)
+    if person.facing > 0.2:
+        collar, navel = points["collar"], points["navel"]
+        width = 0.024 * person.facing
+        _paint_limb(canvas, collar, navel, (width, width), person.front, stature_px, owner, person.girth)
+        _paint_limb(canvas, points["neck"], collar, (0.03, 0.01), person.skin, stature_px, owner, person.girth)
 
 
 def _paint_head(canvas, person, points, stature_px, owner) -> None:
     """An ellipsoid whose hair and face turn with the head."""
-    radii = _HEAD_RADII * stature_px * (0.7 + 0.3 * person.girth)
+    radii = _HEAD_RADII * stature_px * (0.75 + 0.22 * person.girth)
     reach = int(radii.max() * 1.35) + 2
     centre = points["head"]
     x0, y0 = np.floor(centre - reach).astype(int)
@@ -165,7 +170,7 @@ def _paint_head(canvas, person, points, stature_px, owner) -> None:
     for side in ("left", "right"):
         ear = points[f"{side}_ear"]
         if person.joints[f"{side}_ear"][2] > person.joints["head"][2] - 0.03:
-            _paint_limb(canvas, ear, ear + [0, 0.5], (0.017, 0.017), person.skin * 0.9, stature_px, owner, 1.0)
+            _paint_limb(canvas, ear, ear + [0, 0.5], (0.019, 0.019), person.skin * 0.9, stature_px, owner, 1.0)
     grid = np.arange(2 * reach + 1)
     dx, dy = (x0 + grid - centre[0])[None, :], -(y0 + grid - centre[1])[:, None]
     up = person.head_rotation[:2, 1]

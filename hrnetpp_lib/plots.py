@@ -13,7 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hrnetpp_lib.bootstrap import Claim
 from hrnetpp_lib.keypoints import Skeleton
+from hrnetpp_lib.persons import PersonTable
 
 WIDTH_IN = 6.5
 SIDE_COLOURS = {"left": "#0072B2", "right": "#D55E00", "centre": "#222222"}
@@ -218,4 +220,86 @@ def render_bars(
     ax.set(xlabel=xlabel)
     ax.margins(x=0.12)
     ax.grid(axis="y", visible=False)
+    return figure
+
+
+def render_statistics(table: PersonTable, title: str) -> Figure:
+    """Persons per image, box heights, and how often each keypoint is labelled, of one table.
+
+    Args:
+        table: Labelled persons.
+        title: Names the dataset.
+    """
+    figure, axes = new_figure(1, 3, 2.4, width_ratios=[1, 1.2, 2.2])
+    people, heights, labels = axes[0]
+    counts = np.bincount(np.bincount(table.image_index, minlength=len(table.image_files)))
+    people.bar(range(len(counts)), counts, color=METHOD_COLOURS["target"])
+    people.set(xlabel="labelled persons per image", ylabel="images", title=title)
+    heights.hist(table.bboxes_xywh[:, 3], 24, color=METHOD_COLOURS["target"])
+    heights.set(xlabel="box height (px)", ylabel="persons")
+    bottom = np.zeros(len(table.skeleton))
+    for value, text, colour in ((2, "visible", "#009E73"), (1, "hidden", "#E69F00"), (0, "no label", "#CCCCCC")):
+        share = (table.keypoints[:, :, 2] == value).mean(axis=0)
+        labels.bar(range(len(share)), share, bottom=bottom, color=colour, label=text)
+        bottom += share
+    names = [name.replace("_", " ") for name in table.skeleton.names]
+    labels.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    labels.set(ylabel="share of persons", ylim=(0, 1))
+    labels.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """Square maps side by side, with a cross through the middle of each."""
+    figure, axes = new_figure(1, len(maps), 1.9, images=True)
+    for ax, values, title in zip(axes[0], maps, titles, strict=True):
+        centre = (len(values) - 1) / 2
+        ax.imshow(values, cmap="inferno")
+        ax.axhline(centre, color="white", lw=0.7)
+        ax.axvline(centre, color="white", lw=0.7)
+        ax.set_title(title)
+    return figure
+
+
+def render_lines(
+    x: np.ndarray, lines: dict[str, np.ndarray], xlabel: str, ylabel: str, colours: dict[str, str] | None = None
+) -> Figure:
+    """Several curves over the same x, with a legend."""
+    figure, axes = new_figure(1, 1, 2.4)
+    for name, y in lines.items():
+        axes[0, 0].plot(x, y, lw=1.5, label=name, color=(colours or {}).get(name))
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
+    axes[0, 0].legend(ncols=2)
+    return figure
+
+
+def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) -> Figure:
+    """The heatmaps of one keypoint, a row per person, a column per evaluated epoch.
+
+    Args:
+        snapshots: Of `train.read_snapshots`.
+        keypoint: Index.
+        persons: How many of the snapshot's eight.
+    """
+    chosen = [snapshots[i] for i in np.unique(np.linspace(0, len(snapshots) - 1, 6).round().astype(int))]
+    crops = [s["crops"][p] for p in range(persons) for s in chosen]
+    heatmaps = [s["heatmaps"][p, keypoint].astype(np.float32) for p in range(persons) for s in chosen]
+    titles = [f"epoch {s['epoch']}, peak {s['heatmaps'][p, keypoint].max():.2f}" for p in range(persons) for s in chosen]
+    return render_heatmaps(crops, heatmaps, titles, columns=max(len(chosen), 3))
+
+
+def render_claims(claims: Sequence[Claim]) -> Figure:
+    """Differences between rows of Table 1: the report's, and ours with 95% intervals, in points of AP."""
+    figure, axes = new_figure(1, 1, 0.6 + 0.42 * len(claims))
+    ax = axes[0, 0]
+    rows = np.arange(len(claims))
+    ours = np.array([claim.ours for claim in claims])
+    ranges = np.abs([[c.ours - c.low for c in claims], [c.high - c.ours for c in claims]])
+    ax.axvline(0, color="#222222", lw=0.8)
+    ax.errorbar(ours, rows, xerr=ranges, fmt="o", ms=4, color=METHOD_COLOURS["regression"], capsize=3, label="ours")
+    ax.plot([c.paper for c in claims], rows, "x", color="#222222", ms=6, label="report")
+    ax.set_yticks(rows, [f"{c.better}\nminus {c.worse}" for c in claims], fontsize=7)
+    ax.invert_yaxis()
+    ax.set(xlabel="difference in COCO AP (points)")
+    ax.legend(loc="best")
     return figure

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hrnetpp_lib.checkpoint import ModelCard, save_checkpoint
-from hrnetpp_lib.data import TrainCrops, normalise
+from hrnetpp_lib.data import BoxCrops, TrainCrops, normalise
 from hrnetpp_lib.datasets import StageData
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
@@ -171,8 +171,6 @@ def _line(stage: TrainStage, record: dict) -> str:
 
 def _save_snapshot(model: HRNet, card: ModelCard, data: StageData, path: Path) -> None:
     """Keep the heatmaps of the first eight val boxes, to watch them sharpen."""
-    from hrnetpp_lib.data import BoxCrops
-
     model.eval()
     dataset = BoxCrops(data.val, card.input_hw)
     crops = np.stack([dataset[i][0][0] for i in range(min(8, len(dataset)))])
@@ -191,3 +189,16 @@ def read_metrics(runs_dir: Path, run: Run) -> list[dict]:
     if not path.is_file():
         raise HrnetppError(f"{path}: not there; train {run.name} first")
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_snapshots(runs_dir: Path, run: Run) -> list[dict]:
+    """What val's first eight boxes looked like to the network as it learnt.
+
+    Returns:
+        Per evaluated epoch: epoch, crops (8, h, w, 3) uint8 RGB and heatmaps (8, K, H, W) fp16.
+    """
+    snapshots = []
+    for path in sorted((runs_dir / run.name / "snapshots").glob("epoch_*.npz")):
+        with np.load(path) as arrays:
+            snapshots.append({"epoch": int(path.stem[6:]), **arrays})
+    return snapshots
