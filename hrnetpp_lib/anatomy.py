@@ -68,7 +68,7 @@ def downsampled_blob(levels: int, average: bool, size: int = 64) -> tuple[Tensor
         The (size, size) map that comes back and how far its centre of mass has moved, in cells of the full
         resolution, towards larger x and y.
 
-    Reference: HRNet++ report, section 2.1 (downsampling).
+    Reference: HRNet++ report, downsampling.
     """
     centre = (size - 1) / 2
     squared = (torch.arange(size, dtype=torch.float64) - centre) ** 2

@@ -84,7 +84,7 @@ def sample_crop(
         input_hw: Size of the crop.
         rng: Source of all randomness.
 
-    Reference: HRNet++ report, section 3.1; official HRNet, JointsDataset.__getitem__.
+    Reference: HRNet++ report, data and augmentation; official HRNet, JointsDataset.__getitem__.
     """
     labelled = keypoints[:, 2] > 0
     if labelled.sum() > augmentation.half_body_min_keypoints:

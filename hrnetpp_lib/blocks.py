@@ -24,7 +24,7 @@ def downsample(in_channels: int, out_channels: int, how: str, relu: bool, factor
 
 
 class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate in (0, 1) computed from the channel means (report, section 2.1)."""
+    """Scales every channel by a gate in (0, 1) computed from the channel means (report, network)."""
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
@@ -131,7 +131,7 @@ class HighResolutionModule(nn.Module):
 
 
 class ProgressiveHead(nn.Module):
-    """Decodes from the lowest resolution up, one factor of two at a time (report, section 2.1).
+    """Decodes from the lowest resolution up, one factor of two at a time (report, network).
 
     Args:
         channels: Width of each branch, highest resolution first.

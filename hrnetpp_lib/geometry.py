@@ -24,7 +24,7 @@ def bbox_to_center_scale(
     Raises:
         HrnetppError: If a box is not four finite numbers with positive width and height.
 
-    Reference: HRNet++ report, section 3.1; official HRNet, _xywh2cs.
+    Reference: HRNet++ report, data and augmentation; official HRNet, _xywh2cs.
     """
     boxes = np.asarray(bbox_xywh, np.float64)
     if boxes.shape[-1:] != (4,):

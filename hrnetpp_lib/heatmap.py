@@ -76,7 +76,7 @@ def decode(heatmaps: Tensor, quarter_offset: bool = True) -> tuple[Tensor, Tenso
     Raises:
         ValueError: If heatmaps is not 4-D.
 
-    Reference: HRNet++ report, section 2.3; official HRNet, get_final_preds.
+    Reference: HRNet++ report, testing; official HRNet, get_final_preds.
     """
     maps = _check_4d(heatmaps)
     height, width = maps.shape[-2:]

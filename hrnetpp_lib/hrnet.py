@@ -70,7 +70,7 @@ class HRNet(nn.Module):
     Raises:
         HrnetppError: If a size is not positive, a variant is unknown, or its switch is off.
 
-    Reference: HRNet++ report, section 2.1; Sun et al., CVPR 2019.
+    Reference: HRNet++ report, network; Sun et al., CVPR 2019.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool =
     Returns:
         (B, K, h/4, w/4) fp32 raw heatmaps.
 
-    Reference: HRNet++ report, section 2.3: heatmaps are averaged, for both kinds of model.
+    Reference: HRNet++ report, testing: heatmaps are averaged, for both kinds of model.
     """
     device = next(model.parameters()).device
     images = normalise(crops.to(device))
@@ -140,7 +140,7 @@ def predict_boxes(
     Returns:
         N poses in the table's order.
 
-    Reference: HRNet++ report, section 2.3.
+    Reference: HRNet++ report, testing.
     """
     model.eval()
     loader = torch.utils.data.DataLoader(
@@ -165,7 +165,7 @@ def average(predictions: list[Predictions]) -> Predictions:
     Raises:
         ValueError: If the predictions are not of the same boxes.
 
-    Reference: HRNet++ report, section 2.3.
+    Reference: HRNet++ report, testing.
     """
     shapes = {p.keypoints.shape for p in predictions}
     if len(shapes) != 1:

@@ -72,7 +72,7 @@ def split_by_image(table: PersonTable, holdout_persons: int) -> tuple[PersonTabl
     Raises:
         HrnetppError: If nothing would be left to train on.
 
-    Reference: HRNet++ report, section 3.1 (444K / 5K persons of AI Challenger).
+    Reference: HRNet++ report, data and augmentation (444K / 5K persons of AI Challenger).
     """
     names, image_name = np.unique([os.path.basename(name) for name in table.image_files], return_inverse=True)
     person_name = image_name.reshape(-1)[table.image_index]

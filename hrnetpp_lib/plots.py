@@ -4,6 +4,7 @@ One style, 6.5 inches wide; colours are Okabe and Ito's, safe for colour-blind r
 orange-red is the person's right, blue the left, black the centre; each method has its own.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,16 @@ STYLE = {
 }
 
 
+class Picture(Figure):
+    """A figure that Jupyter shows when it is the value of a cell; plain ones need pyplot's state for that."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
 def new_figure(
     rows: int, columns: int, height_in: float, images: bool = False, **grid: object
 ) -> tuple[Figure, np.ndarray]:
@@ -54,7 +65,7 @@ def new_figure(
         grid: Passed to Figure.subplots, e.g. sharex.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+        figure = Picture(figsize=(WIDTH_IN, height_in), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **grid)
     if images:
         for ax in axes.flat:
@@ -103,6 +114,7 @@ def draw_box(ax: Axes, bbox_xywh: np.ndarray, colour: str = "#F0E442", label: st
         ax.text(x, y - 2, label, color=colour, fontsize=6.5, va="bottom")
 
 
+@mpl.rc_context(STYLE)
 def render_images(
     images: Sequence[np.ndarray],
     poses: Sequence[Sequence[np.ndarray]],
@@ -159,6 +171,7 @@ def overlay(crop: np.ndarray, heatmap: np.ndarray, blend: float = 0.6) -> np.nda
     return (crop * (1 - weight) * 0.9 + colour * weight).clip(0, 255).astype(np.uint8)
 
 
+@mpl.rc_context(STYLE)
 def render_heatmaps(
     crops: Sequence[np.ndarray], heatmaps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6
 ) -> Figure:
@@ -179,6 +192,7 @@ def render_heatmaps(
     return figure
 
 
+@mpl.rc_context(STYLE)
 def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Figure:
     """Training loss and validation metric against epochs, one line per method.
 
@@ -207,6 +221,7 @@ def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Fi
     return figure
 
 
+@mpl.rc_context(STYLE)
 def render_bars(
     labels: Sequence[str], values: Sequence[float], colours: Sequence[str], xlabel: str, digits: int = 3
 ) -> Figure:
@@ -223,6 +238,7 @@ def render_bars(
     return figure
 
 
+@mpl.rc_context(STYLE)
 def render_statistics(table: PersonTable, title: str) -> Figure:
     """Persons per image, box heights, and how often each keypoint is labelled, of one table.
 
@@ -249,6 +265,7 @@ def render_statistics(table: PersonTable, title: str) -> Figure:
     return figure
 
 
+@mpl.rc_context(STYLE)
 def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """Square maps side by side, with a cross through the middle of each."""
     figure, axes = new_figure(1, len(maps), 1.9, images=True)
@@ -261,6 +278,7 @@ def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     return figure
 
 
+@mpl.rc_context(STYLE)
 def render_lines(
     x: np.ndarray, lines: dict[str, np.ndarray], xlabel: str, ylabel: str, colours: dict[str, str] | None = None
 ) -> Figure:
@@ -273,6 +291,7 @@ def render_lines(
     return figure
 
 
+@mpl.rc_context(STYLE)
 def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) -> Figure:
     """The heatmaps of one keypoint, a row per person, a column per evaluated epoch.
 
@@ -288,6 +307,7 @@ def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) ->
     return render_heatmaps(crops, heatmaps, titles, columns=max(len(chosen), 3))
 
 
+@mpl.rc_context(STYLE)
 def render_claims(claims: Sequence[Claim]) -> Figure:
     """Differences between rows of Table 1: the report's, and ours with 95% intervals, in points of AP."""
     figure, axes = new_figure(1, 1, 0.6 + 0.42 * len(claims))
@@ -302,4 +322,26 @@ def render_claims(claims: Sequence[Claim]) -> Figure:
     ax.invert_yaxis()
     ax.set(xlabel="difference in COCO AP (points)")
     ax.legend(loc="best")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def render_error_kinds(counts: dict[str, np.ndarray], skeleton: Skeleton) -> Figure:
+    """Stacked bars of the kinds of keypoints, a bar per keypoint.
+
+    Args:
+        counts: Kind -> (K,) numbers, of `diagnose.Diagnosis.counts`.
+        skeleton: Names the keypoints.
+    """
+    colours = dict(good="#009E73", jitter="#56B4E9", inversion="#E69F00", swap="#CC79A7", miss="#7F7F7F")
+    figure, axes = new_figure(1, 1, 2.8)
+    total = np.maximum(sum(counts.values()), 1)
+    bottom = np.zeros(len(skeleton))
+    for kind, number in counts.items():
+        axes[0, 0].bar(range(len(skeleton)), number / total, bottom=bottom, color=colours[kind], label=kind)
+        bottom += number / total
+    names = [name.replace("_", " ") for name in skeleton.names]
+    axes[0, 0].set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes[0, 0].set(ylabel="share of labelled keypoints", ylim=(0, 1))
+    axes[0, 0].legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure

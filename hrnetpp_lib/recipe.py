@@ -14,7 +14,7 @@ from hrnetpp_lib.errors import HrnetppError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random scale, rotation, mirror and half body of a training crop (report 3.1, official code)."""
+    """Random scale, rotation, mirror and half body of a training crop (report; official code)."""
 
     scale_std: float = 0.35  # scale is multiplied by N(1, std), clipped to [1-std, 1+std]
     rotation_std_deg: float = 45.0
@@ -31,17 +31,17 @@ class TrainStage:
     """One of the report's training stages."""
 
     name: str  # also the stage's part of a run folder's name
-    dataset: Literal["ai_challenger", "coco"]  # report 3.1
-    loss: Literal["heatmap_mse", "softargmax_l1"]  # report 2.2
-    lr_start: float  # Adam's learning rate at the first step (report 3.2)
+    dataset: Literal["ai_challenger", "coco"]  # report, data
+    loss: Literal["heatmap_mse", "softargmax_l1"]  # report, losses
+    lr_start: float  # Adam's learning rate at the first step (report, training)
     lr_end: float  # and at the last; a cosine per step between, constant if equal
-    epochs: int  # report 3.2
+    epochs: int  # report, training
     alpha: float = 60.0  # inverse temperature of soft-argmax (report 2.2.2); unused by heatmap_mse
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     @property
     def decoder(self) -> Literal["quarter_offset", "soft_argmax"]:
-        """How a network trained by this stage is decoded (report 2.3)."""
+        """How a network trained by this stage is decoded (report, testing)."""
         return "soft_argmax" if self.loss == "softargmax_l1" else "quarter_offset"
 
 
@@ -53,7 +53,7 @@ STAGES = (STAGE1, STAGE2, STAGE3)
 
 @dataclass(frozen=True)
 class Architecture:
-    """Which of the report's four changes to HRNet are on (report 2.1)."""
+    """Which of the report's four changes to HRNet are on (report, network)."""
 
     name: str
     se: bool = False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from hrnetpp_lib.errors import HrnetppError
@@ -77,6 +78,7 @@ def reproduce(
         HrnetppError: If a name is unknown, or a notebook fails; the message names notebook and cell.
     """
     get_profile(profile_name)
+    output, notebook_folder = output.resolve(), notebook_folder.resolve()
     notebooks = list_notebooks(only, notebook_folder)
     parameters = dict(parameters or {})
     accepted = {path: _accepted_parameters(path) for path in notebooks}
@@ -94,10 +96,12 @@ def reproduce(
     for path in notebooks:
         mine = {name: value for name, value in parameters.items() if name in accepted[path]}
         mine |= {"profile": profile_name}
-        if output.resolve() != PROJECT_ROOT:
-            mine |= {"root": str(output.resolve())}
+        if "root" in accepted[path]:
+            # Relative, so that the copies do not tell where the project lies on this machine.
+            mine |= {"root": os.path.relpath(output, notebook_folder)}
         copy = output / "notebooks" / "executed" / profile_name / path.name
-        fingerprint = hashlib.sha256(path.read_bytes() + json.dumps(mine).encode()).hexdigest()
+        # With `only` in it: who asks for one notebook after a failure gets it run, finished or not.
+        fingerprint = hashlib.sha256(path.read_bytes() + json.dumps([mine, only]).encode()).hexdigest()
         if done.get(path.stem) == fingerprint and copy.is_file():
             print(f"{path.stem}: done before the failure of the last run, not run again", flush=True)
         else:
@@ -128,10 +132,16 @@ def _execute(path: Path, copy: Path, parameters: dict[str, object], profile_name
             cwd=str(path.parent),
             progress_bar=False,
             log_output=False,
+            extra_arguments=["--log-level=CRITICAL"],  # a warning about transport for each notebook, else
         )
+    except DeadKernelError as error:
+        raise HrnetppError(
+            f"{path.name} failed: Python died, perhaps because memory ran out ({_peak_memory()}). "
+            f"The partial copy is {copy}; the same command starts again from this notebook"
+        ) from error
     except PapermillExecutionError as error:
         raise HrnetppError(
-            f"{path.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}. "
+            f"{path.name} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}. "
             f"The partial copy is {copy}; the same command starts again from this notebook"
         ) from error
     seconds = time.perf_counter() - started

@@ -108,9 +108,9 @@ def _render_until(
     """Render pictures until exactly so many persons are labelled; yields (picture number, its persons)."""
     folder.mkdir(parents=True)
     render = partial(_render_jpeg, folder, name_pattern, role, seed)
-    number, block = 0, 64
+    number = 0
     while persons:
-        numbers = range(number + 1, number + 1 + block)
+        numbers = range(number + 1, number + 1 + min(64, persons))
         for number, found in zip(numbers, mapper(render, numbers), strict=True):  # noqa: B020
             if persons and len(found) > persons:
                 found = render(number, persons)

@@ -54,7 +54,7 @@ def checkpoint_path(runs_dir: Path, run_name: str) -> Path:
 
 
 def learning_rate(stage: TrainStage, step: int, steps: int) -> float:
-    """Cosine from lr_start at step 0 to lr_end at the end (report, section 3.2)."""
+    """Cosine from lr_start at step 0 to lr_end at the end (report, training)."""
     return stage.lr_end + (stage.lr_start - stage.lr_end) / 2 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -88,7 +88,7 @@ def train_stage(run: Run, data: StageData, runs_dir: Path, data_dir: Path) -> Pa
     Raises:
         HrnetppError: If the loss is not finite, there is nothing to train on, or the start is missing.
 
-    Reference: HRNet++ report, section 3.2.
+    Reference: HRNet++ report, training.
     """
     path = checkpoint_path(runs_dir, run.name)
     if path.is_file():

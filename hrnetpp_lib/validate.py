@@ -29,18 +29,25 @@ def score(predictions: Predictions, data: StageData) -> dict[str, float]:
         data: COCO data give the ten COCO figures, AI Challenger data AP, AP50 and AP75.
     """
     if data.metric == "COCO AP":
-        return coco_ap(data.val_json, coco_results(predictions, data.val))
+        return coco_ap(data.val_json, coco_results(predictions, data))
     return ai_challenger_ap(*_ai_challenger_records(predictions, data.val))
 
 
-def coco_results(predictions: Predictions, table: PersonTable) -> list[dict]:
-    """COCO results of the poses of a table's boxes; areas are those of the padded boxes.
+def coco_results(predictions: Predictions, data: StageData) -> list[dict]:
+    """COCO results of the poses of val's boxes; areas are those of the padded boxes.
 
-    Keypoints that the training set never labels take no part in scores and suppression.
+    Keypoints that no training person has labelled take no part in scores and suppression: their channels
+    never trained.
     """
+    table = data.val
     areas = np.array([bbox_to_center_scale(box, (4, 3))[1].prod() for box in table.bboxes_xywh])
     return to_coco_results(
-        table.image_ids[table.image_index], predictions.keypoints, predictions.scores, table.bbox_scores, areas
+        table.image_ids[table.image_index],
+        predictions.keypoints,
+        predictions.scores,
+        table.bbox_scores,
+        areas,
+        scored=(data.train.keypoints[:, :, 2] > 0).any(axis=0),
     )
 
 

@@ -113,7 +113,7 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
     Raises:
         HrnetppError: If the file is missing, damaged, holds code, or belongs to another architecture.
 
-    Reference: HRNet++ report, section 3.2: each training stage starts from the one before.
+    Reference: HRNet++ report, training: each training stage starts from the one before.
     """
     file, own = _read(path), model.state_dict()
     # ImageNet files carry classification layers, and a final_layer of other names, if any.
@@ -140,7 +140,7 @@ def load_stage1(model: HRNet, path: Path | str) -> LoadReport:
     Raises:
         HrnetppError: If the file is missing, damaged, holds code, or its stem or layer1 has another shape.
 
-    Reference: HRNet++ report, section 3.2: only the first stage is pretrained on ImageNet.
+    Reference: HRNet++ report, training: only the first stage is pretrained on ImageNet.
     """
     file, own = _read(path), model.state_dict()
     wanted = [name for name in own if name.startswith(_STAGE1) and (name in file or ".se." not in name)]

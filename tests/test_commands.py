@@ -1,0 +1,264 @@
+"""The command line: exit status, messages for mistakes, and what the commands print and write."""
+
+import json
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import hrnetpp_lib
+from hrnetpp_lib.__main__ import main
+from hrnetpp_lib.checkpoint import ModelCard, save_checkpoint
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.hrnet import HRNet
+from hrnetpp_lib.images import read_image
+from hrnetpp_lib.keypoints import AIC14, COCO17
+from hrnetpp_lib.photo import parse_boxes, predict
+from hrnetpp_lib.scene import render_scene
+
+TINY = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
+
+
+def tiny_checkpoint(path, skeleton=COCO17):
+    torch.manual_seed(0)
+    model = HRNet(8, len(skeleton), **TINY)
+    save_checkpoint(model, ModelCard(skeleton, (64, 64), "soft_argmax", 60.0, f"tiny-{skeleton.name}"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photograph") / "people.png"
+    image, _ = render_scene(np.random.default_rng(5))
+    cv2.imwrite(str(path), image[:, :, ::-1])
+    return path
+
+
+@pytest.fixture(scope="module")
+def smoke_root(tmp_path_factory):
+    """A project folder with the smoke profile's data in it."""
+    root = tmp_path_factory.mktemp("root")
+    assert main(["check-data", "--profile", "smoke", "--output", str(root)]) == 0
+    return root
+
+
+def refused(capsys, *arguments: object) -> str:
+    """Runs a command that must fail with status 2 and one line on stderr, and returns that line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    return message
+
+
+# ----------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("command", ["reproduce", "train", "check-data"])
+def test_an_unknown_profile_is_refused_with_the_known_ones(capsys, tmp_path, command):
+    message = refused(capsys, command, "--profile", "big", "--output", tmp_path)
+    assert "unknown profile 'big'" in message and "smoke, mini, lspet, coco" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_architecture_is_refused_before_data_are_made(capsys, tmp_path):
+    message = refused(capsys, "train", "--profile", "smoke", "--architecture", "resnet", "--output", tmp_path)
+    assert "unknown architecture 'resnet'" in message and "hrnet+se" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_are_named_with_the_way_out(capsys, tmp_path):
+    message = refused(capsys, "check-data", "--profile", "coco", "--output", tmp_path)
+    assert str(tmp_path / "data/coco/coco/annotations/person_keypoints_train2017.json") in message
+    assert "--profile mini" in message
+
+
+def test_unknown_notebook_and_parameter(capsys, tmp_path):
+    common = ("reproduce", "--profile", "smoke", "--output", tmp_path)
+    assert "no notebook '99'; there are 01_data_exploration" in refused(capsys, *common, "--only", "99")
+    assert "no notebook has a parameter lr" in refused(capsys, *common, "--set", "lr=1")
+    assert "write it as name=value" in refused(capsys, *common, "--set", "lr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_refuses_a_missing_or_broken_image(capsys, tmp_path, checkpoint):
+    missing = tmp_path / "nobody.jpg"
+    assert f"{missing}: there is no such image" in refused(capsys, "predict", missing, "--checkpoint", checkpoint)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 half")
+    assert str(broken) in refused(capsys, "predict", broken, "--checkpoint", checkpoint)
+
+
+def test_predict_refuses_a_missing_broken_or_foreign_checkpoint(capsys, tmp_path, photograph):
+    missing = tmp_path / "model.safetensors"
+    assert str(missing) in refused(capsys, "predict", photograph, "--checkpoint", missing)
+    missing.write_bytes(b"no weights at all")
+    assert str(missing) in refused(capsys, "predict", photograph, "--checkpoint", missing)
+    assert str(photograph) in refused(capsys, "predict", photograph, "--checkpoint", photograph)
+    pth = tmp_path / "model.pth"
+    torch.save({"conv1.weight": torch.zeros(3)}, pth)
+    assert str(pth) in refused(capsys, "predict", photograph, "--checkpoint", pth)
+
+
+@pytest.mark.parametrize("boxes", ["1,2,3", "a,b,c,d", "1,2,3,4,5", " ", "1;2;3;4"])
+def test_predict_refuses_boxes_that_are_none(capsys, tmp_path, checkpoint, photograph, boxes):
+    message = refused(
+        capsys, "predict", photograph, "--checkpoint", checkpoint, "--boxes", boxes, "--output-dir", tmp_path
+    )
+    assert "write x,y,w,h" in message
+
+
+@pytest.mark.parametrize("box", ["10,10,0,20", "10,10,20,-5", "nan,1,2,3"])
+def test_predict_refuses_a_box_without_area(capsys, tmp_path, checkpoint, photograph, box):
+    refused(capsys, "predict", photograph, "--checkpoint", checkpoint, "--boxes", box, "--output-dir", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_refuses_a_checkpoint_of_other_keypoints(capsys, tmp_path, smoke_root):
+    path = tiny_checkpoint(tmp_path / "stage1.safetensors", AIC14)
+    message = refused(capsys, "evaluate", "--profile", "smoke", "--output", smoke_root, "--checkpoint", path)
+    assert "14 keypoints (aic14)" in message and "stage 2 or 3" in message
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["predict"], ["evaluate"], ["train", "--seed", "x"]])
+def test_argparse_refuses_with_status_2(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ predict
+
+
+def test_predict_writes_coco_json_and_a_picture(capsys, tmp_path, checkpoint, photograph):
+    boxes = "10,20,100,150 60.5,40,80,90"
+    arguments = ["predict", str(photograph), "--checkpoint", str(checkpoint), "--boxes", boxes]
+    assert main([*arguments, "--output-dir", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 poses by" in printed and "tiny-coco17" in printed and "boxes as given" in printed
+    results = json.loads((tmp_path / "new/people_poses.json").read_text())
+    assert [result["bbox"] for result in results] == [[10, 20, 100, 150], [60.5, 40, 80, 90]]
+    for result in results:
+        assert result["image_id"] == "people" and result["category_id"] == 1
+        keypoints = np.array(result["keypoints"]).reshape(17, 3)
+        assert result["score"] == pytest.approx(keypoints[:, 2].mean(), abs=1e-3)
+    drawn = read_image(tmp_path / "new/people_poses.png")
+    assert drawn.shape[1] == 1040
+
+
+def test_predict_takes_the_whole_image_by_default(capsys, tmp_path, checkpoint, photograph):
+    assert main(["predict", str(photograph), "--checkpoint", str(checkpoint), "--output-dir", str(tmp_path)]) == 0
+    assert "boxes the whole image" in capsys.readouterr().out
+    height, width = read_image(photograph).shape[:2]
+    assert json.loads((tmp_path / "people_poses.json").read_text())[0]["bbox"] == [0, 0, width, height]
+
+
+def test_predict_in_one_line(checkpoint, photograph):
+    poses = hrnetpp_lib.predict(photograph, checkpoint)
+    assert poses.shape == (1, 17, 3)
+    np.testing.assert_array_equal(poses, predict(read_image(photograph), str(checkpoint)))
+    height, width = read_image(photograph).shape[:2]
+    boxes = np.array([[0.0, 0, width, height], [5, 5, 50, 60], [20, 9, 70, 80]])
+    three = predict(str(photograph), checkpoint, boxes)
+    assert three.shape == (3, 17, 3)
+    np.testing.assert_allclose(three[0], poses[0], atol=1e-4)
+    assert not np.allclose(predict(photograph, checkpoint, flip=False), poses)
+
+
+def test_boxes_are_parsed():
+    np.testing.assert_array_equal(parse_boxes("1,2,3,4"), [[1, 2, 3, 4]])
+    np.testing.assert_array_equal(parse_boxes(" 1.5,2,3,4   5,6,7,8 "), [[1.5, 2, 3, 4], [5, 6, 7, 8]])
+    with pytest.raises(HrnetppError):
+        parse_boxes("")
+
+
+# ------------------------------------------------------------------------------------ other commands
+
+
+def test_check_data_counts_what_is_there(capsys, smoke_root):
+    assert main(["check-data", "--profile", "smoke", "--output", str(smoke_root)]) == 0
+    printed = capsys.readouterr().out
+    assert "coco17 train: 32 boxes" in printed
+    assert "aic14 train:" in printed and "aic14 val:" in printed
+    assert "val boxes: COCO_val2017_detections_synthetic_person.json" in printed
+    assert "val boxes: ground-truth boxes" in printed
+
+
+def test_check_data_misses_a_deleted_picture(capsys, smoke_root):
+    picture = sorted((smoke_root / "data/smoke/coco/train2017").iterdir())[0]
+    content = picture.read_bytes()
+    picture.unlink()
+    try:
+        message = refused(capsys, "check-data", "--profile", "smoke", "--output", smoke_root)
+    finally:
+        picture.write_bytes(content)
+    assert picture.name in message and "1 of" in message
+
+
+def test_evaluate_prints_the_figures_and_what_they_were_measured_on(capsys, smoke_root, checkpoint):
+    arguments = ["evaluate", "--profile", "smoke", "--output", str(smoke_root), "--checkpoint", str(checkpoint)]
+    assert main([*arguments, "--no-flip"]) == 0
+    printed = capsys.readouterr().out
+    assert "boxes COCO_val2017_detections_synthetic_person.json, flip False, TTA False" in printed
+    assert "decoder soft_argmax" in printed
+    for name in ("AP ", "AP50 ", "AP75 ", "APM ", "APL ", "AR "):
+        assert name in printed
+
+
+def test_train_runs_all_stages_and_finds_them_trained(capsys, smoke_root):
+    arguments = ["train", "--profile", "smoke", "--architecture", "hrnet", "--output", str(smoke_root)]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert first.count("starts from  stage") >= 1
+    checkpoints = sorted((smoke_root / "runs/smoke").glob("*/model.safetensors"))
+    before = {path: path.stat().st_mtime_ns for path in checkpoints}
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("found trained") == len(checkpoints) >= 2
+    assert {path: path.stat().st_mtime_ns for path in checkpoints} == before
+
+
+def test_doctor_tells_versions_and_what_is_missing(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("python", "torch", "numpy", "device", "git revision", "free disk"):
+        assert any(line.startswith(word) for line in printed.splitlines()), word
+    assert "profile smoke    ready (makes its own data)" in printed
+    assert "profile coco" in printed and "missing" in printed
+
+
+# -------------------------------------------------------------------------------------------- speed
+
+
+def test_help_is_quick_and_lists_every_command():
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "hrnetpp_lib", "--help"], capture_output=True, text=True)
+    assert time.perf_counter() - started < 1.5
+    assert done.returncode == 0
+    for command in ("reproduce", "train", "evaluate", "predict", "check-data", "doctor"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("module", ["hrnetpp_lib", "hrnetpp_lib.__main__"])
+def test_importing_the_package_is_quick_and_loads_nothing_heavy(module):
+    code = f"import sys, {module}; print(*[m for m in ('torch', 'cv2', 'matplotlib', 'numpy') if m in sys.modules])"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 1.5
+    assert "torch" not in done.stdout and "cv2" not in done.stdout and "matplotlib" not in done.stdout
+
+
+def test_the_packages_names_are_fetched_on_first_use():
+    for name in hrnetpp_lib.__all__:
+        assert getattr(hrnetpp_lib, name) is not None
+    assert hrnetpp_lib.COCO17 is COCO17
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'; it offers .*create_model"):
+        _ = hrnetpp_lib.nothing

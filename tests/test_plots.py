@@ -1,0 +1,224 @@
+"""Every picture function: a figure of the one width that can be saved, without pyplot and without state."""
+
+import inspect
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from hrnetpp_lib import plots
+from hrnetpp_lib.bootstrap import Claim
+from hrnetpp_lib.images import read_image
+from hrnetpp_lib.keypoints import AIC14, COCO17
+from hrnetpp_lib.persons import PersonTable
+
+
+def picture(height: int = 48, width: int = 36, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def pose(visibility: float = 2, skeleton=COCO17) -> np.ndarray:
+    k = len(skeleton)
+    return np.column_stack([np.linspace(2, 30, k), np.linspace(40, 4, k), np.full(k, visibility)])
+
+
+def table(tmp_path) -> PersonTable:
+    keypoints = np.zeros((5, 17, 3), np.float32)
+    keypoints[:, :, 2] = np.arange(17) % 3
+    return PersonTable(
+        name="made up",
+        skeleton=COCO17,
+        image_dir=tmp_path,
+        image_files=np.array([b"a.jpg", b"b.jpg", b"c.jpg"]),
+        image_ids=np.arange(3),
+        image_hw=np.full((3, 2), 64, np.int32),
+        image_index=np.array([0, 0, 1, 1, 1], np.int32),
+        person_ids=np.arange(5),
+        bboxes_xywh=np.array([[0, 0, 10, 20 + i] for i in range(5)], float),
+        bbox_scores=np.ones(5),
+        areas=np.full(5, 200.0),
+        keypoints=keypoints,
+        dropped={},
+    )
+
+
+def snapshot(epoch: int) -> dict:
+    rng = np.random.default_rng(epoch)
+    crops = rng.integers(0, 256, (8, 32, 24, 3), np.uint8)
+    return {"epoch": epoch, "crops": crops, "heatmaps": rng.random((8, 17, 8, 6)).astype(np.float16)}
+
+
+def records(metric: bool) -> list[dict]:
+    epochs = [{"epoch": e, "loss": 1.0 / e} for e in (1, 2, 3)]
+    return [e | {"metric": "COCO AP", "value": 0.1} for e in epochs] if metric else epochs
+
+
+ARGUMENTS = {
+    "render_images": lambda tmp: (
+        [picture(), picture(30, 60), picture()],
+        [[pose()], [], [pose(1), pose()]],
+        COCO17,
+        [np.array([[1.0, 2, 20, 30]]), np.zeros((0, 4)), np.array([[3.0, 3, 9, 9]])],
+        ["one", "two", "three"],
+        2,
+    ),
+    "render_heatmaps": lambda tmp: ([picture()] * 7, [np.eye(12, 9)] * 7, [str(i) for i in range(7)], 3),
+    "render_curves": lambda tmp: ({"a": records(True), "b": records(False)}, {"a": "red", "b": "#00FF00"}),
+    "render_bars": lambda tmp: (["x", "y", "z"], [0.5, 1.25, 0.0], ["red", "green", "blue"], "AP", 2),
+    "render_statistics": lambda tmp: (table(tmp), "COCO"),
+    "render_shift": lambda tmp: ([np.eye(8), np.eye(8)], ["before", "after"]),
+    "render_lines": lambda tmp: (np.arange(4), {"a": np.arange(4), "b": -np.arange(4)}, "x (px)", "y (px)"),
+    "render_sharpening": lambda tmp: ([snapshot(e) for e in range(1, 10)], 4, 2),
+    "render_claims": lambda tmp: ([Claim("b", "a", 0.2, 1.5, -0.5, 3.0), Claim("c", "b", 0.1, -1, -2, -0.5)],),
+}
+RENDERERS = sorted(name for name, value in vars(plots).items() if name.startswith("render_"))
+
+
+@pytest.fixture(params=RENDERERS)
+def figure(request, tmp_path) -> Figure:
+    assert request.param in ARGUMENTS, "write down arguments for the new function"
+    return getattr(plots, request.param)(*ARGUMENTS[request.param](tmp_path))
+
+
+def test_every_figure_has_the_one_width_and_can_be_saved(figure, tmp_path):
+    assert isinstance(figure, Figure)
+    assert figure.get_figwidth() == plots.WIDTH_IN == 6.5
+    path = tmp_path / "new folder" / "figure.png"
+    assert plots.save(figure, path) is figure
+    image = read_image(path)
+    assert image.shape[1] == 1040  # 6.5 inches at 160 dots
+    assert image.std() > 2
+
+
+def test_every_figure_shows_itself_in_a_notebook(figure):
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_charts_have_labels_on_both_axes_or_none():
+    for name in ("render_curves", "render_lines"):
+        for ax in getattr(plots, name)(*ARGUMENTS[name](None)).axes:
+            assert ax.get_xlabel() and ax.get_ylabel()
+    assert plots.render_bars(*ARGUMENTS["render_bars"](None)).axes[0].get_xlabel() == "AP"
+
+
+def test_the_style_holds_for_titles_and_legends_too(tmp_path):
+    figure = plots.render_statistics(table(tmp_path), "COCO")
+    people, _, labels = figure.axes
+    assert people.title.get_fontsize() == plots.STYLE["axes.titlesize"]
+    assert not labels.get_legend().get_frame_on()
+    assert labels.get_legend().get_texts()[0].get_fontsize() == plots.STYLE["legend.fontsize"]
+
+
+def test_no_state_is_left_behind(tmp_path):
+    before = dict(mpl.rcParams)
+    for name in RENDERERS:
+        getattr(plots, name)(*ARGUMENTS[name](tmp_path))
+    assert dict(mpl.rcParams) == before
+
+
+def test_pyplot_is_not_needed():
+    code = "import sys, hrnetpp_lib.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_renderer_says_what_it_draws():
+    assert all(inspect.getdoc(getattr(plots, name)) for name in RENDERERS)
+
+
+# -------------------------------------------------------------------------------------------- poses
+
+
+def drawn(keypoints: np.ndarray, skeleton=COCO17, **options):
+    figure, axes = plots.new_figure(1, 1, 2.0)
+    plots.draw_pose(axes[0, 0], keypoints, skeleton, **options)
+    lines = axes[0, 0].lines
+    return [line for line in lines if line.get_marker() == "None"], [line for line in lines if line.get_marker() == "o"]
+
+
+@pytest.mark.parametrize("skeleton", [COCO17, AIC14], ids=lambda s: s.name)
+def test_limbs_and_dots_have_the_colours_of_their_sides(skeleton):
+    limbs, dots = drawn(pose(skeleton=skeleton), skeleton)
+    assert len(limbs) == len(skeleton.limbs) and len(dots) == len(skeleton)
+    for name, dot in zip(skeleton.names, dots, strict=True):
+        side = name.split("_")[0] if name.startswith(("left_", "right_")) else "centre"
+        assert to_hex(dot.get_markeredgecolor()).upper() == plots.SIDE_COLOURS[side]
+    for (a, b), limb in zip(skeleton.limbs, limbs, strict=True):
+        sides = {skeleton.names[k].split("_")[0] for k in (a, b)} & {"left", "right"}
+        expected = sides.pop() if len(sides) == 1 else "centre"
+        assert to_hex(limb.get_color()).upper() == plots.SIDE_COLOURS[expected], (a, b)
+
+
+def test_left_is_blue_and_right_is_orange_red():
+    assert plots.SIDE_COLOURS["left"] == "#0072B2"
+    assert plots.SIDE_COLOURS["right"] == "#D55E00"
+    assert len(set(plots.SIDE_COLOURS.values())) == 3
+    assert len(set(plots.METHOD_COLOURS.values())) == len(plots.METHOD_COLOURS)
+
+
+def test_unlabelled_keypoints_are_left_out_and_hidden_ones_hollow():
+    keypoints = pose()
+    keypoints[5, 2], keypoints[7, 2] = 0, 1  # left shoulder unlabelled, left elbow hidden
+    limbs, dots = drawn(keypoints)
+    assert len(dots) == 16
+    assert len(limbs) == len(COCO17.limbs) - 3  # shoulders, upper arm, flank
+    hollow = [dot for dot in dots if dot.get_markerfacecolor() == "white"]
+    assert len(hollow) == 1
+    np.testing.assert_allclose(hollow[0].get_xydata()[0], keypoints[7, :2])
+
+
+def test_only_keypoints_above_the_threshold_are_drawn():
+    keypoints = pose()
+    keypoints[:, 2] = np.linspace(0, 1, 17)
+    _, dots = drawn(keypoints, threshold=0.5)
+    assert len(dots) == 8  # 9/16 .. 16/16
+    assert not any(dot.get_markerfacecolor() == "white" for dot in dots)  # a score of 1 is no visibility flag
+
+
+def test_images_keep_their_pixels_and_y_points_down():
+    image = picture(30, 50)
+    ax = plots.render_images([image], [[]], COCO17, columns=1).axes[0]
+    np.testing.assert_array_equal(ax.images[0].get_array(), image)
+    assert ax.get_xlim() == (0, 49) and ax.get_ylim() == (29, 0)
+
+
+# ------------------------------------------------------------------------------------------ overlay
+
+
+def test_an_empty_heatmap_only_dims_the_crop():
+    crop = picture(40, 30)
+    result = plots.overlay(crop, np.zeros((10, 5)))
+    assert result.shape == crop.shape and result.dtype == np.uint8
+    np.testing.assert_array_equal(result, (crop * 0.9).astype(np.uint8))
+
+
+def test_the_peak_is_brightest_where_the_cell_is():
+    heatmap = np.zeros((10, 8))
+    heatmap[2, 6] = 1
+    result = plots.overlay(np.zeros((40, 32, 3), np.uint8), heatmap).sum(axis=2)
+    row, column = np.unravel_index(result.argmax(), result.shape)
+    assert (row // 4, column // 4) == (2, 6)
+
+
+def test_values_outside_zero_to_one_are_clipped():
+    crop = picture(8, 8)
+    np.testing.assert_array_equal(plots.overlay(crop, np.full((2, 2), 7.0)), plots.overlay(crop, np.ones((2, 2))))
+    np.testing.assert_array_equal(plots.overlay(crop, -np.ones((2, 2))), plots.overlay(crop, np.zeros((2, 2))))
+
+
+def test_sharpening_shows_first_and_last_epoch_in_a_row_per_person():
+    figure = plots.render_sharpening([snapshot(e) for e in range(1, 10)], keypoint=4, persons=2)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert len(titles) == 12
+    assert titles[0].startswith("epoch 1,") and titles[5].startswith("epoch 9,") and titles[6].startswith("epoch 1,")
+    assert titles[5].endswith(f"peak {snapshot(9)['heatmaps'][0, 4].max():.2f}")
+
+
+def test_bars_are_in_the_given_order_from_the_top():
+    ax = plots.render_bars(["first", "second"], [1.0, 2.0], ["red", "blue"], "AP", digits=1).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
+    assert ax.yaxis_inverted()
+    assert [text.get_text() for text in ax.texts] == ["1.0", "2.0"]
