@@ -23,7 +23,7 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train the three stages of one architecture; a plain HRNet stops after the second."""
+    """Train the three stages of one architecture, or find them trained."""
     profile = get_profile(options.profile)
     if options.architecture not in ARCHITECTURES:
         raise HrnetppError(

@@ -234,7 +234,7 @@ def bbox_ap(gt_json: str | Path | dict, detections_json: str | Path | list[dict]
     ]
     if not boxes:
         return 0.0
-    persons = [dict(person) for person in truth["annotations"] if person["category_id"] == 1]
+    persons = [person for person in truth["annotations"] if person["category_id"] == 1]
     return _evaluate({**truth, "annotations": persons, "categories": [{"id": 1}]}, boxes, "bbox")[0]
 
 
@@ -297,10 +297,12 @@ def _best_similarity(pose: np.ndarray, box_xyxy: np.ndarray, poses: np.ndarray) 
 
 
 def _evaluate(truth: dict, found: list[dict], kind: str, sigmas: np.ndarray | None = None) -> list[float]:
-    """COCOeval's figures, without what it prints; it writes into the annotations it gets."""
+    """COCOeval's figures, without what it prints."""
+    # COCOeval writes into the annotations it gets, and takes a match with one of id 0 for none.
+    persons = [{**person, "id": number} for number, person in enumerate(truth["annotations"], 1)]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = truth
+        coco.dataset = {**truth, "annotations": persons}
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(found), kind)
         evaluation.params.kpt_oks_sigmas = sigmas  # boxes have no use for them
@@ -340,8 +342,9 @@ def _check_numbers(records: list[dict], lengths: dict[str, int], what: str) -> N
     for number, record in enumerate(records):
         for field, length in lengths.items():
             try:
-                numbers = np.array(record[field], np.float64)
-                good = numbers.size == length and np.isfinite(numbers).all()
+                numbers = np.array(record[field])
+                fits = numbers.shape == ((length,) if length > 1 else ()) and numbers.dtype.kind in "biuf"
+                good = fits and np.isfinite(numbers).all()
             except (KeyError, TypeError, ValueError):
                 good = False
             if not good:

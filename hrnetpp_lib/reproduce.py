@@ -80,15 +80,9 @@ def reproduce(
     get_profile(profile_name)
     output, notebook_folder = output.resolve(), notebook_folder.resolve()
     notebooks = list_notebooks(only, notebook_folder)
-    parameters = dict(parameters or {})
-    accepted = {path: _accepted_parameters(path) for path in notebooks}
-    valid = sorted(set().union(*accepted.values()) - {"profile", "root"})
-    unknown = sorted(set(parameters) - set(valid))
-    if unknown:
-        raise HrnetppError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(valid)}")
-    os.environ.update(HRNETPP_HEADLESS="1", JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["HRNETPP_REVISION"] = git_revision(notebook_folder)
+    accepted = {path: set(papermill.inspect_notebook(str(path))) for path in notebooks}
+    parameters = _check_parameters(parameters or {}, accepted)
+    _set_environment(notebook_folder)
     progress_file = output / "runs" / profile_name / "reproduce.json"
     done = read_json(progress_file) if progress_file.is_file() else {}
     executed = []
@@ -113,9 +107,20 @@ def reproduce(
     return executed
 
 
-def _accepted_parameters(path: Path) -> set[str]:
-    """Names in a notebook's parameters cell."""
-    return set(papermill.inspect_notebook(str(path)))
+def _set_environment(notebook_folder: Path) -> None:
+    """Variables that the kernels inherit."""
+    os.environ.update(HRNETPP_HEADLESS="1", JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["HRNETPP_REVISION"] = git_revision(notebook_folder)
+
+
+def _check_parameters(parameters: dict[str, object], accepted: dict[Path, set[str]]) -> dict[str, object]:
+    """The parameters, if each is in some notebook's parameters cell; papermill only warns."""
+    valid = sorted(set().union(*accepted.values()) - {"profile", "root"})
+    unknown = sorted(set(parameters) - set(valid))
+    if unknown:
+        raise HrnetppError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(valid)}")
+    return parameters
 
 
 def _execute(path: Path, copy: Path, parameters: dict[str, object], profile_name: str) -> None:

@@ -64,15 +64,22 @@ def write_dataset(
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    with ProcessPoolExecutor(processes, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
-        mapper = map if processes == 1 else partial(pool.map, chunksize=4)
-        for split in ("train", "val"):
-            _write_coco(part / "coco", split, counts[f"coco_{split}"], seed, mapper)
-        for split in ("train", "validation"):
-            _write_ai_challenger(part / "ai_challenger", split, counts[f"ai_challenger_{split}"], seed, mapper)
+    _write_parts(part, counts, seed, processes)
     (part / "manifest.json").write_text(json.dumps(manifest))
     part.rename(root)
     return counts
+
+
+def _write_parts(root: Path, counts: dict[str, int], seed: int, processes: int) -> None:
+    """All four sets, rendered by so many processes."""
+    with ProcessPoolExecutor(processes, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+        mapper = map if processes == 1 else partial(pool.map, chunksize=4)
+        for split in ("train", "val"):
+            _write_coco(root / "coco", split, counts[f"coco_{split}"], seed, mapper)
+        for split in ("train", "validation"):
+            _write_ai_challenger(
+                root / "ai_challenger", split, counts[f"ai_challenger_{split}"], seed, mapper
+            )
 
 
 def _check_manifest(root: Path, manifest: dict) -> None:
@@ -221,7 +228,9 @@ def _write_ai_challenger(root: Path, split: str, persons: int, seed: int, mapper
     folder = root / f"ai_challenger_keypoint_{split}_{picture_day}"
     pictures = folder / f"keypoint_{split}_images_{picture_day}"
     records = []
-    for number, found in _render_until(pictures, "{:040x}.jpg", f"ai_challenger_{split}", seed, persons, mapper):
+    for number, found in _render_until(
+        pictures, "{:040x}.jpg", f"ai_challenger_{split}", seed, persons, mapper
+    ):
         boxes, poses = {}, {}
         for i, person in enumerate(found, start=1):
             x, y, w, h = person.bbox_xywh

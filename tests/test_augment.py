@@ -92,6 +92,21 @@ def test_distributions_are_the_official_ones():
     assert np.mean(flips) == pytest.approx(0.5, abs=0.03)
 
 
+def test_half_body_is_taken_as_often_as_the_official_code_does():
+    keypoints, center, scale = person()
+    labelled = np.ones(17, bool)
+    halves = [half_body(keypoints[:, :2], labelled, COCO17, INPUT_HW, upper) for upper in (True, False)]
+    boxes = [crop_matrix(*half, 0.0, INPUT_HW) for half in halves]
+    often = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, half_body_probability=0.3)
+    counts = np.zeros(2)
+    for i in range(3000):
+        rng = np.random.default_rng((1, 0, i))
+        crop = sample_crop(often, keypoints, center, scale, COCO17, 320, INPUT_HW, rng)
+        counts += [np.allclose(crop.matrix, box) for box in boxes]
+    assert counts.sum() / 3000 == pytest.approx(0.3, abs=0.03)
+    assert counts[0] / counts.sum() == pytest.approx(0.691, abs=0.05)  # P(N < 0.5)
+
+
 def test_half_body_happens_only_with_more_than_eight_keypoints():
     keypoints, center, scale = person()
     plain = crop_matrix(center, scale, 0.0, INPUT_HW)

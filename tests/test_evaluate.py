@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import (
@@ -261,6 +263,11 @@ def test_no_result_scores_zero():
         ({"category_id": 2}, "result 1: category_id 2 is not"),
         ({"score": float("nan")}, "result 1.*score"),
         ({"score": None}, "result 1.*score"),
+        ({"score": "0.5"}, "result 1.*score"),
+        ({"score": [0.5]}, "result 1.*score"),
+        ({"image_id": [9]}, "result 1.*image_id"),
+        ({"keypoints": [[1.0, 2.0, 1.0]] * 17}, "result 1.*51 finite"),
+        ({"keypoints": ["1"] * 51}, "result 1.*51 finite"),
         ({"keypoints": [1.0, float("inf"), 1.0] * 17}, "result 1.*51 finite"),
         ({"keypoints": [1.0] * 42}, "result 1.*51 finite"),
         ({"keypoints": "none"}, "result 1.*51 finite"),
@@ -303,6 +310,66 @@ def test_ground_truth_scores_one(real_data, file):
     assert len(results) >= 12
     assert coco_ap(real_data / file, results) == pytest.approx(dict.fromkeys(COCO_FIGURES, 1.0))
     assert coco_ap(truth, results[1:])["AR"] == pytest.approx(1 - 1 / len(results))
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (5, 5)])
+def test_the_ids_of_annotations_do_not_matter(ids):
+    truth = truth_of(2)
+    for person, number in zip(truth["annotations"], ids, strict=True):
+        person["id"] = number
+    poses = [result_of(person) for person in truth["annotations"]]
+    boxes = [
+        {k: p[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1} for p in truth["annotations"]
+    ]
+    assert coco_ap(truth, poses)["AP"] == pytest.approx(1) and bbox_ap(truth, boxes) == pytest.approx(1)
+
+
+def noisy_results(truth: dict, strength: float) -> list[dict]:
+    """Each labelled person, off by noise in proportion to its size, and as many persons who are not there."""
+    rng, results = np.random.default_rng(0), []
+    for person in truth["annotations"]:
+        if person["num_keypoints"] > 0 and not person["iscrowd"]:
+            noise = strength * math.sqrt(person["area"]) * rng.normal(size=(17, 1))
+            results.append(result_of(person, rng.random(), noise))
+            results.append(result_of(person, rng.random() / 2, noise + 70))
+    return results
+
+
+def test_coco_ap_is_a_plain_cocoeval_run_on_real_persons(real_data):
+    file = real_data / "coco_mini" / "annotations" / "person_keypoints_train2017.json"
+    aps = [1.0]
+    for strength in (0.02, 0.08, 0.2):
+        results = noisy_results(json.loads(file.read_text()), strength)
+        coco = COCO(file)
+        plain = COCOeval(coco, coco.loadRes(results), "keypoints")
+        plain.evaluate()
+        plain.accumulate()
+        plain.summarize()
+        figures = coco_ap(file, results)
+        assert list(figures.values()) == plain.stats.tolist()
+        aps.append(figures["AP"])
+    assert sorted(aps, reverse=True) == aps and 0 < aps[-1] < aps[1] < 0.99
+
+
+def test_oks_is_that_of_cocoeval_on_real_persons(real_data):
+    file = real_data / "coco_mini" / "annotations" / "person_keypoints_train2017.json"
+    coco = COCO(file)
+    found = coco.loadRes(noisy_results(coco.dataset, 0.05))
+    evaluation = COCOeval(coco, found, "keypoints")
+    compared = 0
+    for image_id in coco.getImgIds():
+        evaluation._prepare()
+        theirs = np.array(evaluation.computeOks(image_id, 1))
+        persons = coco.loadAnns(coco.getAnnIds(image_id))
+        results = sorted(found.loadAnns(found.getAnnIds(image_id)), key=lambda result: -result["score"])
+        for i, j in np.ndindex(theirs.shape):
+            true = np.reshape(persons[j]["keypoints"], (17, 3))
+            pose = np.reshape(results[i]["keypoints"], (17, 3))
+            if (labelled := true[:, 2] > 0).any():
+                ours = oks(pose, true, persons[j]["area"], COCO17.oks_sigmas, labelled)
+                assert ours == pytest.approx(theirs[i, j], abs=1e-12)
+                compared += 1
+    assert compared > 300
 
 
 def test_bbox_ap(real_data):

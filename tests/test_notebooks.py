@@ -86,7 +86,9 @@ def test_no_logic_that_belongs_in_the_library(path):
     for cell in code_cells(nbformat.read(path, as_version=4)):
         nodes = list(ast.walk(ast.parse(cell.source)))
         assert not any(isinstance(node, ast.ClassDef | ast.While | ast.Try | ast.Global) for node in nodes)
-        called = {node.func.attr for node in nodes if isinstance(node, ast.Call) and hasattr(node.func, "attr")}
+        called = {
+            node.func.attr for node in nodes if isinstance(node, ast.Call) and hasattr(node.func, "attr")
+        }
         assert not called & {"zero_grad", "step"}  # nobody trains outside train.py
         for forbidden in ("pip install", "sys.path", "os.chdir", "torchvision", "get_ipython"):
             assert forbidden not in cell.source

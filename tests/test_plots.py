@@ -73,7 +73,9 @@ ARGUMENTS = {
     "render_shift": lambda tmp: ([np.eye(8), np.eye(8)], ["before", "after"]),
     "render_lines": lambda tmp: (np.arange(4), {"a": np.arange(4), "b": -np.arange(4)}, "x (px)", "y (px)"),
     "render_sharpening": lambda tmp: ([snapshot(e) for e in range(1, 10)], 4, 2),
-    "render_claims": lambda tmp: ([Claim("b", "a", 0.2, 1.5, -0.5, 3.0), Claim("c", "b", 0.1, -1, -2, -0.5)],),
+    "render_claims": lambda tmp: (
+        [Claim("b", "a", 0.2, 1.5, -0.5, 3.0), Claim("c", "b", 0.1, -1, -2, -0.5)],
+    ),
 }
 RENDERERS = sorted(name for name, value in vars(plots).items() if name.startswith("render_"))
 
@@ -136,7 +138,9 @@ def drawn(keypoints: np.ndarray, skeleton=COCO17, **options):
     figure, axes = plots.new_figure(1, 1, 2.0)
     plots.draw_pose(axes[0, 0], keypoints, skeleton, **options)
     lines = axes[0, 0].lines
-    return [line for line in lines if line.get_marker() == "None"], [line for line in lines if line.get_marker() == "o"]
+    return [line for line in lines if line.get_marker() == "None"], [
+        line for line in lines if line.get_marker() == "o"
+    ]
 
 
 @pytest.mark.parametrize("skeleton", [COCO17, AIC14], ids=lambda s: s.name)
@@ -205,15 +209,23 @@ def test_the_peak_is_brightest_where_the_cell_is():
 
 def test_values_outside_zero_to_one_are_clipped():
     crop = picture(8, 8)
-    np.testing.assert_array_equal(plots.overlay(crop, np.full((2, 2), 7.0)), plots.overlay(crop, np.ones((2, 2))))
-    np.testing.assert_array_equal(plots.overlay(crop, -np.ones((2, 2))), plots.overlay(crop, np.zeros((2, 2))))
+    np.testing.assert_array_equal(
+        plots.overlay(crop, np.full((2, 2), 7.0)), plots.overlay(crop, np.ones((2, 2)))
+    )
+    np.testing.assert_array_equal(
+        plots.overlay(crop, -np.ones((2, 2))), plots.overlay(crop, np.zeros((2, 2)))
+    )
 
 
 def test_sharpening_shows_first_and_last_epoch_in_a_row_per_person():
     figure = plots.render_sharpening([snapshot(e) for e in range(1, 10)], keypoint=4, persons=2)
     titles = [ax.get_title() for ax in figure.axes]
     assert len(titles) == 12
-    assert titles[0].startswith("epoch 1,") and titles[5].startswith("epoch 9,") and titles[6].startswith("epoch 1,")
+    assert (
+        titles[0].startswith("epoch 1,")
+        and titles[5].startswith("epoch 9,")
+        and titles[6].startswith("epoch 1,")
+    )
     assert titles[5].endswith(f"peak {snapshot(9)['heatmaps'][0, 4].max():.2f}")
 
 

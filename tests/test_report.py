@@ -23,7 +23,13 @@ from hrnetpp_lib.report import (
 
 
 def row(method: str = "ensemble", **metrics: float) -> Row:
-    return Row(method, dict(zip(METRICS, (0.5, 0.75, 0.25, 0.125, 1.0, 0.0), strict=True)) | metrics, "some.json", True, False)
+    return Row(
+        method,
+        dict(zip(METRICS, (0.5, 0.75, 0.25, 0.125, 1.0, 0.0), strict=True)) | metrics,
+        "some.json",
+        True,
+        False,
+    )
 
 
 def test_the_reports_table():

@@ -13,7 +13,9 @@ from hrnetpp_lib.reproduce import PROJECT_ROOT, list_notebooks, parse_parameters
 LOG = "with open(f'{root}/log.txt', 'a') as log:\n    print(NAME, profile, seed, file=log)"
 
 
-def write_notebook(folder: Path, name: str, *sources: str, parameters: str = 'profile = "mini"\nroot = ".."\nseed = 0'):
+def write_notebook(
+    folder: Path, name: str, *sources: str, parameters: str = 'profile = "mini"\nroot = ".."\nseed = 0'
+):
     notebook = nbformat.v4.new_notebook()
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
@@ -79,7 +81,9 @@ def test_an_unknown_profile_is_refused_with_the_known_ones(project):
 
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones(project):
-    write_notebook(project / "notebooks", "04_fourth", parameters='profile = "mini"\nroot = ".."\nseed = 0\ndraws = 5')
+    write_notebook(
+        project / "notebooks", "04_fourth", parameters='profile = "mini"\nroot = ".."\nseed = 0\ndraws = 5'
+    )
     with pytest.raises(HrnetppError, match="no notebook has a parameter lr; there are draws, seed"):
         run(project, parameters={"lr": 1, "seed": 2})
     assert log_of(project) == []
@@ -167,7 +171,9 @@ def broken(project) -> Path:
 
 
 def test_a_failure_names_notebook_cell_and_error_and_keeps_the_partial_copy(broken):
-    with pytest.raises(HrnetppError, match=r"02_second\.ipynb failed in cell \[5\]: RuntimeError: not yet") as caught:
+    with pytest.raises(
+        HrnetppError, match=r"02_second\.ipynb failed in cell \[5\]: RuntimeError: not yet"
+    ) as caught:
         run(broken)
     copy = broken / "notebooks/executed/smoke/02_second.ipynb"
     assert str(copy) in str(caught.value)

@@ -79,7 +79,12 @@ def test_front_views_are_the_most_common():
 @settings(max_examples=60, deadline=None)
 def test_bones_keep_their_length_in_every_pose(seed):
     joints = sample_person(np.random.default_rng(seed)).joints
-    bones = {("shoulder", "elbow"): 0.16, ("elbow", "wrist"): 0.145, ("hip", "knee"): 0.235, ("knee", "ankle"): 0.23}
+    bones = {
+        ("shoulder", "elbow"): 0.16,
+        ("elbow", "wrist"): 0.145,
+        ("hip", "knee"): 0.235,
+        ("knee", "ankle"): 0.23,
+    }
     for side in ("left", "right"):
         for (start, end), length in bones.items():
             found = np.linalg.norm(joints[f"{side}_{end}"] - joints[f"{side}_{start}"])
@@ -213,7 +218,9 @@ def test_what_an_object_covers_is_labelled_but_hidden():
     below = free[:, 1] > HIPS[1] - 4
     assert below.sum() >= 6
     assert (covered[below & (free[:, 2] > 0), 2] == 1).all()
-    np.testing.assert_array_equal(covered[~below & (free[:, 1] < HIPS[1] - 6)], free[~below & (free[:, 1] < HIPS[1] - 6)])
+    np.testing.assert_array_equal(
+        covered[~below & (free[:, 1] < HIPS[1] - 6)], free[~below & (free[:, 1] < HIPS[1] - 6)]
+    )
 
 
 def test_what_another_person_covers_is_hidden():
@@ -236,7 +243,9 @@ def test_faces_turned_away_and_points_outside_are_not_labelled():
     low = np.array([100.0, HEIGHT - 20.0])
     paint_person(canvas, person, 0, low, STATURE)
     keypoints = _keypoints(canvas, 0, person, low, STATURE, COCO17)
-    np.testing.assert_array_equal(keypoints[[names.index(f"{s}_ankle") for s in ("left", "right")]], np.zeros((2, 3)))
+    np.testing.assert_array_equal(
+        keypoints[[names.index(f"{s}_ankle") for s in ("left", "right")]], np.zeros((2, 3))
+    )
     assert keypoints[names.index("left_shoulder"), 2] > 0
 
 

@@ -219,7 +219,10 @@ def test_the_simulated_detector_shakes_misses_doubles_and_invents():
 
 @pytest.mark.parametrize(
     ("folder", "split", "days", "persons"),
-    [(AIC_TRAIN, "train", ("20170902", "20170909"), 18), (AIC_VALIDATION, "validation", ("20170911",) * 2, 2)],
+    [
+        (AIC_TRAIN, "train", ("20170902", "20170909"), 18),
+        (AIC_VALIDATION, "validation", ("20170911",) * 2, 2),
+    ],
 )
 def test_ai_challenger_files(root, folder, split, days, persons):
     pictures = root / folder / f"keypoint_{split}_images_{days[0]}"

@@ -1,0 +1,59 @@
+"""README says what the code and the committed results say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.readme import list_choices, render_readme
+from hrnetpp_lib.recipe import PROFILES
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_generated_parts_are_up_to_date():
+    assert render_readme(README) == README
+
+
+def test_every_mark_in_the_code_is_listed():
+    marks = sum(
+        len(re.findall(r"# (?:CHOICE|DEVIATION):", path.read_text()))
+        for path in (ROOT / "hrnetpp_lib").glob("*.py")
+        if path.name != "readme.py"
+    )
+    assert len(list_choices()) == marks > 5
+
+
+def test_a_mark_may_go_on_over_lines(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n    # CHOICE: first line,\n    # second line.\ny = 2  # not this\n")
+    assert list_choices(tmp_path) == ["* choice, `a.py`: first line, second line."]
+
+
+def test_missing_marker_is_named():
+    with pytest.raises(HrnetppError, match="choices"):
+        render_readme(README.replace("<!-- end of choices -->", ""))
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_module_is_in_the_tree():
+    tree = README.split("```")[7]
+    for path in (ROOT / "hrnetpp_lib").glob("[a-z]*.py"):
+        assert re.search(rf"\b{path.stem}\b", tree), path.name
+
+
+def test_every_profile_is_on_the_ladder_and_readme_is_short():
+    assert all(f"| `{name}` |" in README for name in PROFILES)
+    assert len(README.splitlines()) <= 150
+
+
+def test_committed_results_are_of_one_clean_commit():
+    content = json.loads((ROOT / "figures" / "mini" / "results.json").read_text())
+    assert re.fullmatch(r"[0-9a-f]{7,40}", content["provenance"]["git_revision"])
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for row in content["rows"] for digest in row["runs"].values())
