@@ -1,4 +1,4 @@
-"""HRNet++ for human pose estimation: the network, soft-argmax, the three training stages and their evaluation.
+"""HRNet++ for human pose estimation: network, soft-argmax, training stages and evaluation.
 
 Importing the package loads no heavy library: the names below are fetched on first use.
 """

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hrnetpp_lib.coordinates import Coordinates
+from hrnetpp_lib.heatmap import flip_back
 from hrnetpp_lib.hrnet import HRNet, count_macs
 from hrnetpp_lib.recipe import ABLATIONS
 from hrnetpp_lib.softargmax import soft_argmax
@@ -112,3 +114,32 @@ def soft_argmax_bias(
     squared = (x - true_x[:, None, None]) ** 2 + (y - centre_xy[1]) ** 2
     heatmaps = torch.from_numpy(peak * np.exp(-squared / (2 * sigma**2)))[None]
     return soft_argmax(heatmaps, alpha)[0, :, 0].double().numpy() - true_x
+
+
+def flip_test_bias(
+    coordinates: Coordinates, x_input: float, input_hw: tuple[int, int] = (256, 192), sigma: float = 2.0
+) -> float:
+    """How far averaging with the mirrored crop moves the keypoint of a perfect network.
+
+    The perfect network draws a Gaussian just where the keypoint is, in the crop and in its mirror image.
+
+    Args:
+        coordinates: The convention, for the network's cells and for the shift of the mirrored map.
+        x_input: Position of the keypoint along x, input px.
+        input_hw: Size of the crop.
+        sigma: Of the Gaussian, in cells.
+
+    Returns:
+        Error of the averaged map's centre of mass, in cells; positive is to the right.
+
+    Reference: Huang et al., CVPR 2020 (UDP).
+    """
+    stride = coordinates.stride_xy(input_hw)[0]
+    cells = torch.arange(input_hw[1] // 4, dtype=torch.float64)
+
+    def network(x: float) -> Tensor:
+        return torch.exp(-((cells - x / stride) ** 2) / (2 * sigma**2))[None, None, None]
+
+    mirrored = flip_back(network(input_hw[1] - 1 - x_input), (), coordinates.flip_shift)
+    average = ((network(x_input) + mirrored) / 2).flatten()
+    return float((average * cells).sum() / average.sum() - x_input / stride)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hrnetpp_lib.coordinates import OFFICIAL, Coordinates
 from hrnetpp_lib.geometry import crop_matrix
 from hrnetpp_lib.keypoints import Skeleton
 from hrnetpp_lib.recipe import Augmentation
@@ -71,6 +72,7 @@ def sample_crop(
     image_width: int,
     input_hw: tuple[int, int],
     rng: np.random.Generator,
+    coordinates: Coordinates = OFFICIAL,
 ) -> Crop:
     """Draw one augmented crop, in the official code's order: half body, scale, rotation, mirror.
 
@@ -83,6 +85,7 @@ def sample_crop(
         image_width: px; the mirror axis is the image's middle column.
         input_hw: Size of the crop.
         rng: Source of all randomness.
+        coordinates: What the box is stretched to.
 
     Reference: HRNet++ report, data and augmentation; official HRNet, JointsDataset.__getitem__.
     """
@@ -97,8 +100,9 @@ def sample_crop(
     rotation = float(np.clip(rotation_std * rng.standard_normal(), -bound, bound))
     if rng.random() > augmentation.rotation_probability:
         rotation = 0.0
+    crop_hw = coordinates.crop_hw(input_hw)
     if rng.random() > augmentation.flip_probability:
-        return Crop(crop_matrix(center, scale, rotation, input_hw), flipped=False)
+        return Crop(crop_matrix(center, scale, rotation, crop_hw), flipped=False)
     mirror = np.array([[-1.0, 0.0, image_width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     mirrored_center = np.array([image_width - 1.0 - center[0], center[1]])
-    return Crop(crop_matrix(mirrored_center, scale, rotation, input_hw) @ mirror, flipped=True)
+    return Crop(crop_matrix(mirrored_center, scale, rotation, crop_hw) @ mirror, flipped=True)

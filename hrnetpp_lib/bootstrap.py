@@ -88,7 +88,9 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     samples = [np.arange(images), *rng.integers(0, images, (draws, images))]
     values = {
-        method: np.array([_ap_of(evaluation, sample) for sample in samples]) if evaluation else np.zeros(len(samples))
+        method: np.array([_ap_of(evaluation, sample) for sample in samples])
+        if evaluation
+        else np.zeros(len(samples))
         for method, evaluation in evaluations.items()
     }
     return Draws({m: float(v[0]) for m, v in values.items()}, {m: v[1:] for m, v in values.items()})

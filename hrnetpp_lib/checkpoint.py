@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hrnetpp_lib.coordinates import OFFICIAL, Coordinates, get_coordinates
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.keypoints import COCO17, SKELETONS, Skeleton
@@ -21,6 +22,7 @@ class ModelCard:
         input_hw: Input height and width in px.
         decoder: How heatmaps become keypoints.
         alpha: Inverse temperature of the soft-argmax decoder.
+        coordinates: What a cell means in input px, and the shift after mirroring.
         run: Name of the training run, empty for foreign weights.
     """
 
@@ -28,17 +30,21 @@ class ModelCard:
     input_hw: tuple[int, int] = (384, 288)
     decoder: Literal["quarter_offset", "soft_argmax"] = "quarter_offset"
     alpha: float = 60.0
+    coordinates: Coordinates = OFFICIAL
     run: str = ""
 
     @classmethod
     def of_run(cls, run: Run, skeleton: Skeleton) -> "ModelCard":
         """The card of the network that a training run makes."""
-        return cls(skeleton, run.profile.input_hw, run.stage.decoder, run.stage.alpha, run.name)
+        stage = run.stage
+        coordinates = get_coordinates(stage.coordinates)
+        return cls(skeleton, run.profile.input_hw, stage.decoder, stage.alpha, coordinates, run.name)
 
 
 def save_checkpoint(model: HRNet, card: ModelCard, path: Path) -> None:
     """Write weights and card to one safetensors file, whole or not at all."""
-    content = asdict(replace(card, skeleton=None)) | {"skeleton": card.skeleton.name}
+    names = {"skeleton": card.skeleton.name, "coordinates": card.coordinates.name}
+    content = asdict(replace(card, skeleton=None)) | names
     save_model(model, path, {"card": json.dumps(content)})
 
 
@@ -52,6 +58,7 @@ def load_checkpoint(path: Path) -> tuple[HRNet, ModelCard]:
     try:
         content = json.loads(metadata["card"])
         content["skeleton"] = SKELETONS[content["skeleton"]]
+        content["coordinates"] = get_coordinates(content["coordinates"])
         content["input_hw"] = tuple(content["input_hw"])
         card = ModelCard(**content)
     except (KeyError, TypeError, ValueError) as error:

@@ -1,18 +1,18 @@
 """From a table of persons to crops: the training samples and the boxes to predict on."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.augment import sample_crop
+from hrnetpp_lib.coordinates import OFFICIAL, Coordinates, get_coordinates
 from hrnetpp_lib.geometry import bbox_to_center_scale, crop_matrix, transform_points
 from hrnetpp_lib.heatmap import encode
 from hrnetpp_lib.images import read_image
+from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.recipe import Run
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 255]; official HRNet.
@@ -75,6 +75,7 @@ class TrainCrops(torch.utils.data.Dataset):
             1 where labelled and inside the input.
         """
         profile, table = self.run.profile, self.table
+        coordinates = get_coordinates(self.run.stage.coordinates)
         image = read_image(table.image_path(index))
         center, scale = bbox_to_center_scale(table.bboxes_xywh[index], profile.input_hw)
         crop = sample_crop(
@@ -86,20 +87,23 @@ class TrainCrops(torch.utils.data.Dataset):
             image.shape[1],
             profile.input_hw,
             np.random.default_rng((self.run.seed, self.epoch, index)),
+            coordinates,
         )
         keypoints = table.keypoints[index][table.skeleton.flip_order if crop.flipped else slice(None)]
         labelled = keypoints[:, 2] > 0
         points = transform_points(keypoints[:, :2].astype(np.float64), crop.matrix) * labelled[:, None]
         last = np.array(profile.input_hw[::-1]) - 1
         inside = labelled & ((points >= 0) & (points <= last)).all(axis=1)
+        cells = points / coordinates.stride_xy(profile.input_hw)
+        # encode counts four px a cell, whatever the convention.
         heatmaps, weight = encode(
-            points, labelled, profile.input_hw, profile.heatmap_hw, profile.heatmap_sigma
+            4 * cells, labelled, profile.input_hw, profile.heatmap_hw, profile.heatmap_sigma
         )
         return {
             "image": warp(image, crop.matrix, profile.input_hw),
             "heatmaps": heatmaps,
             "target_weight": weight,
-            "keypoints_heatmap": (points / 4).astype(np.float32),
+            "keypoints_heatmap": cells.astype(np.float32),
             "keypoint_weight": inside.astype(np.float32),
         }
 
@@ -119,6 +123,7 @@ class BoxCrops(torch.utils.data.Dataset):
     table: PersonTable
     input_hw: tuple[int, int]
     views: tuple[View, ...] = (View(),)
+    coordinates: Coordinates = OFFICIAL
 
     def __len__(self) -> int:
         return len(self.table)
@@ -126,11 +131,15 @@ class BoxCrops(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """crops (V, h, w, 3) uint8 RGB and matrices (V, 2, 3), image px -> input px."""
         image = read_image(self.table.image_path(index))
-        return crops_of_box(image, self.table.bboxes_xywh[index], self.input_hw, self.views)
+        return crops_of_box(image, self.table.bboxes_xywh[index], self.input_hw, self.views, self.coordinates)
 
 
 def crops_of_box(
-    image: np.ndarray, bbox_xywh: np.ndarray, input_hw: tuple[int, int], views: tuple[View, ...]
+    image: np.ndarray,
+    bbox_xywh: np.ndarray,
+    input_hw: tuple[int, int],
+    views: tuple[View, ...],
+    coordinates: Coordinates = OFFICIAL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crops and matrices of one box of an open image.
 
@@ -139,10 +148,12 @@ def crops_of_box(
         bbox_xywh: (4,) image px.
         input_hw: Height and width of the crops.
         views: V views.
+        coordinates: What the box is stretched to.
 
     Returns:
         crops (V, h, w, 3) uint8 and matrices (V, 2, 3), image px -> input px.
     """
     center, scale = bbox_to_center_scale(bbox_xywh, input_hw)
-    matrices = np.stack([crop_matrix(center, scale * v.scale, v.rotation_deg, input_hw) for v in views])
+    crop_hw = coordinates.crop_hw(input_hw)
+    matrices = np.stack([crop_matrix(center, scale * v.scale, v.rotation_deg, crop_hw) for v in views])
     return np.stack([warp(image, matrix, input_hw) for matrix in matrices]), matrices

@@ -234,8 +234,7 @@ def bbox_ap(gt_json: str | Path | dict, detections_json: str | Path | list[dict]
     ]
     if not boxes:
         return 0.0
-    persons = [person for person in truth["annotations"] if person["category_id"] == 1]
-    return _evaluate({**truth, "annotations": persons, "categories": [{"id": 1}]}, boxes, "bbox")[0]
+    return _evaluate({**truth, "categories": [{"id": 1}]}, boxes, "bbox")[0]
 
 
 def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> dict[str, float]:

@@ -100,31 +100,35 @@ def decode(heatmaps: Tensor, quarter_offset: bool = True) -> tuple[Tensor, Tenso
     return keypoints, scores
 
 
-def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: bool = True) -> Tensor:
+def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: float = True) -> Tensor:
     """Bring the heatmaps of a mirrored image back to the unmirrored frame.
 
     Args:
         heatmaps: (B, K, H, W) network output for the mirrored input; left untouched.
         flip_pairs: Keypoint index pairs that trade places.
-        shift: Move the result one cell to the right, as the official code does: mirroring the input at
-            stride 4 leaves the maps 0.75 cells too far left. The first column is repeated.
+        shift: How many cells to move the result to the right, 0 to 1. True is 1, as in the official code.
+            Mirroring the input at stride 4 leaves the maps 0.75 cells too far left; a part of a cell is
+            interpolated between neighbours. The first column is repeated.
 
     Returns:
         (B, K, H, W), a new tensor.
 
     Raises:
-        ValueError: If heatmaps is not 4-D.
+        ValueError: If heatmaps is not 4-D, or shift is not within 0 and 1.
 
     Reference: official HRNet, flip_back and SHIFT_HEATMAP.
     """
     maps = _check_4d(heatmaps)
+    if not 0 <= shift <= 1:
+        raise ValueError(f"shift must be within 0 and 1 cells, got {shift}")
     order = list(range(maps.shape[1]))
     for left, right in flip_pairs:
         order[left], order[right] = order[right], order[left]
     back = maps[:, order].flip(-1)
-    if shift:
-        back = torch.cat([back[..., :1], back[..., :-1]], dim=-1)
-    return back
+    if not shift:
+        return back
+    moved = torch.cat([back[..., :1], back[..., :-1]], dim=-1)
+    return moved if shift == 1 else torch.lerp(back, moved, float(shift))
 
 
 def _at(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.checkpoint import ModelCard
 from hrnetpp_lib.data import BoxCrops, View, crops_of_box, normalise
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.geometry import invert_matrix, transform_points
 from hrnetpp_lib.heatmap import decode, flip_back
+from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.softargmax import soft_argmax
 
 SINGLE_VIEW = (View(),)
@@ -63,7 +63,7 @@ def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool =
     Args:
         model: In eval mode.
         crops: (B, h, w, 3) uint8 RGB.
-        card: Gives the keypoints' flip pairs.
+        card: Gives the keypoints' flip pairs and the shift of the mirrored maps.
         flip: Whether to run the mirrored crops too.
 
     Returns:
@@ -75,7 +75,8 @@ def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool =
     images = normalise(crops.to(device))
     heatmaps = model(images).float()
     if flip:
-        mirrored = flip_back(model(images.flip(-1)).float(), card.skeleton.flip_pairs)
+        shift = card.coordinates.flip_shift
+        mirrored = flip_back(model(images.flip(-1)).float(), card.skeleton.flip_pairs, shift)
         heatmaps = 0.5 * (heatmaps + mirrored)
     return heatmaps
 
@@ -109,7 +110,7 @@ def poses_of_crops(
         flip: Whether to average with the mirrored crops.
     """
     keypoints, scores = decode_heatmaps(forward(model, crops, card, flip), card)
-    keypoints_input = keypoints.cpu().numpy().astype(np.float64) * 4
+    keypoints_input = keypoints.cpu().numpy() * card.coordinates.stride_xy(card.input_hw)
     back = [
         transform_points(points, invert_matrix(m))
         for points, m in zip(keypoints_input, matrices, strict=True)
@@ -144,7 +145,7 @@ def predict_boxes(
     """
     model.eval()
     loader = torch.utils.data.DataLoader(
-        BoxCrops(table, card.input_hw, views), batch_size, num_workers=workers
+        BoxCrops(table, card.input_hw, views, card.coordinates), batch_size, num_workers=workers
     )
     parts = []
     for crops, matrices in loader:
@@ -209,7 +210,7 @@ def predict(
     poses = np.zeros((len(boxes), len(card.skeleton), 3))
     model.eval()
     for i, box in enumerate(boxes):
-        crops, matrices = crops_of_box(image, box, card.input_hw, views)
+        crops, matrices = crops_of_box(image, box, card.input_hw, views, card.coordinates)
         per_view = poses_of_crops(model, card, torch.from_numpy(crops), matrices, flip)
         poses[i, :, :2], poses[i, :, 2] = per_view.keypoints.mean(axis=0), per_view.scores.mean(axis=0)
     return poses

@@ -93,7 +93,9 @@ def sample_person(rng: np.random.Generator) -> Person:
     yaw = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2], p=[0.6, 0.2, 0.1, 0.1]) + rng.uniform(-0.6, 0.6)
     torso_rotation = _rotation(0, lean)
     camera = _rotation(2, roll) @ _rotation(1, yaw)
-    head_rotation = camera @ torso_rotation @ _rotation(1, rng.normal(0, 0.3)) @ _rotation(0, rng.normal(0, 0.15))
+    head_rotation = (
+        camera @ torso_rotation @ _rotation(1, rng.normal(0, 0.3)) @ _rotation(0, rng.normal(0, 0.15))
+    )
     body = {"pelvis": np.zeros(3), "neck": torso_rotation @ [0, 0.3, 0]}
     # The front of the shirt, just proud of the chest: it tells front from back where no face is in sight.
     body |= {"collar": torso_rotation @ [0, 0.27, 0.05], "navel": torso_rotation @ [0, 0.03, 0.06]}
@@ -174,4 +176,3 @@ def shown_on(name: str) -> set[str]:
     if joint in SHOWN_ON:
         return {part if part == "torso" else f"{side}_{part}" for part in SHOWN_ON[joint]}
     return {"head", "torso"} if name == "neck" else {"head"}
-

@@ -15,7 +15,12 @@ _LIMBS = {
     "shin": ("knee", "ankle", 0.037, 0.023),
     "foot": ("ankle", "toe", 0.024, 0.02),
 }
-_TORSO_CIRCLES = (("left_shoulder", 0.036), ("right_shoulder", 0.036), ("left_hip", 0.052), ("right_hip", 0.052))
+_TORSO_CIRCLES = (
+    ("left_shoulder", 0.036),
+    ("right_shoulder", 0.036),
+    ("left_hip", 0.052),
+    ("right_hip", 0.052),
+)
 _HEAD_RADII = np.array([0.067, 0.088])  # half width and half height, statures
 
 
@@ -70,7 +75,16 @@ def paint_person(canvas: Canvas, person: Person, number: int, hips_xy: np.ndarra
         if part == "torso":
             _paint_torso(canvas, person, points, stature_px, owner)
         elif part == "head":
-            _paint_limb(canvas, points["neck"], points["head"], (0.03, 0.03), person.skin, stature_px, owner, person.girth)
+            _paint_limb(
+                canvas,
+                points["neck"],
+                points["head"],
+                (0.03, 0.03),
+                person.skin,
+                stature_px,
+                owner,
+                person.girth,
+            )
             _paint_head(canvas, person, points, stature_px, owner)
         else:
             side, _, limb = part.partition("_")
@@ -96,7 +110,9 @@ def _depth(person: Person, part: str) -> float:
     side, _, limb = part.partition("_")
     start, end, *_ = _LIMBS[limb]
     nearness = 0.35 * person.joints[f"{side}_{start}"][2] + 0.65 * person.joints[f"{side}_{end}"][2]
-    return nearness + {"upper_arm": 0.015, "forearm": 0.025, "thigh": -0.03, "shin": -0.02, "foot": -0.01}[limb]
+    return (
+        nearness + {"upper_arm": 0.015, "forearm": 0.025, "thigh": -0.03, "shin": -0.02, "foot": -0.01}[limb]
+    )
 
 
 def _shade(across: np.ndarray, light_across: float) -> np.ndarray:
@@ -148,7 +164,9 @@ def _paint_torso(canvas, person, points, stature_px, owner) -> None:
     dy = np.arange(height)[:, None] + y0 - top[1]
     along, sideways = (dx * axis[0] + dy * axis[1]) / length, dy * axis[0] - dx * axis[1]
     half = np.abs(sideways[mask > 0]).max() + 1.0 if mask.any() else 1.0
-    shade = _shade(np.clip(sideways / half, -1, 1), float(canvas.light[1] * axis[0] - canvas.light[0] * axis[1]))
+    shade = _shade(
+        np.clip(sideways / half, -1, 1), float(canvas.light[1] * axis[0] - canvas.light[0] * axis[1])
+    )
     if person.stripes:
         shade = shade * np.where(np.sin(along * person.stripes * 2 * np.pi) > 0, 1.0, 0.62)
     canvas.blend(x0, y0, shade[:, :, None] * person.colours["torso"], mask / 255.0, owner)
@@ -156,7 +174,9 @@ def _paint_torso(canvas, person, points, stature_px, owner) -> None:
         collar, navel = points["collar"], points["navel"]
         width = 0.024 * person.facing
         _paint_limb(canvas, collar, navel, (width, width), person.front, stature_px, owner, person.girth)
-        _paint_limb(canvas, points["neck"], collar, (0.03, 0.01), person.skin, stature_px, owner, person.girth)
+        _paint_limb(
+            canvas, points["neck"], collar, (0.03, 0.01), person.skin, stature_px, owner, person.girth
+        )
 
 
 def _paint_head(canvas, person, points, stature_px, owner) -> None:
@@ -170,7 +190,9 @@ def _paint_head(canvas, person, points, stature_px, owner) -> None:
     for side in ("left", "right"):
         ear = points[f"{side}_ear"]
         if person.joints[f"{side}_ear"][2] > person.joints["head"][2] - 0.03:
-            _paint_limb(canvas, ear, ear + [0, 0.5], (0.019, 0.019), person.skin * 0.9, stature_px, owner, 1.0)
+            _paint_limb(
+                canvas, ear, ear + [0, 0.5], (0.019, 0.019), person.skin * 0.9, stature_px, owner, 1.0
+            )
     grid = np.arange(2 * reach + 1)
     dx, dy = (x0 + grid - centre[0])[None, :], -(y0 + grid - centre[1])[:, None]
     up = person.head_rotation[:2, 1]
@@ -184,7 +206,11 @@ def _paint_head(canvas, person, points, stature_px, owner) -> None:
     colour = np.broadcast_to(person.skin, (*left.shape, 3)).copy()
     cheek = np.exp(-((np.abs(left) - 0.5) ** 2 + (top + 0.3) ** 2) / 0.03) * (front > 0)
     colour -= cheek[..., None] * np.array([0, 22, 22])
-    colour[(front > 0.3) & (np.abs(top + 0.48) < 0.07) & (np.abs(left) < 0.28)] = person.skin * [0.62, 0.35, 0.35]
+    colour[(front > 0.3) & (np.abs(top + 0.48) < 0.07) & (np.abs(left) < 0.28)] = person.skin * [
+        0.62,
+        0.35,
+        0.35,
+    ]
     colour[(front > 0.5) & (np.abs(left) < 0.1) & (np.abs(top + 0.1) < 0.16)] = person.skin * 0.8
     eye = np.hypot((np.abs(left) - 0.4) / 1.25, top - 0.15)
     colour[(front > 0.1) & (eye < 0.17)] = (245, 245, 245)

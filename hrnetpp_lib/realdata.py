@@ -48,7 +48,9 @@ def check_real_data(folder: Path) -> list[dict[str, object]]:
     if boxes.is_file():
         found = read_coco_detections(boxes, folder / "coco_test/test_coco.json", folder / "coco_test")
         box_ap = bbox_ap(folder / "coco_test/test_coco.json", boxes)
-        checks.append({"set": "coco_test, a real detector", "boxes": len(found), "person box AP": round(box_ap, 3)})
+        checks.append(
+            {"set": "coco_test, a real detector", "boxes": len(found), "person box AP": round(box_ap, 3)}
+        )
     return checks
 
 

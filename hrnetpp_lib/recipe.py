@@ -38,6 +38,7 @@ class TrainStage:
     epochs: int  # report, training
     alpha: float = 60.0  # inverse temperature of soft-argmax (report 2.2.2); unused by heatmap_mse
     augmentation: Augmentation = field(default_factory=Augmentation)
+    coordinates: Literal["official", "exact_shift", "udp"] = "official"  # see coordinates.py
 
     @property
     def decoder(self) -> Literal["quarter_offset", "soft_argmax"]:

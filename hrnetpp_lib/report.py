@@ -104,7 +104,7 @@ def read_json(path: Path) -> dict:
         ) from error
 
 
-def write_results(folder: Path, profile_name: str, data: str, rows: list[Row], seconds: float) -> Path:
+def write_results(folder: Path, profile_name: str, data: str, rows: list[Row], runs: list[dict]) -> Path:
     """Write results.json and table_1.md.
 
     Args:
@@ -112,13 +112,14 @@ def write_results(folder: Path, profile_name: str, data: str, rows: list[Row], s
         profile_name: Printed in the table's heading.
         data: What the numbers were measured on, in words.
         rows: In the report's order.
-        seconds: Wall time that all of it took.
+        runs: For each training run its name, recipe and seconds.
     """
     content = {
         "profile": profile_name,
         "data": data,
-        "provenance": provenance() | {"seconds": round(seconds, 1)},
+        "provenance": provenance(),
         "rows": [asdict(row) for row in rows],
+        "runs": runs,
     }
     write_json(folder / "results.json", content)
     (folder / "table_1.md").write_text(table_1(profile_name, data, rows))

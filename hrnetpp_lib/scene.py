@@ -68,7 +68,9 @@ def _place(rng, count: int, height: int, width: int) -> list[tuple[Person, np.nd
             slack = 0.2 * (high - low) * (rng.random() < 0.35)
             first, last = -low - slack, size - high + slack
             middle = (first + last) / 2
-            hips = np.where(last > first, rng.uniform(np.minimum(first, last), np.maximum(first, last)), middle)
+            hips = np.where(
+                last > first, rng.uniform(np.minimum(first, last), np.maximum(first, last)), middle
+            )
             box = np.concatenate([hips + low, hips + high])
             if all(_overlap(box, other) < 0.3 for other in boxes):
                 placed.append((person, hips, float(stature)))
@@ -143,8 +145,12 @@ def _paint_object(canvas: Canvas, rng) -> None:
     """A post, a bench or a crate in front of everybody; it hides what is behind it."""
     height, width = canvas.owner.shape
     kind = rng.choice(["post", "bench", "crate"])
-    w = {"post": rng.uniform(0.025, 0.06), "bench": rng.uniform(0.3, 0.6), "crate": rng.uniform(0.1, 0.22)}[kind]
-    h = {"post": rng.uniform(0.6, 1.0), "bench": rng.uniform(0.06, 0.12), "crate": rng.uniform(0.12, 0.22)}[kind]
+    w = {"post": rng.uniform(0.025, 0.06), "bench": rng.uniform(0.3, 0.6), "crate": rng.uniform(0.1, 0.22)}[
+        kind
+    ]
+    h = {"post": rng.uniform(0.6, 1.0), "bench": rng.uniform(0.06, 0.12), "crate": rng.uniform(0.12, 0.22)}[
+        kind
+    ]
     w, h = max(int(w * width), 4), max(int(h * height), 4)
     x, y = int(rng.uniform(-0.1, 0.9) * width), height - h - int(rng.uniform(0, 0.3) * height)
     shade = 0.75 + 0.35 * np.sin(np.linspace(0.2, 2.8, w))[None, :, None]

@@ -137,7 +137,7 @@ def _train(model: HRNet, card: ModelCard, run: Run, data: StageData, device: tor
             step += 1
             if not math.isfinite(losses[-1]):
                 raise HrnetppError(
-                    f"{run.name}: loss is {losses[-1]} at step {step} (epoch {epoch + 1}, lr {lr:g}); lower the lr"
+                    f"{run.name}: loss is {losses[-1]} at step {step}, epoch {epoch + 1}; lower lr {lr:g}"
                 )
         seconds = time.perf_counter() - started
         record = {
@@ -172,7 +172,7 @@ def _line(stage: TrainStage, record: dict) -> str:
 def _save_snapshot(model: HRNet, card: ModelCard, data: StageData, path: Path) -> None:
     """Keep the heatmaps of the first eight val boxes, to watch them sharpen."""
     model.eval()
-    dataset = BoxCrops(data.val, card.input_hw)
+    dataset = BoxCrops(data.val, card.input_hw, coordinates=card.coordinates)
     crops = np.stack([dataset[i][0][0] for i in range(min(8, len(dataset)))])
     heatmaps = forward(model, torch.from_numpy(crops), card).cpu().numpy()
     path.parent.mkdir(exist_ok=True)

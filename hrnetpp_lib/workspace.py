@@ -1,6 +1,6 @@
 """Where a notebook finds and leaves things: data, runs, figures and results of one profile."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from hrnetpp_lib.datasets import DataPaths, StageData, load_stage_data, prepare_
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
 from hrnetpp_lib.recipe import Profile, Run, get_profile
-from hrnetpp_lib.train import checkpoint_path, train_stage
+from hrnetpp_lib.train import checkpoint_path, read_metrics, train_stage
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Workspace:
     def checkpoint_hash(self, run: Run) -> dict[str, str]:
         """The run's name and the SHA-256 of its checkpoint, for provenance."""
         return {run.name: report.sha256(checkpoint_path(self.runs, run.name))}
+
+    def describe_run(self, run: Run) -> dict[str, object]:
+        """Name, whole recipe and training time of a finished run, for provenance."""
+        seconds = sum(epoch["seconds"] for epoch in read_metrics(self.runs, run))
+        return {"name": run.name, "train_seconds": round(seconds, 1), "recipe": asdict(run)}
 
     def show(self, figure: Figure, name: str) -> Figure:
         """Save a figure as figures/<profile>/<name>.png and return it for display."""

@@ -14,11 +14,11 @@ SOURCES = MODULES + sorted((ROOT / "tests").glob("*.py"))
 # A module imports modules of lower layers only, or of its own layer without going in circles.
 LAYERS = {
     0: ["__init__", "errors", "keypoints", "recipe", "progress"],
-    1: ["geometry", "heatmap", "softargmax", "images", "records"],
+    1: ["coordinates", "geometry", "heatmap", "softargmax", "images", "records"],
     2: ["blocks", "hrnet", "weights", "losses", "augment", "mannequin", "painter", "scene", "synthetic"],
     3: ["persons", "lspe", "annotations", "datasets", "data", "detector", "checkpoint"],
     4: ["infer", "evaluate", "bootstrap", "diagnose", "validate", "train", "realdata", "anatomy"],
-    5: ["report", "plots", "workspace", "photo", "readme"],
+    5: ["report", "plots", "charts", "workspace", "photo", "readme"],
     6: ["reproduce", "commands", "__main__"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from hrnetpp_lib import plots
+from hrnetpp_lib import charts, plots
 from hrnetpp_lib.bootstrap import Claim
 from hrnetpp_lib.images import read_image
 from hrnetpp_lib.keypoints import AIC14, COCO17
@@ -73,17 +73,23 @@ ARGUMENTS = {
     "render_shift": lambda tmp: ([np.eye(8), np.eye(8)], ["before", "after"]),
     "render_lines": lambda tmp: (np.arange(4), {"a": np.arange(4), "b": -np.arange(4)}, "x (px)", "y (px)"),
     "render_sharpening": lambda tmp: ([snapshot(e) for e in range(1, 10)], 4, 2),
+    "render_error_kinds": lambda tmp: (dict.fromkeys(("good", "jitter", "swap"), np.arange(17)), COCO17),
     "render_claims": lambda tmp: (
         [Claim("b", "a", 0.2, 1.5, -0.5, 3.0), Claim("c", "b", 0.1, -1, -2, -0.5)],
     ),
 }
-RENDERERS = sorted(name for name, value in vars(plots).items() if name.startswith("render_"))
+RENDERERS = {
+    name: function
+    for module in (plots, charts)
+    for name, function in vars(module).items()
+    if name.startswith("render_")
+}
 
 
-@pytest.fixture(params=RENDERERS)
+@pytest.fixture(params=sorted(RENDERERS))
 def figure(request, tmp_path) -> Figure:
     assert request.param in ARGUMENTS, "write down arguments for the new function"
-    return getattr(plots, request.param)(*ARGUMENTS[request.param](tmp_path))
+    return RENDERERS[request.param](*ARGUMENTS[request.param](tmp_path))
 
 
 def test_every_figure_has_the_one_width_and_can_be_saved(figure, tmp_path):
@@ -102,13 +108,13 @@ def test_every_figure_shows_itself_in_a_notebook(figure):
 
 def test_charts_have_labels_on_both_axes_or_none():
     for name in ("render_curves", "render_lines"):
-        for ax in getattr(plots, name)(*ARGUMENTS[name](None)).axes:
+        for ax in RENDERERS[name](*ARGUMENTS[name](None)).axes:
             assert ax.get_xlabel() and ax.get_ylabel()
-    assert plots.render_bars(*ARGUMENTS["render_bars"](None)).axes[0].get_xlabel() == "AP"
+    assert charts.render_bars(*ARGUMENTS["render_bars"](None)).axes[0].get_xlabel() == "AP"
 
 
 def test_the_style_holds_for_titles_and_legends_too(tmp_path):
-    figure = plots.render_statistics(table(tmp_path), "COCO")
+    figure = charts.render_statistics(table(tmp_path), "COCO")
     people, _, labels = figure.axes
     assert people.title.get_fontsize() == plots.STYLE["axes.titlesize"]
     assert not labels.get_legend().get_frame_on()
@@ -118,7 +124,7 @@ def test_the_style_holds_for_titles_and_legends_too(tmp_path):
 def test_no_state_is_left_behind(tmp_path):
     before = dict(mpl.rcParams)
     for name in RENDERERS:
-        getattr(plots, name)(*ARGUMENTS[name](tmp_path))
+        RENDERERS[name](*ARGUMENTS[name](tmp_path))
     assert dict(mpl.rcParams) == before
 
 
@@ -128,7 +134,7 @@ def test_pyplot_is_not_needed():
 
 
 def test_every_renderer_says_what_it_draws():
-    assert all(inspect.getdoc(getattr(plots, name)) for name in RENDERERS)
+    assert all(inspect.getdoc(function) for function in RENDERERS.values())
 
 
 # -------------------------------------------------------------------------------------------- poses
@@ -230,7 +236,15 @@ def test_sharpening_shows_first_and_last_epoch_in_a_row_per_person():
 
 
 def test_bars_are_in_the_given_order_from_the_top():
-    ax = plots.render_bars(["first", "second"], [1.0, 2.0], ["red", "blue"], "AP", digits=1).axes[0]
+    ax = charts.render_bars(["first", "second"], [1.0, 2.0], ["red", "blue"], "AP", digits=1).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
     assert ax.yaxis_inverted()
     assert [text.get_text() for text in ax.texts] == ["1.0", "2.0"]
+
+
+def test_error_kinds_are_shares_that_fill_each_bar():
+    counts = {"good": np.array([3, 0] + [1] * 15), "miss": np.array([1, 0] + [1] * 15)}
+    bars = charts.render_error_kinds(counts, COCO17).axes[0].containers
+    np.testing.assert_allclose([bar.get_height() for bar in bars[0]][:3], [0.75, 0, 0.5])
+    np.testing.assert_allclose([bar.get_height() for bar in bars[1]][:3], [0.25, 0, 0.5])
+    np.testing.assert_allclose([bar.get_y() for bar in bars[1]][:3], [0.75, 0, 0.5])

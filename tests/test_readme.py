@@ -28,7 +28,9 @@ def test_every_mark_in_the_code_is_listed():
 
 
 def test_a_mark_may_go_on_over_lines(tmp_path):
-    (tmp_path / "a.py").write_text("x = 1\n    # CHOICE: first line,\n    # second line.\ny = 2  # not this\n")
+    (tmp_path / "a.py").write_text(
+        "x = 1\n    # CHOICE: first line,\n    # second line.\ny = 2  # not this\n"
+    )
     assert list_choices(tmp_path) == ["* choice, `a.py`: first line, second line."]
 
 
@@ -56,4 +58,6 @@ def test_every_profile_is_on_the_ladder_and_readme_is_short():
 def test_committed_results_are_of_one_clean_commit():
     content = json.loads((ROOT / "figures" / "mini" / "results.json").read_text())
     assert re.fullmatch(r"[0-9a-f]{7,40}", content["provenance"]["git_revision"])
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for row in content["rows"] for digest in row["runs"].values())
+    assert all(
+        re.fullmatch("[0-9a-f]{64}", digest) for row in content["rows"] for digest in row["runs"].values()
+    )

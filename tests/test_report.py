@@ -52,10 +52,10 @@ def test_the_table_by_hand():
         "\n"
         "| method | AP | AP50 | AP75 | APM | APL | AR |\n"
         "|---|---|---|---|---|---|---|\n"
-        "| ensemble | 76.7 / **50.0** | 90.9 / **75.0** | 83.0 / **25.0** | 72.8 / **12.5** | 83.8 / **100.0** "
-        "| 81.5 / **0.0** |\n"
-        "| Original HRNet-W48 | 76.3 / **50.0** | 90.8 / **75.0** | 82.9 / **25.0** | 72.3 / - | 83.4 / **100.0** "
-        "| 81.2 / **0.0** |\n"
+        "| ensemble | 76.7 / **50.0** | 90.9 / **75.0** | 83.0 / **25.0** | 72.8 / **12.5** "
+        "| 83.8 / **100.0** | 81.5 / **0.0** |\n"
+        "| Original HRNet-W48 | 76.3 / **50.0** | 90.8 / **75.0** | 82.9 / **25.0** | 72.3 / - "
+        "| 83.4 / **100.0** | 81.2 / **0.0** |\n"
     )
 
 
@@ -66,12 +66,12 @@ def test_an_unknown_row_is_refused_with_the_known_ones():
 
 def test_results_are_written_with_their_provenance(tmp_path):
     rows = [row(), row("ensemble + TTA")]
-    path = write_results(tmp_path / "figures", "mini", "7 persons", rows, seconds=12.34)
+    path = write_results(tmp_path / "figures", "mini", "7 persons", rows, [{"name": "stage2"}])
     content = json.loads(path.read_text())
     assert path == tmp_path / "figures" / "results.json"
-    assert set(content) == {"profile", "data", "provenance", "rows"}
+    assert set(content) == {"profile", "data", "provenance", "rows", "runs"}
     assert content["profile"] == "mini" and content["data"] == "7 persons"
-    assert content["provenance"]["seconds"] == 12.3
+    assert content["runs"] == [{"name": "stage2"}]
     assert content["rows"][0] == {
         "method": "ensemble",
         "metrics": rows[0].metrics,

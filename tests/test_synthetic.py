@@ -1,4 +1,4 @@
-"""The synthetic dataset as files: the same bytes every time, the original formats, and nothing half written."""
+"""The synthetic dataset as files: the same bytes every time, original formats, nothing half written."""
 
 import contextlib
 import hashlib
