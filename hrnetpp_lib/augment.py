@@ -69,7 +69,6 @@ def sample_crop(
     center: np.ndarray,
     scale: np.ndarray,
     skeleton: Skeleton,
-    image_width: int,
     input_hw: tuple[int, int],
     rng: np.random.Generator,
     coordinates: Coordinates = OFFICIAL,
@@ -82,7 +81,6 @@ def sample_crop(
         center: (2,) of the person's padded box, image px.
         scale: (2,) width and height of the padded box, image px.
         skeleton: For half body.
-        image_width: px; the mirror axis is the image's middle column.
         input_hw: Size of the crop.
         rng: Source of all randomness.
         coordinates: What the box is stretched to.
@@ -100,9 +98,10 @@ def sample_crop(
     rotation = float(np.clip(rotation_std * rng.standard_normal(), -bound, bound))
     if rng.random() > augmentation.rotation_probability:
         rotation = 0.0
-    crop_hw = coordinates.crop_hw(input_hw)
-    if rng.random() > augmentation.flip_probability:
-        return Crop(crop_matrix(center, scale, rotation, crop_hw), flipped=False)
-    mirror = np.array([[-1.0, 0.0, image_width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    mirrored_center = np.array([image_width - 1.0 - center[0], center[1]])
-    return Crop(crop_matrix(mirrored_center, scale, rotation, crop_hw) @ mirror, flipped=True)
+    flipped = rng.random() <= augmentation.flip_probability
+    matrix = crop_matrix(center, scale, rotation, coordinates.crop_hw(input_hw))
+    if flipped:
+        # Mirroring the image, and the centre with it, is the same as mirroring about the centre.
+        mirror = np.array([[-1.0, 0.0, 2 * center[0]], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        matrix = matrix @ mirror
+    return Crop(matrix, flipped)

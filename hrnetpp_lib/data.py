@@ -84,7 +84,6 @@ class TrainCrops(torch.utils.data.Dataset):
             center,
             scale,
             table.skeleton,
-            image.shape[1],
             profile.input_hw,
             np.random.default_rng((self.run.seed, self.epoch, index)),
             coordinates,

@@ -13,6 +13,7 @@ from typing import Literal
 
 from hrnetpp_lib.annotations import read_ai_challenger, read_coco, read_coco_detections
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.lspe import write_lspe
 from hrnetpp_lib.persons import PersonTable, concat, split_by_image
 from hrnetpp_lib.recipe import Profile
 from hrnetpp_lib.synthetic import write_dataset
@@ -82,6 +83,8 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
     if profile.data == "synthetic":
         coco, ai_challenger, val = profile.synthetic_persons
         write_dataset(paths.root, coco, ai_challenger, val, seed=0, processes=2)
+    elif profile.data == "lspet" and not paths.root.exists():
+        _convert_lspe(root / "lspet_source", paths.root)
     missing = [str(path) for path in required_files(profile, paths) if not path.exists()]
     if missing:
         raise HrnetppError(
@@ -89,6 +92,19 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
             f"Put the data there (see README, 'The ladder'), or try --profile mini, which makes its own"
         )
     return paths
+
+
+def _convert_lspe(source: Path, target: Path) -> None:
+    """Write the photographs of joints.mat and images/ into the folders that the readers know."""
+    joints, images = source / "joints.mat", source / "images"
+    if not joints.is_file() or not images.is_dir():
+        raise HrnetppError(
+            f"{source}: needs joints.mat and the folder images/ of Leeds Sports Pose Extended; get both from "
+            "its authors' page, or try --profile mini, which makes its own data"
+        )
+    part = target.with_name(target.name + ".part")
+    print(f"converting {joints} into {target}: {write_lspe(joints, images, part)}", flush=True)
+    part.rename(target)
 
 
 def required_files(profile: Profile, paths: DataPaths) -> list[Path]:

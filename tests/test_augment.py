@@ -58,14 +58,14 @@ def person() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_no_randomness_left_is_the_plain_crop():
     keypoints, center, scale = person()
     still = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    crop = sample_crop(still, keypoints, center, scale, COCO17, 320, INPUT_HW, np.random.default_rng(0))
+    crop = sample_crop(still, keypoints, center, scale, COCO17, INPUT_HW, np.random.default_rng(0))
     assert not crop.flipped and np.allclose(crop.matrix, crop_matrix(center, scale, 0.0, INPUT_HW))
 
 
 def test_mirrored_crop_reflects_about_the_crops_middle():
     keypoints, center, scale = person()
     always = Augmentation(0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-    crop = sample_crop(always, keypoints, center, scale, COCO17, 320, INPUT_HW, np.random.default_rng(0))
+    crop = sample_crop(always, keypoints, center, scale, COCO17, INPUT_HW, np.random.default_rng(0))
     plain = transform_points(keypoints[:, :2], crop_matrix(center, scale, 0.0, INPUT_HW))
     mirrored = transform_points(keypoints[:, :2], crop.matrix)
     assert crop.flipped and np.allclose(mirrored[:, 0], INPUT_HW[1] - plain[:, 0])
@@ -78,7 +78,7 @@ def test_distributions_are_the_official_ones():
     for i in range(4000):
         crop = sample_crop(
             Augmentation(half_body_probability=0),
-            *(keypoints, center, scale, COCO17, 320, INPUT_HW, np.random.default_rng((0, 0, i))),
+            *(keypoints, center, scale, COCO17, INPUT_HW, np.random.default_rng((0, 0, i))),
         )
         linear = crop.matrix[:, :2] @ np.diag([-1 if crop.flipped else 1, 1])
         zooms.append(INPUT_HW[1] / scale[0] / np.sqrt(np.linalg.det(linear)))
@@ -101,7 +101,7 @@ def test_half_body_is_taken_as_often_as_the_official_code_does():
     counts = np.zeros(2)
     for i in range(3000):
         rng = np.random.default_rng((1, 0, i))
-        crop = sample_crop(often, keypoints, center, scale, COCO17, 320, INPUT_HW, rng)
+        crop = sample_crop(often, keypoints, center, scale, COCO17, INPUT_HW, rng)
         counts += [np.allclose(crop.matrix, box) for box in boxes]
     assert counts.sum() / 3000 == pytest.approx(0.3, abs=0.03)
     assert counts[0] / counts.sum() == pytest.approx(0.691, abs=0.05)  # P(N < 0.5)
@@ -115,7 +115,7 @@ def test_half_body_happens_only_with_more_than_eight_keypoints():
     def changed(count: int) -> bool:
         some = keypoints.copy()
         some[count:, 2] = 0
-        crop = sample_crop(only_half, some, center, scale, COCO17, 320, INPUT_HW, np.random.default_rng(3))
+        crop = sample_crop(only_half, some, center, scale, COCO17, INPUT_HW, np.random.default_rng(3))
         return not np.allclose(crop.matrix, plain)
 
     assert changed(9) and not changed(8)

@@ -39,7 +39,7 @@ def tiny_checkpoint(path, skeleton=COCO17):
     for weights in model.parameters():
         if weights.dim() == 4:
             torch.nn.init.kaiming_normal_(weights)  # heatmaps worth decoding; the usual start gives 1e-12
-    save_checkpoint(model, ModelCard(skeleton, (64, 64), "soft_argmax", 60.0, f"tiny-{skeleton.name}"), path)
+    save_checkpoint(model, ModelCard(skeleton, (64, 64), "soft_argmax", run=f"tiny-{skeleton.name}"), path)
     return path
 
 

@@ -376,6 +376,7 @@ def test_bbox_ap(real_data):
     truth = truth_of()
     truth["annotations"][0]["bbox"] = [100, 100, 100, 100]
     truth["annotations"].append(truth["annotations"][0] | {"id": 2, "category_id": 3})  # no person
+    truth["categories"].append({"id": 3, "name": "car"})
     found = {"image_id": 9, "category_id": 1, "bbox": [100, 100, 100, 82], "score": 0.5}
     others = [found | {"category_id": 3, "score": 0.9}, found | {"image_id": 8, "score": 0.9}]
     assert bbox_ap(truth, [found, *others]) == pytest.approx(0.7)  # IoU 0.82

@@ -1,0 +1,144 @@
+"""The training loop: it learns, it is repeatable, stages hand over, and nothing half-done looks finished."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hrnetpp_lib.checkpoint import load_checkpoint
+from hrnetpp_lib.datasets import load_stage_data, prepare_data
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.recipe import HRNET, SMOKE, STAGE2, STAGE3, Augmentation, resolve, three_stages
+from hrnetpp_lib.train import (
+    batch_loss,
+    build_model,
+    checkpoint_path,
+    initialise,
+    learning_rate,
+    read_metrics,
+    read_snapshots,
+    train_stage,
+)
+
+PROFILE = replace(SMOKE, synthetic_persons=(16, 12, 4), holdout_persons=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return prepare_data(PROFILE, tmp_path_factory.mktemp("data"))
+
+
+def train(run, paths, runs):
+    return train_stage(run, load_stage_data(run.stage.dataset, run.profile, paths), runs, paths.root)
+
+
+def test_learning_rate_is_a_cosine_between_its_ends():
+    assert learning_rate(STAGE2, 0, 10) == pytest.approx(1e-3)
+    assert learning_rate(STAGE2, 5, 10) == pytest.approx((1e-3 + 5e-5) / 2)
+    assert learning_rate(STAGE2, 10, 10) == pytest.approx(5e-5)
+    assert learning_rate(replace(STAGE2, lr_end=1e-3), 7, 10) == pytest.approx(1e-3)
+
+
+def test_it_learns_a_handful_of_people(paths, tmp_path):
+    still = replace(STAGE2, augmentation=Augmentation(0, 0, 0, 0, 0, 0))
+    run = resolve(still, replace(PROFILE, eval_every=50, lr_scales=(3.0, 3.0, 3.0)), epochs=40)
+    train(run, paths, tmp_path)
+    epochs = read_metrics(tmp_path, run)
+    assert len(epochs) == 40 and [e["epoch"] for e in epochs] == list(range(1, 41))
+    assert epochs[-1]["loss"] < 0.5 * epochs[0]["loss"]
+    assert epochs[-1]["metric"] == "COCO AP" and 0 <= epochs[-1]["value"] <= 1 and epochs[-1]["boxes"]
+
+
+def test_the_same_recipe_gives_the_same_weights_and_is_not_trained_twice(paths, tmp_path):
+    run = resolve(STAGE2, PROFILE)
+    first, second = train(run, paths, tmp_path / "a"), train(run, paths, tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+    stamp = first.stat().st_mtime_ns
+    assert train(run, paths, tmp_path / "a") == first and first.stat().st_mtime_ns == stamp
+    other = train(replace(run, seed=1), paths, tmp_path / "a")
+    assert other != first and other.read_bytes() != first.read_bytes()
+
+
+def test_three_stages_hand_their_weights_on(paths, tmp_path):
+    chain = three_stages(PROFILE)
+    with pytest.raises(HrnetppError, match=f"train {chain[0].name} before"):
+        train(chain[1], paths, tmp_path)
+    cards = []
+    for run in chain:
+        model = build_model(run, 14 if run.stage.dataset == "ai_challenger" else 17)
+        fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        initialise(model, run, tmp_path, paths.root)
+        if run.previous:
+            before = load_checkpoint(checkpoint_path(tmp_path, run.previous))[0].state_dict()
+            changed = [n for n, t in model.state_dict().items() if not torch.equal(t, fresh[n])]
+            new_head = run is chain[1]  # 14 keypoints become 17
+            assert all(n.startswith("final_layer") != new_head or not new_head for n in changed)
+            for name, tensor in model.state_dict().items():
+                if not (new_head and name.startswith("final_layer")):
+                    assert torch.equal(tensor, before[name]), name
+        cards.append(load_checkpoint(train(run, paths, tmp_path))[1])
+    assert [card.decoder for card in cards] == ["quarter_offset", "quarter_offset", "soft_argmax"]
+    assert [len(card.skeleton) for card in cards] == [14, 17, 17]
+    assert [card.run for card in cards] == [run.name for run in chain]
+    recipe = json.loads((tmp_path / chain[2].name / "recipe.json").read_text())
+    assert recipe["previous"] == chain[1].name and recipe["stage"]["alpha"] == 60
+    snapshots = read_snapshots(tmp_path, chain[2])
+    assert snapshots[-1]["heatmaps"].shape[1:] == (17, 16, 16) and snapshots[-1]["epoch"] == 1
+
+
+def test_batch_loss_takes_the_stages_loss():
+    generator = torch.Generator().manual_seed(0)
+    heatmaps = torch.rand(2, 3, 5, 4, generator=generator)
+    batch = {
+        "heatmaps": torch.rand(2, 3, 5, 4, generator=generator),
+        "target_weight": torch.tensor([[1.0, 0, 1], [1, 1, 0]]),
+        "keypoints_heatmap": torch.full((2, 3, 2), 2.0),
+        "keypoint_weight": torch.tensor([[1.0, 0, 0], [0, 0, 0]]),
+    }
+    mse = 0.5 * ((heatmaps - batch["heatmaps"]) * batch["target_weight"][:, :, None, None]).square().mean()
+    assert torch.allclose(batch_loss(STAGE2, heatmaps, batch), mse)
+    flat = batch_loss(STAGE3, torch.zeros(2, 3, 5, 4), batch)
+    assert flat.item() == pytest.approx((abs(1.5 - 2) + abs(2 - 2)) / 12)  # centre (1.5, 2) against (2, 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_checkpoint(paths, tmp_path, monkeypatch):
+    import hrnetpp_lib.train as module
+
+    monkeypatch.setattr(module, "heatmap_mse", lambda pred, *_: pred.sum() * math.nan)
+    run = resolve(STAGE2, PROFILE, HRNET)
+    with pytest.raises(HrnetppError, match=r"loss is nan at step 1, epoch 1; lower lr"):
+        train(run, paths, tmp_path)
+    assert not checkpoint_path(tmp_path, run.name).exists()
+
+
+def test_bf16_trains_and_keeps_fp32_weights(paths, tmp_path):
+    run = resolve(STAGE3, replace(PROFILE, precision="bf16"))
+    model, _ = load_checkpoint(train(run, paths, tmp_path))
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert np.isfinite(read_metrics(tmp_path, run)[0]["loss"])
+
+
+def test_nobody_to_train_on_and_metrics_of_an_untrained_run(paths, tmp_path):
+    run = resolve(STAGE2, PROFILE)
+    data = load_stage_data("coco", PROFILE, paths)
+    with pytest.raises(HrnetppError, match="no person to train on"):
+        train_stage(run, replace(data, train=data.train.select(slice(0, 0))), tmp_path, paths.root)
+    with pytest.raises(HrnetppError, match="train .* first"):
+        read_metrics(tmp_path, run)
+
+
+def test_missing_imagenet_weights_are_named(tmp_path):
+    run = resolve(STAGE2, replace(PROFILE, imagenet_weights="weights/hrnet_w48-8ef0771d.pth"))
+    with pytest.raises(HrnetppError, match="hrnet_w48-8ef0771d.pth"):
+        initialise(build_model(run, 17), run, tmp_path, tmp_path)
