@@ -205,7 +205,7 @@ def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
 
 @mpl.rc_context(STYLE)
 def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) -> Figure:
-    """The heatmaps of one keypoint, a row per person, a column per evaluated epoch.
+    """The heatmaps of one keypoint over the evaluated epochs, person by person, whole persons to a row.
 
     Args:
         snapshots: Of `train.read_snapshots`.
@@ -220,4 +220,4 @@ def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) ->
         for p in range(persons)
         for s in chosen
     ]
-    return render_heatmaps(crops, heatmaps, titles, columns=max(len(chosen), 3))
+    return render_heatmaps(crops, heatmaps, titles, columns=len(chosen) * max(6 // len(chosen), 1))

@@ -136,6 +136,8 @@ def table_1(profile_name: str, data: str, rows: list[Row]) -> str:
     """
     lines = [
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
+        "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,",
+        "trained and tested on the same data and boxes as the other rows.",
         "",
         "| method | " + " | ".join(METRICS) + " |",
         "|---|" + "---|" * len(METRICS),

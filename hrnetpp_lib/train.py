@@ -42,9 +42,10 @@ def initialise(model: HRNet, run: Run, runs_dir: Path, data_dir: Path) -> str:
         previous = checkpoint_path(runs_dir, run.previous)
         if not previous.is_file():
             raise HrnetppError(f"{previous}: not there; train {run.previous} before {run.name}")
-        return str(load_weights(model, previous))
+        return f"{load_weights(model, previous)}\n(from {run.previous})"
     if run.profile.imagenet_weights:
-        return str(load_stage1(model, data_dir / run.profile.imagenet_weights))
+        path = data_dir / run.profile.imagenet_weights
+        return f"{load_stage1(model, path)}\n(from {path})"
     return "random weights, N(0, 0.001)"
 
 
@@ -99,7 +100,7 @@ def train_stage(run: Run, data: StageData, runs_dir: Path, data_dir: Path) -> Pa
     device = pick_device()
     card = ModelCard.of_run(run, data.train.skeleton)
     model = build_model(run, len(card.skeleton))
-    print(f"{run.name}: starts from {initialise(model, run, runs_dir, data_dir)}")
+    print(f"{run.name}, initial weights:\n{initialise(model, run, runs_dir, data_dir)}")
     model.to(device, memory_format=torch.channels_last)
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "recipe.json").write_text(json.dumps(asdict(run), indent=2))

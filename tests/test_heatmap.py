@@ -80,6 +80,31 @@ def test_decode_moves_a_quarter_cell_towards_the_higher_neighbour():
     assert decode(maps, quarter_offset=False)[0][0, 0].tolist() == [4.0, 3.0]
 
 
+def loop_decode(heatmap: np.ndarray) -> tuple[float, float]:
+    """The decoding rule, step by step, for one map."""
+    height, width = heatmap.shape
+    y, x = divmod(int(heatmap.argmax()), width)
+    if heatmap.max() <= 0:
+        return 0.0, 0.0
+    if not (1 < x < width - 1 and 1 < y < height - 1):
+        return float(x), float(y)
+    return (
+        x + 0.25 * np.sign(heatmap[y, x + 1] - heatmap[y, x - 1]),
+        y + 0.25 * np.sign(heatmap[y + 1, x] - heatmap[y - 1, x]),
+    )
+
+
+# Few values, so that ties, flat neighbourhoods and maxima at the border are common.
+@given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**32 - 1), st.integers(-2, 1))
+@settings(max_examples=300, deadline=None)
+def test_decode_equals_the_rule_cell_by_cell(height, width, seed, lowest):
+    maps = np.random.default_rng(seed).integers(lowest, 3, (2, 3, height, width)).astype(np.float32)
+    keypoints, scores = decode(torch.from_numpy(maps))
+    for b, k in np.ndindex(2, 3):
+        assert tuple(keypoints[b, k].tolist()) == loop_decode(maps[b, k])
+        assert scores[b, k] == maps[b, k].max()
+
+
 def test_decode_takes_the_first_of_equal_maxima_and_survives_constant_maps():
     maps = torch.zeros(1, 2, 5, 6)
     maps[0, 0, 2, 2] = maps[0, 0, 2, 4] = 1.0
