@@ -44,7 +44,8 @@ def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Fi
         )
         metric = scored[-1]["metric"] if scored else metric
     loss_ax.set(xlabel="epoch", ylabel="mean training loss", yscale="log")
-    metric_ax.set(xlabel="epoch", ylabel=f"{metric} on val", ylim=(0, 1))
+    metric_ax.set(xlabel="epoch", ylabel=f"{metric} on val")
+    metric_ax.set_ylim(bottom=0)
     metric_ax.legend()
     return figure
 
@@ -61,7 +62,7 @@ def render_bars(
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.set(xlabel=xlabel)
-    ax.margins(x=0.12)
+    ax.set_xlim(0, 1.1 * max(*values, 0.1))
     ax.grid(axis="y", visible=False)
     return figure
 
@@ -130,6 +131,7 @@ def render_claims(claims: Sequence[Claim]) -> Figure:
     ax.set_yticks(rows, [f"{c.better}\nminus {c.worse}" for c in claims], fontsize=7)
     ax.invert_yaxis()
     ax.set(xlabel="difference in COCO AP (points)")
+    ax.margins(y=0.15)
     ax.legend(loc="best")
     return figure
 

@@ -171,10 +171,11 @@ def _line(stage: TrainStage, record: dict) -> str:
 
 
 def _save_snapshot(model: HRNet, card: ModelCard, data: StageData, path: Path) -> None:
-    """Keep the heatmaps of the first eight val boxes, to watch them sharpen."""
+    """Keep the heatmaps of val's eight most confident boxes, to watch them sharpen."""
     model.eval()
     dataset = BoxCrops(data.val, card.input_hw, coordinates=card.coordinates)
-    crops = np.stack([dataset[i][0][0] for i in range(min(8, len(dataset)))])
+    people = np.argsort(-data.val.bbox_scores, kind="stable")[:8]
+    crops = np.stack([dataset[i][0][0] for i in people])
     heatmaps = forward(model, torch.from_numpy(crops), card).cpu().numpy()
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, crops=crops, heatmaps=heatmaps.astype(np.float16))
@@ -193,7 +194,7 @@ def read_metrics(runs_dir: Path, run: Run) -> list[dict]:
 
 
 def read_snapshots(runs_dir: Path, run: Run) -> list[dict]:
-    """What val's first eight boxes looked like to the network as it learnt.
+    """What val's eight most confident boxes looked like to the network as it learnt.
 
     Returns:
         Per evaluated epoch: epoch, crops (8, h, w, 3) uint8 RGB and heatmaps (8, K, H, W) fp16.
