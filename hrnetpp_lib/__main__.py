@@ -37,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("image", type=Path)
     sub.add_argument("--checkpoint", type=Path, required=True, help="a model.safetensors")
     sub.add_argument("--boxes", metavar='"x,y,w,h ..."', help="persons in image px; default: the whole image")
+    sub.add_argument(
+        "--detector", metavar="MODEL", help="find persons by a transformers model (extra detect)"
+    )
     sub.add_argument("--output-dir", type=Path, default=Path("."), help="gets the json and the png")
 
     sub = add("check-data", commands.check_data, "count what the profile's readers find")

@@ -67,22 +67,27 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Poses of one photograph as json and picture."""
-    import numpy as np
-
+    if options.boxes and options.detector:
+        raise HrnetppError("give --boxes or --detector, not both")
     from hrnetpp_lib.checkpoint import load_checkpoint
     from hrnetpp_lib.images import read_image
     from hrnetpp_lib.infer import predict as predict_poses
-    from hrnetpp_lib.photo import parse_boxes, write_prediction
+    from hrnetpp_lib.photo import parse_boxes, whole_image, write_prediction
 
     model, card = load_checkpoint(options.checkpoint)
     image = read_image(options.image)
-    whole = np.array([[0.0, 0.0, image.shape[1], image.shape[0]]])
-    boxes = parse_boxes(options.boxes) if options.boxes else whole
+    boxes, origin = whole_image(image), "the whole image"
+    if options.boxes:
+        boxes, origin = parse_boxes(options.boxes), "as given"
+    elif options.detector:
+        from hrnetpp_lib.detector import TransformersDetector
+
+        boxes, origin = TransformersDetector(options.detector).detect(image)[0], f"by {options.detector}"
     poses = predict_poses(model, image, boxes, card=card)
     written = write_prediction(options.image, poses, boxes, card.skeleton, options.output_dir)
     print(
-        f"{len(poses)} poses by {options.checkpoint} ({card.run}, {card.decoder}), boxes "
-        f"{'as given' if options.boxes else 'the whole image'}: {written[0]}, {written[1]}"
+        f"{len(poses)} poses by {options.checkpoint} ({card.run}, {card.decoder}), boxes {origin}: "
+        f"{written[0]}, {written[1]}"
     )
 
 

@@ -1,69 +1,9 @@
-"""Where the boxes of a picture come from: a file of detections, the ground truth, or a network.
-
-Whole datasets need none of this: `annotations.read_coco_detections` gives all their boxes at once.
-"""
-
-from pathlib import Path
-from typing import Protocol
+"""Persons in a picture without boxes; whole datasets bring theirs (annotations.read_coco_detections)."""
 
 import numpy as np
 import torch
 
-from hrnetpp_lib.annotations import read_coco, read_coco_detections
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.persons import PersonTable
-
-
-class PersonDetector(Protocol):
-    """Finds the persons in one picture."""
-
-    def detect(self, image: np.ndarray, file_name: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """Boxes of the persons, best first.
-
-        Args:
-            image: (h, w, 3) uint8 RGB.
-            file_name: The picture's name in the dataset, for detectors that look boxes up.
-
-        Returns:
-            Boxes (N, 4) as xywh in image px, and scores (N,), both float64.
-        """
-        ...
-
-
-class _TableDetector:
-    """Looks the boxes of an image up in a table, by the image's file name."""
-
-    def __init__(self, table: PersonTable):
-        self.table = table
-
-    def detect(self, image: np.ndarray, file_name: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """The table's boxes of the image called file_name, best first; its pixels are not looked at.
-
-        Raises:
-            HrnetppError: If the table has no image of that name.
-        """
-        images = np.flatnonzero(self.table.image_files == file_name.encode())
-        if not len(images):
-            raise HrnetppError(
-                f"{self.table.name}: has no image {file_name!r}; name one of its annotation file"
-            )
-        persons = np.flatnonzero(self.table.image_index == images[0])
-        persons = persons[np.argsort(-self.table.bbox_scores[persons], kind="stable")]
-        return self.table.bboxes_xywh[persons], self.table.bbox_scores[persons]
-
-
-class JsonDetector(_TableDetector):
-    """The boxes of a COCO result list; arguments and errors of `annotations.read_coco_detections`."""
-
-    def __init__(self, json_path: str | Path, gt_json: str | Path, image_dir: str | Path):
-        super().__init__(read_coco_detections(json_path, gt_json, image_dir))
-
-
-class GroundTruthBoxes(_TableDetector):
-    """The true boxes, with or without keypoints, all with score 1; never a headline number's boxes."""
-
-    def __init__(self, gt_json: str | Path, image_dir: str | Path):
-        super().__init__(read_coco(gt_json, image_dir, require_keypoints=False))
 
 
 class TransformersDetector:
@@ -109,8 +49,15 @@ class TransformersDetector:
         self._person_label, self._score_threshold, self._device = person_labels[0], score_threshold, device
 
     @torch.no_grad()
-    def detect(self, image: np.ndarray, file_name: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """See `PersonDetector.detect`; file_name is not used."""
+    def detect(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes of the persons, best first.
+
+        Args:
+            image: (h, w, 3) uint8 RGB.
+
+        Returns:
+            Boxes (N, 4) as xywh in image px, and scores (N,), both float64.
+        """
         inputs = self._processor(images=image, return_tensors="pt").to(self._device)
         found = self._processor.post_process_object_detection(
             self._network(**inputs), threshold=self._score_threshold, target_sizes=[image.shape[:2]]

@@ -33,6 +33,11 @@ def parse_boxes(text: str) -> np.ndarray:
     return np.array(boxes)
 
 
+def whole_image(image: np.ndarray) -> np.ndarray:
+    """(1, 4) xywh: the box of a picture that shows one person and little else."""
+    return np.array([[0.0, 0.0, image.shape[1], image.shape[0]]])
+
+
 def predict(
     image: str | Path | np.ndarray,
     checkpoint: str | Path,
@@ -55,9 +60,8 @@ def predict(
     """
     model, card = load_checkpoint(Path(checkpoint))
     pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
-    if boxes_xywh is None:
-        boxes_xywh = np.array([[0.0, 0.0, pixels.shape[1], pixels.shape[0]]])
-    return predict_poses(model, pixels, boxes_xywh, flip=flip, card=card)
+    boxes = whole_image(pixels) if boxes_xywh is None else boxes_xywh
+    return predict_poses(model, pixels, boxes, flip=flip, card=card)
 
 
 def write_prediction(

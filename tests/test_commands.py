@@ -182,6 +182,24 @@ def test_predict_takes_the_whole_image_by_default(capsys, tmp_path, checkpoint, 
     assert json.loads((tmp_path / "people_poses.json").read_text())[0]["bbox"] == [0, 0, width, height]
 
 
+def test_predict_takes_the_boxes_of_a_detector(capsys, tmp_path, checkpoint, photograph, monkeypatch):
+    class Detector:
+        def __init__(self, model):
+            assert model == "some/model"
+
+        def detect(self, image):
+            return np.array([[10.0, 20.0, 60.0, 90.0], [100.0, 20.0, 50.0, 80.0]]), np.array([0.9, 0.5])
+
+    monkeypatch.setattr("hrnetpp_lib.detector.TransformersDetector", Detector)
+    arguments = ["predict", str(photograph), "--checkpoint", str(checkpoint), "--detector", "some/model"]
+    assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
+    assert "2 poses" in (printed := capsys.readouterr().out) and "boxes by some/model" in printed
+    found = json.loads((tmp_path / f"{photograph.stem}_poses.json").read_text())
+    assert [pose["bbox"] for pose in found] == [[10, 20, 60, 90], [100, 20, 50, 80]]
+    assert main([*arguments, "--boxes", "1,2,3,4"]) == 2
+    assert "not both" in capsys.readouterr().err
+
+
 def test_predict_in_one_line(checkpoint, photograph):
     poses = hrnetpp_lib.predict(photograph, checkpoint)
     assert poses.shape == (1, 17, 3)
