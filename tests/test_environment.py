@@ -57,7 +57,7 @@ def test_conda_installs_the_project_itself_and_nothing_else_by_pip():
     assert CONDA["channels"][0] == "conda-forge"
 
 
-def test_the_packages_of_the_task_are_all_there():
+def test_the_promised_packages_are_all_there():
     asked = {"torch", "jupyterlab", "matplotlib", "numpy", "opencv-python", "pycocotools"}
     assert asked <= set(DEPENDENCIES)
 
