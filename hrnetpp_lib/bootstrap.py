@@ -26,8 +26,8 @@ class Claim:
     def verdict(self) -> str:
         """What our interval says of the report's claim that the difference is positive."""
         if self.low > 0:
-            return "reproduced here"
-        return "reversed here" if self.high < 0 else "not decided by this val set"
+            return "above zero on this val set"
+        return "below zero on this val set" if self.high < 0 else "not decided by this val set"
 
     def __str__(self) -> str:
         return (

@@ -6,7 +6,9 @@ import numpy as np
 
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import keypoint_similarity, oks
+from hrnetpp_lib.geometry import bbox_to_center_scale
 from hrnetpp_lib.keypoints import COCO17, Skeleton
+from hrnetpp_lib.persons import PersonTable
 
 LABELS = ("good", "jitter", "inversion", "swap", "miss")
 GOOD, JITTER, INVERSION, SWAP, MISS = range(5)
@@ -48,6 +50,29 @@ class Diagnosis:
         near = (self.labels == GOOD) | (self.labels == JITTER)
         cells = np.broadcast_to(np.asarray(px_per_cell, np.float64), len(self.labels))[:, None]
         return np.sort((self.error_px / cells)[near])
+
+
+def diagnose_results(truth: PersonTable, results: list[dict]) -> Diagnosis:
+    """`diagnose` of a COCO result list against a table of true persons.
+
+    Args:
+        truth: N persons with their labels.
+        results: COCO keypoint results over the same images.
+    """
+    keypoints = np.array([result["keypoints"] for result in results]).reshape(-1, len(truth.skeleton), 3)
+    scores, image_ids = (np.array([result[name] for result in results]) for name in ("score", "image_id"))
+    true_ids = truth.image_ids[truth.image_index]
+    return diagnose(truth.keypoints, truth.areas, true_ids, keypoints, scores, image_ids, truth.skeleton)
+
+
+def px_per_cell(bboxes_xywh: np.ndarray, input_hw: tuple[int, int]) -> np.ndarray:
+    """(N,) image px that a heatmap cell covers in the crop of each box.
+
+    Args:
+        bboxes_xywh: (N, 4) in image px.
+        input_hw: Height and width of the crops in px; a cell is four input px.
+    """
+    return bbox_to_center_scale(bboxes_xywh, input_hw)[1][:, 0] / (input_hw[1] / 4)
 
 
 def diagnose(

@@ -57,7 +57,11 @@ def test_comparison_by_hand():
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(0.1, 2, "reproduced here"), (-2, -0.1, "reversed here"), (-1, 1, "not decided by this val set")],
+    [
+        (0.1, 2, "above zero on this val set"),
+        (-2, -0.1, "below zero on this val set"),
+        (-1, 1, "not decided by this val set"),
+    ],
 )
 def test_verdicts(low, high, verdict):
     assert Claim("a", "b", 0.2, 0.5, low, high).verdict == verdict

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrnetpp_lib.diagnose import GOOD, INVERSION, JITTER, LABELS, MISS, SWAP, UNLABELLED, diagnose
+from hrnetpp_lib.diagnose import (
+    GOOD,
+    INVERSION,
+    JITTER,
+    LABELS,
+    MISS,
+    SWAP,
+    UNLABELLED,
+    diagnose,
+    diagnose_results,
+    px_per_cell,
+)
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.keypoints import AIC14, COCO17
 
@@ -208,3 +219,28 @@ def test_real_persons_against_themselves_and_mirrored(real_data):
     apart = (truth[rows, :, :2] != mirrored[rows, :, :2]).any(axis=2)
     assert (flipped.labels[both & apart] == INVERSION).all() and (flipped.labels[both & ~apart] == GOOD).all()
     assert (both & apart).sum() > 300
+
+
+def test_results_of_real_persons_are_diagnosed_from_their_table(real_data):
+    from hrnetpp_lib.annotations import read_coco
+
+    table = read_coco(real_data / "coco_test" / "test_coco.json", real_data / "coco_test")
+    results = [
+        {
+            "image_id": int(table.image_ids[table.image_index[i]]),
+            "keypoints": table.keypoints[i].ravel().tolist(),
+            "score": 1.0,
+        }
+        for i in range(len(table))
+    ]
+    found = diagnose_results(table, results)
+    labelled = int((table.keypoints[:, :, 2] > 0).sum())
+    assert int(found.counts()["good"].sum()) + int(found.counts()["swap"].sum()) >= 0.95 * labelled
+    assert np.nanmax(found.error_px) < 1e-3
+    assert diagnose_results(table, []).labels.shape == (0, 17)
+
+
+def test_px_per_cell_by_hand():
+    boxes = np.array([[5.0, 5.0, 60.0, 80.0], [0.0, 0.0, 10.0, 160.0]])
+    # padded by a quarter and brought to 3:4: 75 and 150 px wide, on 24 cells
+    assert px_per_cell(boxes, (128, 96)).tolist() == [75 / 24, 150 / 24]

@@ -44,11 +44,10 @@ def test_large_logits_do_not_overflow_and_constants_do_not_matter():
     assert torch.allclose(soft_argmax(small + 100, 5.0), soft_argmax(small, 5.0), atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "sigma", "worst"), [(60, 3, 0.094), (60, 2, 0.25), (27, 2, 0.094), (15, 1.5, 0.094)]
-)
+@pytest.mark.parametrize(("alpha", "sigma", "worst"), [(60, 3, 0.094), (60, 2, 0.25), (27, 2, 0.094)])
 def test_bias_between_cells(alpha, sigma, worst):
-    bias = soft_argmax_bias(alpha, sigma, np.linspace(-0.5, 0.5, 101))
+    middle = {"centre_xy": (36.0, 48.0), "heatmap_hw": (97, 73)}  # so that the background pulls nowhere
+    bias = soft_argmax_bias(alpha, sigma, np.linspace(-0.5, 0.5, 101), **middle)
     assert np.abs(bias).max() == pytest.approx(worst, abs=0.002)
     assert np.allclose(bias, -bias[::-1], atol=1e-3)  # odd in the phase, so zero on a cell
 
