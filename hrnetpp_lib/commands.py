@@ -103,9 +103,10 @@ def check_data(options: argparse.Namespace) -> None:
         for role, table in (("train", data.train), ("val", data.val)):
             check_images(table)
             labelled = int((table.keypoints[:, :, 2] > 0).sum())
+            dropped = ", ".join(f"{count} {reason}" for reason, count in table.dropped.items() if count)
             print(
                 f"{table.skeleton.name} {role}: {len(table)} boxes in {len(table.image_files)} images, "
-                f"{labelled} labelled keypoints; left out: {table.dropped or 'nothing'}"
+                f"{labelled} labelled keypoints; left out: {dropped or 'nothing'}"
             )
         print(f"  val boxes: {data.boxes}")
 

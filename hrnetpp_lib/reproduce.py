@@ -14,6 +14,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from hrnetpp_lib.datasets import prepare_data
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.recipe import get_profile
 from hrnetpp_lib.report import git_revision, provenance, read_json, write_json
@@ -77,8 +78,8 @@ def reproduce(
     Raises:
         HrnetppError: If a name is unknown, or a notebook fails; the message names notebook and cell.
     """
-    get_profile(profile_name)
     output, notebook_folder = output.resolve(), notebook_folder.resolve()
+    _check_profile(profile_name, output)
     notebooks = list_notebooks(only, notebook_folder)
     accepted = {path: set(papermill.inspect_notebook(str(path))) for path in notebooks}
     parameters = _check_parameters(parameters or {}, accepted)
@@ -105,6 +106,13 @@ def reproduce(
     progress_file.unlink(missing_ok=True)
     print(f"all {len(executed)} notebooks in {_minutes(time.perf_counter() - started)}; {_peak_memory()}")
     return executed
+
+
+def _check_profile(profile_name: str, output: Path) -> None:
+    """Say which data are missing before the first notebook starts; synthetic ones the notebook makes."""
+    profile = get_profile(profile_name)
+    if profile.data != "synthetic":
+        prepare_data(profile, output / "data")
 
 
 def _set_environment(notebook_folder: Path) -> None:

@@ -219,3 +219,9 @@ def test_a_kernel_that_dies_is_an_error_of_ours(project):
     write_notebook(project / "notebooks", "02_second", "import os\nos._exit(1)")
     with pytest.raises(HrnetppError, match=r"02_second\.ipynb failed: Python died"):
         run(project, only=["02"])
+
+
+def test_missing_data_are_named_before_the_first_notebook(tmp_path):
+    with pytest.raises(HrnetppError, match="person_keypoints_train2017.json"):
+        reproduce("coco", output=tmp_path)
+    assert not list(tmp_path.rglob("*.ipynb"))
