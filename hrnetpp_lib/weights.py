@@ -20,7 +20,7 @@ from torch import Tensor
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
 
-_CONFIG_KEY = "hrnet"  # of the safetensors header
+_HEADER_KEY, _CONFIG_KEY = "hrnetpp_lib", "hrnet"  # of the safetensors header, and within its entry
 _HEAD = ("final_layer.weight", "final_layer.bias")
 _STAGE1 = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.")
 _MMPOSE = "https://download.openmmlab.com/mmpose/pretrain_models/"
@@ -77,7 +77,9 @@ def save_model(model: HRNet, path: Path | str, metadata: dict[str, str]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     temporary = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, temporary, metadata={**metadata, _CONFIG_KEY: json.dumps(model.config)})
+    # One entry only: the library writes several in no fixed order, and equal networks would differ in bytes.
+    header = json.dumps(metadata | {_CONFIG_KEY: json.dumps(model.config)}, sort_keys=True)
+    save_file(tensors, temporary, metadata={_HEADER_KEY: header})
     temporary.replace(path)
 
 
@@ -93,7 +95,7 @@ def load_model(path: Path | str) -> tuple[HRNet, dict[str, str]]:
     path = _existing(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {})[_HEADER_KEY])
         model = HRNet(**json.loads(metadata.pop(_CONFIG_KEY)))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise HrnetppError(

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.annotations import read_ai_challenger, read_coco, read_coco_detections
 from hrnetpp_lib.datasets import DataPaths, prepare_data
@@ -212,6 +213,30 @@ def test_the_simulated_detector_shakes_misses_doubles_and_invents():
     assert scores[near].mean() > 0.6 > 0.35 > scores[~near].mean()
     again = simulate_detector(images, truths, np.random.default_rng(0))
     assert again == found
+
+
+def test_the_simulated_detector_is_good_but_not_perfect():
+    rng = np.random.default_rng(5)
+    images = [{"id": i, "width": 320, "height": 240} for i in range(1, 151)]
+    truths = []
+    for image in images:
+        for x in rng.uniform([5, 165], [45, 205]):
+            w, h = rng.uniform([40, 90], [95, 180])
+            box = [x, rng.uniform(0, 240 - h), w, h]
+            truths.append({"image_id": image["id"], "bbox": box, "area": 0.5 * w * h, "iscrowd": 0})
+    truths = [truth | {"id": i, "category_id": 1} for i, truth in enumerate(truths, start=1)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"images": images, "annotations": truths, "categories": [{"id": 1, "name": "person"}]}
+        coco.createIndex()
+        result = coco.loadRes(simulate_detector(images, truths, rng))
+        evaluation = COCOeval(coco, result, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    ap, ap50 = evaluation.stats[:2]
+    assert 0.6 < ap < 0.85
+    assert 0.9 < ap50 < 0.995
 
 
 # ------------------------------------------------------------------------------------ AI Challenger
