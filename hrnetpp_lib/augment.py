@@ -56,7 +56,7 @@ def half_body(
         return None
     extent = np.ptp(chosen, axis=0)
     if not extent.any():
-        # DEVIATION: the official code goes on with a box of zero area here.
+        # DEVIATION: half body is left out where the official code goes on with a box of zero area.
         return None
     aspect = input_hw[1] / input_hw[0]
     scale = np.array([max(extent[0], extent[1] * aspect), max(extent[1], extent[0] / aspect)])

@@ -158,6 +158,7 @@ class ProgressiveHead(nn.Module):
             return nn.Sequential(
                 conv2d(low, high, 1), nn.BatchNorm2d(high), nn.ReLU(inplace=True), nn.Upsample(scale_factor=2)
             )
+        # CHOICE: sub-pixel convs are 3x3 and start as nearest upsampling (ICNR); the report says neither.
         conv = conv2d(low, 4 * high, 1 if how == "subpixel_1x1" else 3)
         # BN after the shuffle: before it, the four phases of a cell would be normalised apart.
         return nn.Sequential(conv, nn.PixelShuffle(2), nn.BatchNorm2d(high), nn.ReLU(inplace=True))
@@ -165,7 +166,7 @@ class ProgressiveHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         x = features[-1]
         for up, merge, high in zip(self.up, self.merge, reversed(features[:-1]), strict=True):
-            # CHOICE: a 1x1 conv back to the branch's width; the report does not say how.
+            # CHOICE: after each concatenation a 1x1 conv goes back to the branch's width; the report is silent.
             x = merge(torch.cat([up(x), high], dim=1) if self.concat else up(x) + high)
         return x
 

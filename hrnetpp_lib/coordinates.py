@@ -36,6 +36,7 @@ class Coordinates:
         return (size - 1) / (size / 4 - 1) if self.size_minus_one else np.full(2, 4.0)
 
 
+# CHOICE: the official shift of a whole cell is the default; the report does not mention one.
 OFFICIAL = Coordinates("official", flip_shift=1.0)
 EXACT_SHIFT = Coordinates("exact_shift", flip_shift=0.75)
 UDP = Coordinates("udp", flip_shift=0.0, size_minus_one=True)

@@ -92,6 +92,7 @@ class TrainCrops(torch.utils.data.Dataset):
         labelled = keypoints[:, 2] > 0
         points = transform_points(keypoints[:, :2].astype(np.float64), crop.matrix) * labelled[:, None]
         last = np.array(profile.input_hw[::-1]) - 1
+        # CHOICE: in the L1, a keypoint that the crop cuts off has no weight; the report does not say.
         inside = labelled & ((points >= 0) & (points <= last)).all(axis=1)
         cells = points / coordinates.stride_xy(profile.input_hw)
         # encode counts four px a cell, whatever the convention.

@@ -133,6 +133,7 @@ def load_coco(profile: Profile, paths: DataPaths) -> StageData:
 def load_ai_challenger(profile: Profile, paths: DataPaths) -> StageData:
     """AI Challenger's two parts pooled, with whole images held out (report: 444K and 5K persons)."""
     pooled = concat([read_ai_challenger(*paths.ai_challenger(split)) for split in ("train", "validation")])
+    # CHOICE: whole images are held out, by the hash of their name; the report gives the numbers alone.
     train, holdout = split_by_image(pooled, profile.holdout_persons)
     return StageData(train, holdout, "AI Challenger AP", GROUND_TRUTH_BOXES, None)
 

@@ -36,6 +36,7 @@ def bbox_to_center_scale(
     size = boxes[..., 2:]
     aspect = input_hw[1] / input_hw[0]
     # DEVIATION: the official code leaves out the padding of a box whose centre has x = -1.
+
     # The size asked of each side by the other one is (h * aspect, w / aspect).
     scale = np.maximum(size, size[..., ::-1] * [aspect, 1 / aspect]) * padding
     return boxes[..., :2] + size / 2, scale

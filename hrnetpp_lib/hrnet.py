@@ -140,7 +140,7 @@ class HRNet(nn.Module):
     def _skip_convs(self) -> dict[str, nn.Module]:
         """One conv for each source block, target block (both counted from 1) and common branch."""
         stages = [s for s, count in zip((2, 3, 4), self.config["modules"], strict=True) for _ in range(count)]
-        # CHOICE: the next block gets the output as its input already, so a skip to it would add nothing new.
+        # CHOICE: no skip to the very next block: it gets the output as its input already.
         gap = 1 if self.config["skip_sources"] == "adjacent" else 2
         convs = {}
         for target in range(len(stages)):
@@ -148,7 +148,7 @@ class HRNet(nn.Module):
                 if self.config["skip_sources"] == "same_stage" and stages[source] != stages[target]:
                     continue
                 for branch, width in enumerate(self._widths(stages[source])):
-                    # CHOICE: neither BN nor ReLU, so that it starts near a network without skips.
+                    # CHOICE: skips have neither BN nor ReLU, so that all starts near a network without them.
                     conv = conv2d(width, width, 1)
                     layers = [conv, nn.BatchNorm2d(width)] if self.config["skip_bn"] else [conv]
                     convs[f"m{source + 1}_m{target + 1}_branch{branch}"] = nn.Sequential(*layers)
@@ -162,7 +162,7 @@ class HRNet(nn.Module):
                     nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, SqueezeExcite):
-                # CHOICE: the gates start at 0.5; the report does not say where.
+                # CHOICE: squeeze-and-excite gates start at 0.5; the report does not say where.
                 nn.init.constant_(module.expand.bias, self.config["se_bias"])
         if self.head is not None:
             self.head.start_as_nearest()

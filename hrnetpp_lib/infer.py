@@ -92,6 +92,7 @@ def decode_heatmaps(heatmaps: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
         keypoints (B, K, 2) in heatmap px and scores (B, K), the maxima of the heatmaps.
     """
     keypoints, scores = decode(heatmaps)
+    # CHOICE: the confidence is the heatmap's maximum for soft-argmax too; the report does not say.
     if card.decoder == "soft_argmax":
         keypoints = soft_argmax(heatmaps, card.alpha)
     return keypoints, scores
@@ -171,6 +172,7 @@ def average(predictions: list[Predictions]) -> Predictions:
     shapes = {p.keypoints.shape for p in predictions}
     if len(shapes) != 1:
         raise ValueError(f"predictions differ in shape: {sorted(shapes)}; they must be of the same boxes")
+    # CHOICE: scores are averaged like positions; the report speaks of positions only.
     return Predictions(
         np.mean([p.keypoints for p in predictions], axis=0), np.mean([p.scores for p in predictions], axis=0)
     )

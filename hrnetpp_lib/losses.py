@@ -46,6 +46,7 @@ def keypoint_l1(pred_xy: Tensor, target_xy: Tensor, target_weight: Tensor) -> Te
     if pred_xy.shape != target_xy.shape:
         raise ValueError(f"pred {tuple(pred_xy.shape)} and target {tuple(target_xy.shape)} differ in shape")
     weight = _weight_like(target_weight, pred_xy)[:, :, None]
+    # CHOICE: the mean is over all keypoints, labelled or not; the report gives no normalisation.
     return ((pred_xy - target_xy).abs() * weight).mean()
 
 

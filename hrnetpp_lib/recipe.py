@@ -18,7 +18,7 @@ class Augmentation:
 
     scale_std: float = 0.35  # scale is multiplied by N(1, std), clipped to [1-std, 1+std]
     rotation_std_deg: float = 45.0
-    # DEVIATION: the report writes [-45, 45] and "almost the same" as the official code, which has 90.
+    # DEVIATION: rotations go to 90 degrees as in the official code; the report writes [-45, 45].
     rotation_bound_deg: float = 90.0
     rotation_probability: float = 0.6
     flip_probability: float = 0.5
@@ -36,6 +36,7 @@ class TrainStage:
     lr_start: float  # Adam's learning rate at the first step (report, training)
     lr_end: float  # and at the last; a cosine per step between, constant if equal
     epochs: int  # report, training
+    # CHOICE: alpha is 60, the report's number for 384x288, at every input size.
     alpha: float = 60.0  # inverse temperature of soft-argmax (report 2.2.2); unused by heatmap_mse
     augmentation: Augmentation = field(default_factory=Augmentation)
     coordinates: Literal["official", "exact_shift", "udp"] = "official"  # see coordinates.py
@@ -174,6 +175,7 @@ COCO = Profile(
     network=Network(48),
     input_hw=(384, 288),
     heatmap_sigma=3.0,
+    # CHOICE: the report gives no batch size; official HRNet-W48 at this input uses 24 on each of 4 GPUs.
     batch_size=96,
     epochs=(STAGE1.epochs, STAGE2.epochs, STAGE3.epochs),
     lr_scales=(1.0, 1.0, 1.0),

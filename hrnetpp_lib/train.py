@@ -114,6 +114,7 @@ def _train(model: HRNet, card: ModelCard, run: Run, data: StageData, device: tor
     """The loop over epochs; writes one line of metrics per epoch."""
     stage, profile = run.stage, run.profile
     dataset = TrainCrops(data.train, run)
+    # CHOICE: no weight decay: the report is silent, and the official recipe's never reaches Adam.
     optimizer = torch.optim.Adam(model.parameters(), lr=stage.lr_start, fused=True)
     order = torch.Generator().manual_seed(run.seed)
     loader = torch.utils.data.DataLoader(

@@ -118,6 +118,8 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
     Reference: HRNet++ report, training: each training stage starts from the one before.
     """
     file, own = _read(path), model.state_dict()
+    # CHOICE: from 14 to 17 keypoints the final layer starts anew; its 12 shared rows are not copied.
+
     # ImageNet files carry classification layers, and a final_layer of other names, if any.
     for_imagenet = _HEAD[0] not in file
     mismatched = tuple(name for name in own if name in file and file[name].shape != own[name].shape)
