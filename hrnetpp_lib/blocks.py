@@ -166,7 +166,7 @@ class ProgressiveHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         x = features[-1]
         for up, merge, high in zip(self.up, self.merge, reversed(features[:-1]), strict=True):
-            # CHOICE: after each concatenation a 1x1 conv goes back to the branch's width; the report is silent.
+            # CHOICE: a 1x1 conv after each concatenation goes back to the branch's width; not in the report.
             x = merge(torch.cat([up(x), high], dim=1) if self.concat else up(x) + high)
         return x
 

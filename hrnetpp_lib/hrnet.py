@@ -148,7 +148,7 @@ class HRNet(nn.Module):
                 if self.config["skip_sources"] == "same_stage" and stages[source] != stages[target]:
                     continue
                 for branch, width in enumerate(self._widths(stages[source])):
-                    # CHOICE: skips have neither BN nor ReLU, so that all starts near a network without them.
+                    # CHOICE: skips have neither BN nor ReLU: training starts near a network without them.
                     conv = conv2d(width, width, 1)
                     layers = [conv, nn.BatchNorm2d(width)] if self.config["skip_bn"] else [conv]
                     convs[f"m{source + 1}_m{target + 1}_branch{branch}"] = nn.Sequential(*layers)
