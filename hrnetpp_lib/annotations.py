@@ -246,7 +246,7 @@ def _existing_folder(folder: str | Path) -> Path:
 def _clip(bboxes_xywh: np.ndarray, image_hw: np.ndarray) -> np.ndarray:
     """Boxes cut to their images; width or height is not positive where nothing is left."""
     start = np.maximum(bboxes_xywh[:, :2], 0)
-    # DEVIATION: boxes are clipped to the full image; the official loader takes a pixel off ground-truth boxes.
+    # DEVIATION: boxes are clipped to the whole image; the official loader takes a pixel off true ones.
     end = np.minimum(bboxes_xywh[:, :2] + bboxes_xywh[:, 2:], image_hw[:, ::-1])
     return np.hstack([start, end - start])
 
