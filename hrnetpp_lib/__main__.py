@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from hrnetpp_lib import commands
-from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.errors import HrnetppError, Preempted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,9 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--only", action="append", metavar="03", help="notebook by its number; may be repeated")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
 
-    sub = add("train", commands.train, "train the stages of one architecture")
+    sub = add("train", commands.train, "train, or go on with, the stages of one architecture")
     _add_profile(sub)
     _add_architecture(sub)
+    _add_machine(sub)
 
     sub = add("evaluate", commands.evaluate, "COCO AP of a checkpoint on the profile's val set")
     _add_profile(sub)
@@ -59,11 +60,23 @@ def _add_architecture(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, default=0)
 
 
+def _add_machine(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--recipe", type=Path, help="train this recipe.json instead of a profile's stages")
+    sub.add_argument("--accumulate", type=int, default=1, metavar="N", help="cut batches into N parts")
+    sub.add_argument("--compile", action="store_true", help="try torch.compile")
+    sub.add_argument("--skip-bad-images", action="store_true", help="replace persons of unreadable pictures")
+    sub.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files (extra watch)")
+    sub.add_argument("--save-every", type=float, default=600, metavar="SECONDS", help="between saved states")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input ends in one line on stderr and exit status 2."""
+    """Run one command; bad input ends in one line on stderr and exit status 2, SIGTERM in 75."""
     options = build_parser().parse_args(arguments)
     try:
         options.function(options)
+    except Preempted as error:
+        print(error, file=sys.stderr)
+        return Preempted.EXIT_CODE
     except HrnetppError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

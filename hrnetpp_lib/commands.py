@@ -1,11 +1,12 @@
 """What each command of the command line does; heavy imports wait until a command needs them."""
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, get_profile, three_stages
+from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, Profile, Run, get_profile, three_stages
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,21 +24,38 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train the three stages of one architecture, or find them trained."""
+    """Train the three stages of one architecture, or one recipe; go on with them, or find them trained."""
+    profile, runs = _runs_to_train(options)
+    from hrnetpp_lib.datasets import load_stage_data, prepare_data
+    from hrnetpp_lib.machine import Machine, processes
+    from hrnetpp_lib.train import train_stage
+
+    root, here = _root(options), processes()
+    machine = Machine(
+        options.accumulate, options.compile, options.skip_bad_images, options.tensorboard, options.save_every
+    )
+    for run in runs:
+        here.print(run.describe())
+        with here.main_process_first():  # the others find its data made, and its tables cached
+            paths = prepare_data(profile, root / "data")
+            data = load_stage_data(run.stage.dataset, profile, paths)
+        here.print(train_stage(run, data, root / "runs" / profile.name, paths.root, machine), flush=True)
+
+
+def _runs_to_train(options: argparse.Namespace) -> tuple[Profile, tuple[Run, ...]]:
+    """What the options name: the stages of a profile, or the run of a recipe.json."""
+    if options.recipe:
+        try:
+            run = Run.from_dict(json.loads(options.recipe.read_text()))
+        except (OSError, ValueError) as error:
+            raise HrnetppError(f"{options.recipe}: no recipe can be read from it ({error})") from error
+        return run.profile, (run,)
     profile = get_profile(options.profile)
     if options.architecture not in ARCHITECTURES:
         raise HrnetppError(
             f"unknown architecture {options.architecture!r}; choose one of {', '.join(ARCHITECTURES)}"
         )
-    from hrnetpp_lib.datasets import load_stage_data, prepare_data
-    from hrnetpp_lib.train import train_stage
-
-    root = _root(options)
-    paths = prepare_data(profile, root / "data")
-    for run in three_stages(profile, ARCHITECTURES[options.architecture], options.seed):
-        print(run.describe(), flush=True)
-        data = load_stage_data(run.stage.dataset, profile, paths)
-        print(train_stage(run, data, root / "runs" / profile.name, paths.root))
+    return profile, three_stages(profile, ARCHITECTURES[options.architecture], options.seed)
 
 
 def evaluate(options: argparse.Namespace) -> None:

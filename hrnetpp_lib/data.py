@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hrnetpp_lib.augment import sample_crop
 from hrnetpp_lib.coordinates import OFFICIAL, Coordinates, get_coordinates
+from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.geometry import bbox_to_center_scale, crop_matrix, transform_points
-from hrnetpp_lib.heatmap import encode
+from hrnetpp_lib.heatmap import locate
 from hrnetpp_lib.images import read_image
 from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.recipe import Run
@@ -47,17 +48,28 @@ def warp(image: np.ndarray, matrix: np.ndarray, input_hw: tuple[int, int]) -> np
     return cv2.warpAffine(image, matrix, (input_hw[1], input_hw[0]), flags=cv2.INTER_LINEAR)
 
 
+_MOST_REPLACEMENTS = 20  # so many unreadable pictures in a row are no accident
+
+
 @dataclass
 class TrainCrops(torch.utils.data.Dataset):
-    """Augmented crops of labelled persons with both kinds of target.
+    """Augmented crops of labelled persons with what both losses ask for.
 
     Augmentation depends on (run.seed, epoch, index) alone, so any sample can be made again.
     Call `set_epoch` before each epoch.
+
+    Attributes:
+        table: The persons.
+        run: Gives input size, augmentation and seed.
+        epoch: See `set_epoch`.
+        skip_bad_images: Whether a person whose picture cannot be read is replaced by another one, drawn
+            from (seed, epoch, index) too, instead of stopping the run.
     """
 
     table: PersonTable
     run: Run
     epoch: int = 0
+    skip_bad_images: bool = False
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentation the next samples have."""
@@ -66,42 +78,63 @@ class TrainCrops(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
         """One sample.
 
         Returns:
-            image (h, w, 3) uint8 RGB; heatmaps (K, H, W) and target_weight (K,) for the MSE;
-            keypoints_heatmap (K, 2) in heatmap px, not rounded, and keypoint_weight (K,) for the L1:
-            1 where labelled and inside the input.
+            image (h, w, 3) uint8 RGB; for the MSE centres (K, 2) int64 in whole cells and target_weight
+            (K,); for the L1 keypoints_heatmap (K, 2) in heatmap px, not rounded, and keypoint_weight (K,),
+            1 where labelled and inside the input; person, the row of the table; bad, the row it stands in
+            for because that picture cannot be read, else -1.
+
+        Raises:
+            HrnetppError: If the picture cannot be read, and may not be skipped or has no successor.
         """
+        random = np.random.default_rng((self.run.seed, self.epoch, index))
+        person = index
+        for _ in range(_MOST_REPLACEMENTS):
+            try:
+                image = read_image(self.table.image_path(person))
+            except HrnetppError:
+                if not self.skip_bad_images:
+                    raise
+                person = int(random.integers(len(self.table)))
+                continue
+            origin = {"person": person, "bad": -1 if person == index else index}
+            return self._sample(image, person, random) | origin
+        raise HrnetppError(
+            f"{self.table.name}: {_MOST_REPLACEMENTS} pictures in a row cannot be read, the first one "
+            f"{self.table.image_path(index)}; mend the image folder"
+        )
+
+    def _sample(self, image: np.ndarray, person: int, random: np.random.Generator) -> dict[str, np.ndarray]:
         profile, table = self.run.profile, self.table
         coordinates = get_coordinates(self.run.stage.coordinates)
-        image = read_image(table.image_path(index))
-        center, scale = bbox_to_center_scale(table.bboxes_xywh[index], profile.input_hw)
+        center, scale = bbox_to_center_scale(table.bboxes_xywh[person], profile.input_hw)
         crop = sample_crop(
             self.run.stage.augmentation,
-            table.keypoints[index],
+            table.keypoints[person],
             center,
             scale,
             table.skeleton,
             profile.input_hw,
-            np.random.default_rng((self.run.seed, self.epoch, index)),
+            random,
             coordinates,
         )
-        keypoints = table.keypoints[index][table.skeleton.flip_order if crop.flipped else slice(None)]
+        keypoints = table.keypoints[person][table.skeleton.flip_order if crop.flipped else slice(None)]
         labelled = keypoints[:, 2] > 0
         points = transform_points(keypoints[:, :2].astype(np.float64), crop.matrix) * labelled[:, None]
         last = np.array(profile.input_hw[::-1]) - 1
         # CHOICE: in the L1, a keypoint that the crop cuts off has no weight; the report does not say.
         inside = labelled & ((points >= 0) & (points <= last)).all(axis=1)
         cells = points / coordinates.stride_xy(profile.input_hw)
-        # encode counts four px a cell, whatever the convention.
-        heatmaps, weight = encode(
+        # locate counts four px a cell, whatever the convention.
+        centres, weight = locate(
             4 * cells, labelled, profile.input_hw, profile.heatmap_hw, profile.heatmap_sigma
         )
         return {
             "image": warp(image, crop.matrix, profile.input_hw),
-            "heatmaps": heatmaps,
+            "centres": centres,
             "target_weight": weight,
             "keypoints_heatmap": cells.astype(np.float32),
             "keypoint_weight": inside.astype(np.float32),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,12 @@ class PersonTable:
         """The same images with some of the persons, given by indices or by a (N,) mask."""
         columns = ("image_index", "person_ids", "bboxes_xywh", "bbox_scores", "areas", "keypoints")
         return replace(self, **{column: getattr(self, column)[persons] for column in columns})
+
+    def fingerprint(self) -> dict[str, int]:
+        """Numbers of persons and images and a checksum of each column, to notice that data changed."""
+        columns = ("image_files", "image_index", "person_ids", "bboxes_xywh", "keypoints")
+        checksums = {c: zlib.crc32(np.ascontiguousarray(getattr(self, c))) for c in columns}
+        return {"persons": len(self), "images": len(self.image_files)} | checksums
 
     def image_path(self, person: int) -> Path:
         """The picture that a person is in."""

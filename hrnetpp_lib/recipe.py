@@ -205,6 +205,10 @@ def get_profile(name: str, **changes: object) -> Profile:
     return replace(PROFILES[name], **changes)
 
 
+# Raise it when the same recipe gives other weights than before, so that older runs are not taken for new.
+_ENGINE_VERSION = 2
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run, fully determined: stage x profile x architecture x seed x where it starts from."""
@@ -218,7 +222,7 @@ class Run:
     @property
     def hash(self) -> str:
         """Ten hex digits of everything that decides the weights; not the number of loader workers."""
-        content = asdict(self)
+        content = asdict(self) | {"engine": _ENGINE_VERSION}
         for budget in ("workers", "eval_every", "ablation_epochs", "boxes", "epochs", "lr_scales"):
             content["profile"].pop(budget)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
@@ -227,6 +231,27 @@ class Run:
     def name(self) -> str:
         """Folder name of the run, below runs/<profile>/."""
         return f"{self.stage.name}-{self.architecture.name}-{self.hash}"
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "Run":
+        """The run whose `dataclasses.asdict` was written to a recipe.json.
+
+        Raises:
+            HrnetppError: If a field is missing or unknown.
+        """
+        try:
+            stage, profile = dict(content["stage"]), dict(content["profile"])
+            stage["augmentation"] = Augmentation(**stage["augmentation"])
+            profile["network"] = Network(**_tuples(profile["network"]))
+            return cls(
+                TrainStage(**stage),
+                Profile(**_tuples(profile)),
+                Architecture(**content["architecture"]),
+                content["seed"],
+                content["previous"],
+            )
+        except (KeyError, TypeError) as error:
+            raise HrnetppError(f"this is no recipe.json of this version of the package ({error})") from error
 
     def describe(self) -> str:
         """The recipe in one block of text, with what the profile scales down from the report."""
@@ -249,6 +274,11 @@ class Run:
             f"seed         {self.seed}",
         ]
         return "\n".join(lines)
+
+
+def _tuples(fields_read: dict) -> dict:
+    """json knows lists only; the dataclasses hold tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields_read.items()}
 
 
 def resolve(

@@ -1,29 +1,40 @@
 """One training stage, from a recipe to a checkpoint.
 
-The loop below is the whole engine: crops in, heatmaps out, one of two losses, Adam, a cosine.
+A sample's way: `data.TrainCrops` cuts a crop out of a picture, `loader` collates a batch of them,
+`step.TrainStep` normalises it, runs the network and takes the loss, `Training._optimise` makes one step of
+Adam. `accelerate` drives devices and processes; `resume` keeps what an interrupted run needs to go on.
 """
 
+import contextlib
 import json
 import math
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch.utils.data import default_collate
 
+from hrnetpp_lib import journal, resume
 from hrnetpp_lib.checkpoint import ModelCard, save_checkpoint
-from hrnetpp_lib.data import BoxCrops, TrainCrops, normalise
+from hrnetpp_lib.data import TrainCrops
 from hrnetpp_lib.datasets import StageData
-from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.hrnet import HRNet
-from hrnetpp_lib.infer import forward, pick_device
-from hrnetpp_lib.losses import heatmap_mse, keypoint_l1
-from hrnetpp_lib.progress import progress_bar
-from hrnetpp_lib.recipe import Run, TrainStage
-from hrnetpp_lib.softargmax import soft_argmax
+from hrnetpp_lib.loader import EpochBatches, iterate, number_of_steps
+from hrnetpp_lib.machine import Machine, compile_step, make_accelerator
+from hrnetpp_lib.memory import free_bytes, is_out_of_memory, out_of_memory
+from hrnetpp_lib.preemption import SigtermNotice
+from hrnetpp_lib.progress import EpochBar
+from hrnetpp_lib.recipe import Run
+from hrnetpp_lib.step import TrainStep, learning_rate
 from hrnetpp_lib.validate import validate
 from hrnetpp_lib.weights import load_stage1, load_weights
+
+_EXPLODED = 100  # times the typical loss
 
 
 def build_model(run: Run, num_keypoints: int) -> HRNet:
@@ -54,154 +65,228 @@ def checkpoint_path(runs_dir: Path, run_name: str) -> Path:
     return runs_dir / run_name / "model.safetensors"
 
 
-def learning_rate(stage: TrainStage, step: int, steps: int) -> float:
-    """Cosine from lr_start at step 0 to lr_end at the end (report, training)."""
-    return stage.lr_end + (stage.lr_start - stage.lr_end) / 2 * (1 + math.cos(math.pi * step / steps))
+_THIS_MACHINE = Machine()
 
 
-def batch_loss(stage: TrainStage, heatmaps: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The stage's loss of one batch.
-
-    Args:
-        stage: Names the loss.
-        heatmaps: (B, K, H, W) network output.
-        batch: A collated batch of `data.TrainCrops`, on the same device.
-    """
-    if stage.loss == "heatmap_mse":
-        return heatmap_mse(heatmaps.float(), batch["heatmaps"], batch["target_weight"])
-    keypoints = soft_argmax(heatmaps, stage.alpha)
-    return keypoint_l1(keypoints, batch["keypoints_heatmap"], batch["keypoint_weight"])
-
-
-def train_stage(run: Run, data: StageData, runs_dir: Path, data_dir: Path) -> Path:
-    """Train one stage, or find it trained.
+def train_stage(
+    run: Run, data: StageData, runs_dir: Path, data_dir: Path, machine: Machine = _THIS_MACHINE
+) -> Path:
+    """Train one stage, or go on with it, or find it trained.
 
     Args:
         run: The resolved recipe.
         data: Training and validation persons.
-        runs_dir: Gets a folder named after the run: recipe.json, metrics.jsonl, snapshots/ and, once
-            finished, model.safetensors.
+        runs_dir: Gets a folder named after the run: recipe.json, metrics.jsonl, snapshots/, states/ while it
+            trains, best.safetensors (highest metric on val) and, once finished, model.safetensors.
         data_dir: Where weight files for initialisation lie.
+        machine: How to use this machine. Started by `accelerate launch`, the processes share each batch.
 
     Returns:
         Path of the checkpoint.
 
     Raises:
-        HrnetppError: If the loss is not finite, there is nothing to train on, or the start is missing.
+        HrnetppError: If the loss is not finite or explodes, memory or disk runs out, a picture cannot be
+            read, the data changed since the run was interrupted, or the start is missing.
+        Preempted: If SIGTERM came; the state is saved.
 
     Reference: HRNet++ report, training.
     """
     path = checkpoint_path(runs_dir, run.name)
+    accelerator = make_accelerator(run, machine, path.parent)
     if path.is_file():
-        print(f"{run.name}: found trained, {path}")
+        accelerator.print(f"{run.name}: found trained, {path}")
         return path
-    if len(data.train) == 0:
-        raise HrnetppError(f"{data.train.name}: no person to train on")
-    device = pick_device()
-    card = ModelCard.of_run(run, data.train.skeleton)
-    model = build_model(run, len(card.skeleton))
-    print(f"{run.name}, initial weights:\n{initialise(model, run, runs_dir, data_dir)}")
-    model.to(device, memory_format=torch.channels_last)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent / "recipe.json").write_text(json.dumps(asdict(run), indent=2))
-    with open(path.parent / "metrics.jsonl", "w") as log:
-        _train(model, card, run, data, device, log)
-    save_checkpoint(model, card, path)
+    training = Training(run, data, path.parent, machine, accelerator)
+    if not training.resume():
+        report = initialise(training.model, run, runs_dir, data_dir)
+        accelerator.print(f"{run.name}, initial weights:\n{report}")
+    training.wrap()
+    with SigtermNotice() as notice:
+        training.run_epochs(notice)
+    if accelerator.is_main_process:
+        save_checkpoint(training.model, training.card, path)
+        resume.remove_states(path.parent / "states")
+    accelerator.wait_for_everyone()
     return path
 
 
-def _train(model: HRNet, card: ModelCard, run: Run, data: StageData, device: torch.device, log) -> None:
-    """The loop over epochs; writes one line of metrics per epoch."""
-    stage, profile = run.stage, run.profile
-    dataset = TrainCrops(data.train, run)
-    # CHOICE: no weight decay: the report is silent, and the official recipe's never reaches Adam.
-    optimizer = torch.optim.Adam(model.parameters(), lr=stage.lr_start, fused=True)
-    order = torch.Generator().manual_seed(run.seed)
-    loader = torch.utils.data.DataLoader(
-        dataset, profile.batch_size, shuffle=True, generator=order, num_workers=profile.workers
-    )
-    steps, step = stage.epochs * len(loader), 0
-    for epoch in range(stage.epochs):
-        dataset.set_epoch(epoch)
-        model.train()
-        losses, started = [], time.perf_counter()
-        for batch in progress_bar(loader, f"{stage.name} epoch {epoch + 1}/{stage.epochs}"):
-            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            lr = learning_rate(stage, step, steps)
-            optimizer.param_groups[0]["lr"] = lr
-            with torch.autocast(device.type, torch.bfloat16, enabled=profile.precision == "bf16"):
-                heatmaps = model(normalise(batch["image"]))
-            loss = batch_loss(stage, heatmaps, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            step += 1
-            if not math.isfinite(losses[-1]):
-                raise HrnetppError(
-                    f"{run.name}: loss is {losses[-1]} at step {step}, epoch {epoch + 1}; lower lr {lr:g}"
+class Training:
+    """A run under way: the loop over epochs and steps, and what it keeps between them."""
+
+    def __init__(self, run: Run, data: StageData, folder: Path, machine: Machine, accelerator: Accelerator):
+        """A run at its beginning, with random weights; `train_stage` gives the arguments."""
+        self.run, self.data, self.folder = run, data, folder
+        self.machine, self.accelerator = machine, accelerator
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        persons, size = len(data.train), run.profile.batch_size
+        self.steps = number_of_steps(data.train.name, persons, size, processes * machine.accumulate)
+        self.batches = EpochBatches(persons, size, run.seed, rank, processes)
+        self.crops = TrainCrops(data.train, run, skip_bad_images=machine.skip_bad_images)
+        self.card = ModelCard.of_run(run, data.train.skeleton)
+        model = build_model(run, len(self.card.skeleton))
+        self.model = model.to(accelerator.device, memory_format=torch.channels_last)
+        # CHOICE: no weight decay: the report is silent, and the official recipe's never reaches Adam.
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=run.stage.lr_start, fused=True)
+        self.network: torch.nn.Module = TrainStep(self.model, run)
+        self.progress = resume.Progress(data.train.fingerprint(), processes)
+        self.saved_at = time.monotonic()
+        self.free_bytes = free_bytes(accelerator.device)
+
+    def resume(self) -> bool:
+        """Go on from the newest saved state; whether there was one."""
+        states = self.folder / "states"
+        self.progress, remarks = resume.load_state(states, self.model, self.optimizer, self.progress)
+        for remark in remarks:
+            self.accelerator.print(f"{self.run.name}: {remark}")
+        self.accelerator.wait_for_everyone()  # nobody writes before everybody has read
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.json").write_text(json.dumps(asdict(self.run), indent=2))
+            journal.cut_metrics(self.folder, self.progress.epoch)
+        return self.progress.step > 0
+
+    def wrap(self) -> None:
+        """Prepare the step for several processes, for bf16 and, if asked for, for the compiler."""
+        self.network = self.accelerator.prepare(self.network)
+        if self.machine.compile:
+            share = self.run.profile.batch_size // self.accelerator.num_processes // self.machine.accumulate
+            example = default_collate([self.crops[i] for i in range(share)])
+            self.network.train()
+            self.network = compile_step(self.network, self._to_device(example), self.accelerator.print)
+
+    def run_epochs(self, notice: SigtermNotice) -> None:
+        """Train, evaluate, log and save, epoch by epoch."""
+        for epoch in range(self.progress.epoch, self.run.stage.epochs):
+            self._train_epoch(epoch, notice)
+            record = self._summary(epoch)
+            if (epoch + 1) % self.run.profile.eval_every == 0 or epoch + 1 == self.run.stage.epochs:
+                self._save()  # scoring val may take longer than a scheduler waits
+                record |= self._evaluate(epoch)
+            self._log(record)
+            done = {"epoch": epoch + 1, "losses": [], "seconds": 0.0, "bad_images": 0}
+            self.progress = replace(self.progress, typical_loss=record["loss"], **done)
+            self._save()
+
+    def _train_epoch(self, epoch: int, notice: SigtermNotice) -> None:
+        profile, progress = self.run.profile, self.progress
+        done = progress.step - epoch * self.steps
+        self.batches.start_at(epoch, done)
+        size, name = profile.batch_size, f"{self.run.stage.name} epoch {epoch + 1}/{self.run.stage.epochs}"
+        bar = EpochBar(name, self.steps * size, done * size, silent=not self.accelerator.is_main_process)
+        self.network.train()
+        on_gpu = self.accelerator.device.type == "cuda"
+        started = time.perf_counter() - progress.seconds
+        for batch in iterate(self.crops, self.batches, profile.workers, pin_memory=on_gpu):
+            self._report_bad_images(batch)
+            lr = learning_rate(self.run.stage, progress.step, self.run.stage.epochs * self.steps)
+            loss, stop, bad = self._optimise(self._to_device(batch), lr, notice.received)
+            progress.step += 1
+            progress.losses.append(loss)
+            progress.bad_images += bad
+            progress.seconds = time.perf_counter() - started
+            bar.advance(size, loss, lr)
+            if stop:
+                self._save()
+                raise Preempted(
+                    f"{self.run.name}: SIGTERM at step {progress.step}; the state is saved, the same command "
+                    "goes on from it"
                 )
-        seconds = time.perf_counter() - started
-        record = {
+            if time.monotonic() - self.saved_at >= self.machine.save_every_s:
+                self._save()
+        bar.close()
+
+    def _optimise(self, batch: dict[str, torch.Tensor], lr: float, stop: bool) -> tuple[float, bool, int]:
+        """One step of Adam on this process's share of a batch.
+
+        Returns:
+            Of all processes: loss of the whole batch, whether one must stop, persons replaced.
+        """
+        total = torch.zeros((), device=self.accelerator.device)
+        for part, is_last in _parts(batch, self.machine.accumulate):
+            # Gradients of the parts add up, and go to the other processes once.
+            together = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network)
+            try:
+                with together:
+                    # Losses are means over crops, and parts are equal: their mean is the whole batch's.
+                    loss = self.network(part) / self.machine.accumulate
+                    self.accelerator.backward(loss)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(TrainStep(self.model, self.run), part, self.free_bytes) from error
+            total += loss.detach()
+        said = torch.stack([total, total.new_tensor(stop), (batch["bad"] >= 0).sum().to(total)])
+        loss, stops, bad = self.accelerator.reduce(said, "sum").tolist()
+        loss /= self.accelerator.num_processes
+        self._check_loss(loss, batch)  # before it can spoil the weights
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, stops > 0, int(bad)
+
+    def _check_loss(self, loss: float, batch: dict[str, torch.Tensor]) -> None:
+        progress = self.progress
+        typical = progress.typical_loss or (progress.losses[0] if progress.losses else loss)
+        if math.isfinite(loss) and loss <= _EXPLODED * typical:
+            return
+        persons = ", ".join(map(str, batch["person"].tolist()))
+        raise HrnetppError(
+            f"{self.run.name}: loss is {loss:g} at step {progress.step + 1}, epoch {progress.epoch + 1} "
+            f"(typical: {typical:g}), on persons {persons} of {self.crops.table.name}. The last saved "
+            "state is good; look at these persons, or lower the profile's lr_scales"
+        )
+
+    def _report_bad_images(self, batch: dict[str, torch.Tensor]) -> None:
+        for person in batch["bad"][batch["bad"] >= 0].tolist():
+            path = self.crops.table.image_path(person)
+            print(f"warning: person {person} replaced, its picture cannot be read: {path}", flush=True)
+
+    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _summary(self, epoch: int) -> dict:
+        """The training figures of an epoch."""
+        progress, stage = self.progress, self.run.stage
+        return {
             "epoch": epoch + 1,
-            "step": step,
-            "loss": float(np.mean(losses)),
-            "lr": lr,
-            "seconds": seconds,
-            "samples_per_s": len(dataset) / seconds,
+            "step": progress.step,
+            "loss": sum(progress.losses) / len(progress.losses),
+            "lr": learning_rate(stage, progress.step - 1, stage.epochs * self.steps),
+            "seconds": progress.seconds,
+            "samples_per_s": len(progress.losses) * self.run.profile.batch_size / progress.seconds,
+            "bad_images": progress.bad_images,
+            "processes": self.accelerator.num_processes,
+            "accumulate": self.machine.accumulate,
         }
-        if (epoch + 1) % profile.eval_every == 0 or epoch + 1 == stage.epochs:
-            record |= validate(model, card, data)
-            _save_snapshot(
-                model, card, data, Path(log.name).parent / "snapshots" / f"epoch_{epoch + 1:03d}.npz"
-            )
-        log.write(json.dumps(record) + "\n")
-        log.flush()
-        print(_line(stage, record), flush=True)
+
+    def _evaluate(self, epoch: int) -> dict:
+        """The metric on val, a picture of eight of its people, and the best network so far."""
+        for buffer in self.model.buffers():
+            broadcast(buffer)  # batch statistics differ between processes
+        result = validate(self.model, self.card, self.data, self.accelerator, self.run.profile.workers)
+        if self.accelerator.is_main_process:
+            journal.save_snapshot(self.folder, epoch + 1, self.model, self.card, self.data.val)
+            if self.progress.best is None or result["value"] > self.progress.best:
+                self.progress.best = result["value"]
+                save_checkpoint(self.model, self.card, self.folder / "best.safetensors")
+        return result
+
+    def _log(self, record: dict) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        journal.append_metrics(self.folder, record)
+        self.accelerator.log({n: v for n, v in record.items() if isinstance(v, float)}, step=record["step"])
+        print(journal.describe(record, self.run.stage.epochs), flush=True)
+
+    def _save(self) -> None:
+        """Save a state; all processes hold the same, so one writes."""
+        self.saved_at = time.monotonic()
+        if self.accelerator.is_main_process:
+            resume.save_state(self.folder / "states", self.model, self.optimizer, self.progress)
 
 
-def _line(stage: TrainStage, record: dict) -> str:
-    """One epoch in one line, for notebooks and logs."""
-    line = (
-        f"epoch {record['epoch']:3d}/{stage.epochs}  loss {record['loss']:.3e}  lr {record['lr']:.1e}  "
-        f"{record['samples_per_s']:.0f} crops/s"
-    )
-    return line + (
-        f"  {record['metric']} {record['value']:.3f} ({record['boxes']})" if "metric" in record else ""
-    )
-
-
-def _save_snapshot(model: HRNet, card: ModelCard, data: StageData, path: Path) -> None:
-    """Keep the heatmaps of val's eight most confident boxes, to watch them sharpen."""
-    model.eval()
-    dataset = BoxCrops(data.val, card.input_hw, coordinates=card.coordinates)
-    people = np.argsort(-data.val.bbox_scores, kind="stable")[:8]
-    crops = np.stack([dataset[i][0][0] for i in people])
-    heatmaps = forward(model, torch.from_numpy(crops), card).cpu().numpy()
-    path.parent.mkdir(exist_ok=True)
-    np.savez_compressed(path, crops=crops, heatmaps=heatmaps.astype(np.float16))
-
-
-def read_metrics(runs_dir: Path, run: Run) -> list[dict]:
-    """The epochs of a run, as written to metrics.jsonl.
-
-    Raises:
-        HrnetppError: If the run has not been trained.
-    """
-    path = runs_dir / run.name / "metrics.jsonl"
-    if not path.is_file():
-        raise HrnetppError(f"{path}: not there; train {run.name} first")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def read_snapshots(runs_dir: Path, run: Run) -> list[dict]:
-    """What val's eight most confident boxes looked like to the network as it learnt.
-
-    Returns:
-        Per evaluated epoch: epoch, crops (8, h, w, 3) uint8 RGB and heatmaps (8, K, H, W) fp16.
-    """
-    snapshots = []
-    for path in sorted((runs_dir / run.name / "snapshots").glob("epoch_*.npz")):
-        with np.load(path) as arrays:
-            snapshots.append({"epoch": int(path.stem[6:]), **arrays})
-    return snapshots
+def _parts(batch: dict[str, torch.Tensor], number: int) -> Iterator[tuple[dict[str, torch.Tensor], bool]]:
+    """A batch in equal parts, each with whether it is the last one."""
+    size = len(batch["image"]) // number
+    for i in range(number):
+        yield {name: tensor[i * size : (i + 1) * size] for name, tensor in batch.items()}, i + 1 == number

@@ -1,6 +1,8 @@
 """The dataset's own metric of a network on its validation boxes."""
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from hrnetpp_lib.checkpoint import ModelCard
 from hrnetpp_lib.datasets import StageData
@@ -11,13 +13,25 @@ from hrnetpp_lib.infer import SINGLE_VIEW, Predictions, predict_boxes
 from hrnetpp_lib.persons import PersonTable
 
 
-def validate(model: HRNet, card: ModelCard, data: StageData) -> dict[str, object]:
-    """Predict on val's boxes with the flip test and score the result.
+def validate(
+    model: HRNet, card: ModelCard, data: StageData, accelerator: Accelerator, workers: int = 0
+) -> dict[str, object]:
+    """Predict on val's boxes with the flip test, every process on its share, and score the result.
 
     Returns:
-        metric, value (0..1) and boxes, ready to be logged.
+        On the main process metric, value (0..1) and boxes, ready to be logged; on others nothing.
     """
-    predictions = predict_boxes(model, card, data.val, views=SINGLE_VIEW)
+    rows = np.arange(accelerator.process_index, len(data.val), accelerator.num_processes)
+    mine = predict_boxes(model, card, data.val.select(rows), views=SINGLE_VIEW, workers=workers)
+    # A list in, the concatenated lists of all processes out; nobody's rows are padded.
+    shares = gather_object([(rows, mine)])
+    if not accelerator.is_main_process:
+        return {}
+    order = np.argsort(np.concatenate([rows for rows, _ in shares]))
+    predictions = Predictions(
+        np.concatenate([share.keypoints for _, share in shares])[order],
+        np.concatenate([share.scores for _, share in shares])[order],
+    )
     return {"metric": data.metric, "value": score(predictions, data)["AP"], "boxes": data.boxes}
 
 

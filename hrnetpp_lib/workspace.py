@@ -10,8 +10,9 @@ from hrnetpp_lib.checkpoint import ModelCard, load_checkpoint
 from hrnetpp_lib.datasets import DataPaths, StageData, load_stage_data, prepare_data
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
+from hrnetpp_lib.journal import read_metrics
 from hrnetpp_lib.recipe import Profile, Run, get_profile
-from hrnetpp_lib.train import checkpoint_path, read_metrics, train_stage
+from hrnetpp_lib.train import checkpoint_path, train_stage
 
 
 @dataclass(frozen=True)

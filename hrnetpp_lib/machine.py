@@ -1,0 +1,96 @@
+"""How a run uses the machine: devices, processes, precision, compiler. None of it is the recipe's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.recipe import Run
+
+# The other processes wait while the first one scores val; NCCL's own limit is ten minutes.
+_PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the command line may ask of the engine.
+
+    Attributes:
+        accumulate: Parts that each process's share of a batch goes through the network in. The loss stays
+            that of the whole batch; batch normalisation sees a part at a time.
+        compile: Whether to try torch.compile.
+        skip_bad_images: Whether an unreadable picture is replaced by another person's.
+        tensorboard: Whether to write TensorBoard's event files beside metrics.jsonl.
+        save_every_s: Seconds between two saved states; one is saved at each epoch's end, too.
+    """
+
+    accumulate: int = 1
+    compile: bool = False
+    skip_bad_images: bool = False
+    tensorboard: bool = False
+    save_every_s: float = 600.0
+
+
+def processes() -> PartialState:
+    """This process among those that were launched together; alone, if none were.
+
+    On a GPU where there is one, else on the CPU, as in testing.
+    """
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def make_accelerator(run: Run, machine: Machine, folder: Path) -> Accelerator:
+    """Device, precision and processes of one run.
+
+    Raises:
+        HrnetppError: If TensorBoard is asked for and not installed.
+    """
+    processes()
+    # Runs of one process may differ in precision; the state is a singleton that would refuse.
+    AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision="bf16" if run.profile.precision == "bf16" else "no",
+            cpu=not torch.cuda.is_available(),
+            log_with="tensorboard" if machine.tensorboard else None,
+            project_dir=str(folder),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        )
+    except ImportError as error:
+        raise HrnetppError(
+            f"{error}; install tensorboard (extra watch), or leave --tensorboard out"
+        ) from error
+    if machine.tensorboard:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def compile_step(
+    network: torch.nn.Module, batch: dict[str, torch.Tensor], say: Callable[[str], None]
+) -> torch.nn.Module:
+    """The network compiled, or itself where that fails; tried on a batch, whose traces are removed.
+
+    Args:
+        network: Raw batch in, loss out.
+        batch: One like those to come.
+        say: Told when compiling fails.
+    """
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    try:
+        compiled = torch.compile(network)
+        compiled(batch).backward()
+    except Exception as error:  # a missing C++ compiler, an unsupported Python or GPU: all end here
+        reason = (str(error).strip().splitlines() or [""])[0]
+        say(f"torch.compile failed ({type(error).__name__}: {reason}); training goes on without it")
+        compiled = network
+    network.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return compiled
