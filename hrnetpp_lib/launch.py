@@ -14,14 +14,15 @@ from hrnetpp_lib.recipe import Run
 
 
 def launch_command(recipe: Path, root: Path, processes: int) -> list[str]:
-    """The command that trains a recipe.json on several processes of this machine, one per GPU if it has any.
+    """The command that trains a recipe.json in several processes on this machine, one per GPU if it has any.
 
     Args:
         recipe: The file.
         root: Folder of data/ and runs/.
         processes: How many.
     """
-    device = ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
+    # On a machine without GPUs, too: --cpu would start one process, whatever number is asked for.
+    device = ["--multi_gpu"]
     # Everything said that the launcher would otherwise guess, and warn about.
     machine = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     threads = ["--num_cpu_threads_per_process", str(max(1, torch.get_num_threads() // processes))]

@@ -71,7 +71,7 @@ def out_of_memory(step: torch.nn.Module, batch: dict[str, torch.Tensor], availab
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        per_crop = kept_for_backward(step, {name: tensor[:1] for name, tensor in batch.items()})
+        per_crop = kept_for_backward(step, {name: tensor[:1].clone() for name, tensor in batch.items()})
     except (RuntimeError, MemoryError):
         return HrnetppError(f"memory ran out with {crops} crops at once, and one alone does not fit either")
     weights = sum(p.numel() * p.element_size() for p in step.parameters())

@@ -1,0 +1,182 @@
+"""Whole runs in processes of their own: two that share a batch, and any number that are killed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from engine_run import PROFILE, small_run
+from safetensors.torch import load_file
+
+from hrnetpp_lib.datasets import prepare_data
+from hrnetpp_lib.train import build_model
+
+SCRIPT = Path(__file__).with_name("engine_run.py")
+LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
+TWO = [*LAUNCH.split(), "--num_cpu_threads_per_process", "1", "--num_processes", "2"]
+LIMIT_S = 120
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The data, made once and linked into each run's root."""
+    root = tmp_path_factory.mktemp("engine")
+    prepare_data(PROFILE, root / "data")
+    return root / "data"
+
+
+def new_root(data: Path, root: Path) -> Path:
+    root.mkdir()
+    (root / "data").symlink_to(data)
+    return root
+
+
+def start(root: Path, *options: str, processes: int = 1, port: int = 0) -> subprocess.Popen:
+    """Start a run in a process group of its own."""
+    launcher = [*TWO, "--main_process_port", str(port)] if processes == 2 else []
+    command = [sys.executable, *launcher, str(SCRIPT), str(root), *options]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=environment,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, output
+    return output
+
+
+def weights(root: Path) -> Path:
+    return root / "runs" / small_run().name / "model.safetensors"
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> dict[int, Path]:
+    """The weights of a run that nobody killed, on one and on two processes."""
+    roots = {n: new_root(data, tmp_path_factory.mktemp("whole") / str(n)) for n in (1, 2)}
+    for processes, root in roots.items():
+        finish(start(root, processes=processes))
+    return {processes: weights(root) for processes, root in roots.items()}
+
+
+def test_two_processes_with_half_the_batch_give_the_weights_of_one(data, tmp_path):
+    """20 steps in fp32. Batch normalisation uses fixed statistics here: in training each process takes its
+    own crops' statistics, as torch's DistributedDataParallel does, and two halves differ from the whole."""
+    found = {}
+    for name, processes, options in (("one", 1, []), ("two", 2, []), ("parts", 1, ["--accumulate", "4"])):
+        root = new_root(data, tmp_path / name)
+        finish(start(root, "--frozen-bn", *options, processes=processes))
+        found[name] = load_file(weights(root))
+    moved = max(
+        (found["one"][n] - t).abs().max() for n, t in start_weights().items() if t.is_floating_point()
+    )
+    assert moved > 1e-3
+    for name in ("two", "parts"):
+        worst = max((found[name][n] - t).abs().max() for n, t in found["one"].items())
+        assert worst <= 1e-5, f"{name}: {worst}"
+
+
+def start_weights() -> dict[str, torch.Tensor]:
+    return build_model(small_run(), 17).state_dict()
+
+
+def kill_and_go_on(root: Path, kills: int, seed: int, processes: int = 1) -> int:
+    """Kill a run at random moments of its time, then let it finish; how many kills it took alive."""
+    rng, hit = random.Random(seed), 0
+    for _ in range(kills):
+        process = start(root, processes=processes)
+        try:
+            # From the first step to the end; a state is saved after every step, so many fall into a save.
+            wait_for_first_state(root, process)
+            time.sleep(rng.uniform(0, 1.2))
+            hit += process.poll() is None
+        finally:
+            kill_group(process)
+        if weights(root).is_file():
+            break
+    finish(start(root, processes=processes))
+    return hit
+
+
+def wait_for_first_state(root: Path, process: subprocess.Popen) -> None:
+    """Wait until the run has read its state, if there is one, and written one of its own."""
+    before = newest(root)
+    limit = time.monotonic() + LIMIT_S
+    while newest(root) == before and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+
+
+def newest(root: Path) -> float:
+    return max((p.stat().st_mtime for p in root.glob("runs/*/states/*")), default=0.0)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize(("processes", "kills"), [(1, 2), (2, 1)])
+def test_a_killed_run_ends_with_the_same_weights(data, undisturbed, tmp_path, processes, kills):
+    root = new_root(data, tmp_path / "killed")
+    assert kill_and_go_on(root, kills, seed=processes, processes=processes) > 0
+    assert digest(weights(root)) == digest(undisturbed[processes])
+    metrics = weights(root).with_name("metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in metrics] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_twenty_kills(data, undisturbed, tmp_path, processes):
+    """Twenty kills that found the run alive, over as many runs as that takes."""
+    hit = attempt = 0
+    while hit < 20:
+        root = new_root(data, tmp_path / str(attempt))
+        hit += kill_and_go_on(root, 5, seed=100 * processes + attempt, processes=processes)
+        assert digest(weights(root)) == digest(undisturbed[processes]), f"attempt {attempt}"
+        shutil.rmtree(root)
+        attempt += 1
+
+
+@pytest.mark.parametrize("moment", ["half written", "not yet pruned"])
+def test_a_kill_inside_a_save(data, undisturbed, tmp_path, moment):
+    root = new_root(data, tmp_path / "torn")
+    process = start(root, "--die-in-save", moment)
+    process.communicate(timeout=LIMIT_S)
+    assert process.returncode == -signal.SIGKILL
+    (states,) = root.glob("runs/*/states")
+    assert (states / "state.part").exists() == (moment == "half written")
+    assert len(list(states.glob("step_*.pt"))) == (2 if moment == "half written" else 3)
+    finish(start(root))
+    assert digest(weights(root)) == digest(undisturbed[1]) and not states.exists()
+
+
+def test_sigterm_saves_and_exits_with_its_own_code(data, undisturbed, tmp_path):
+    root = new_root(data, tmp_path / "preempted")
+    process = start(root, "--save-every", "1000")
+    while not newest_metrics(root) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 75 and "the state is saved" in output, output
+    assert "goes on from step" in finish(start(root, "--save-every", "1000"))
+    assert digest(weights(root)) == digest(undisturbed[1])
+
+
+def newest_metrics(root: Path) -> bool:
+    return any(path.stat().st_size for path in root.glob("runs/*/metrics.jsonl"))
