@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return Preempted.EXIT_CODE
     except HrnetppError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # In one write, so that the lines of several processes do not run into one another.
+        sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
 

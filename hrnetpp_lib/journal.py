@@ -94,7 +94,7 @@ def save_snapshot(run_dir: Path, epoch: int, model: HRNet, card: ModelCard, val:
     crops = np.stack([dataset[i][0][0] for i in people])
     heatmaps = forward(model, torch.from_numpy(crops), card).cpu().numpy()
     path = run_dir / "snapshots" / f"epoch_{epoch:03d}.npz"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, crops=crops, heatmaps=heatmaps.astype(np.float16))
     brightest = heatmaps.max(axis=1)
     peaks = heatmaps.max(axis=(2, 3)).mean(axis=1)

@@ -42,18 +42,19 @@ def train_in_processes(run: Run, root: Path, processes: int) -> None:
         processes: How many share each batch.
 
     Raises:
-        HrnetppError: If it fails; ends with the last lines of its log.
+        HrnetppError: If it fails; with its own error, else with the last lines of its log.
         Preempted: If SIGTERM ended it.
     """
     recipe = root / "runs" / run.profile.name / run.name / "recipe.json"
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(json.dumps(asdict(run), indent=2))
     command = launch_command(recipe, root, processes)
-    last = deque(maxlen=15)
+    last, errors = deque(maxlen=15), []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             for line in process.stdout:
                 last.append(line.rstrip())
+                errors += [line.removeprefix("error: ").rstrip()] * line.startswith("error: ")
                 print(line, end="", flush=True)
         except KeyboardInterrupt:  # stopping a notebook's cell stops the training
             process.terminate()
@@ -62,4 +63,5 @@ def train_in_processes(run: Run, root: Path, processes: int) -> None:
         return
     if any("SIGTERM" in line and "goes on" in line for line in last):
         raise Preempted(f"{run.name}: SIGTERM; run this again to go on")
-    raise HrnetppError(f"{run.name}: training in {processes} processes failed:\n" + "\n".join(last))
+    reason = errors[0] if errors else "\n".join(last)
+    raise HrnetppError(f"{run.name}: training in {processes} processes failed: {reason}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import is_tensorboard_available
 
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.recipe import Run
@@ -51,23 +51,20 @@ def make_accelerator(run: Run, machine: Machine, folder: Path) -> Accelerator:
     Raises:
         HrnetppError: If TensorBoard is asked for and not installed.
     """
+    if machine.tensorboard and not is_tensorboard_available():
+        raise HrnetppError(
+            "tensorboard is not installed; install the extra watch, or do without --tensorboard"
+        )
     processes()
     # Runs of one process may differ in precision; the state is a singleton that would refuse.
     AcceleratorState._reset_state()
-    try:
-        accelerator = Accelerator(
-            mixed_precision="bf16" if run.profile.precision == "bf16" else "no",
-            cpu=not torch.cuda.is_available(),
-            log_with="tensorboard" if machine.tensorboard else None,
-            project_dir=str(folder),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-        )
-    except ImportError as error:
-        raise HrnetppError(
-            f"{error}; install tensorboard (extra watch), or leave --tensorboard out"
-        ) from error
-    if machine.tensorboard:
-        accelerator.init_trackers("tensorboard")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if run.profile.precision == "bf16" else "no",
+        cpu=not torch.cuda.is_available(),
+        log_with="tensorboard" if machine.tensorboard else None,
+        project_dir=str(folder),
+    )
+    accelerator.init_trackers("tensorboard")
     return accelerator
 
 

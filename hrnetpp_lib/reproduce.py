@@ -19,6 +19,8 @@ from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.recipe import get_profile
 from hrnetpp_lib.report import git_revision, provenance, read_json, write_json
 
+# glibc returns freed memory to the system, and every training step pays for getting it back.
+KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -118,7 +120,8 @@ def _check_profile(profile_name: str, output: Path) -> None:
 def _set_environment(notebook_folder: Path) -> None:
     """Variables that the kernels inherit."""
     os.environ.update(HRNETPP_HEADLESS="1", JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in ({"OMP_WAIT_POLICY": "PASSIVE"} | KEEP_FREED_MEMORY).items():
+        os.environ.setdefault(name, value)
     os.environ["HRNETPP_REVISION"] = git_revision(notebook_folder)
 
 

@@ -106,6 +106,8 @@ def train_stage(
     if accelerator.is_main_process:
         save_checkpoint(training.model, training.card, path)
         resume.remove_states(path.parent / "states")
+    for tracker in accelerator.trackers:
+        tracker.finish()
     accelerator.wait_for_everyone()
     return path
 

@@ -11,6 +11,7 @@ from hrnetpp_lib.datasets import DataPaths, StageData, load_stage_data, prepare_
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
 from hrnetpp_lib.journal import read_metrics
+from hrnetpp_lib.launch import train_in_processes
 from hrnetpp_lib.recipe import Profile, Run, get_profile
 from hrnetpp_lib.train import checkpoint_path, train_stage
 
@@ -35,9 +36,15 @@ class Workspace:
         """Training and validation persons of 'ai_challenger' or 'coco'."""
         return load_stage_data(dataset, self.profile, self.data)
 
-    def train(self, run: Run, data: StageData) -> Path:
-        """Train a run here, or find it trained; see `train.train_stage`."""
-        return train_stage(run, data, self.runs, self.data.root)
+    def train(self, run: Run, data: StageData, processes: int = 1) -> Path:
+        """Train a run, go on with it, or find it trained; see `train.train_stage`.
+
+        With several processes (GPUs) it runs outside this one, and its log is shown as it grows.
+        """
+        if processes == 1:
+            return train_stage(run, data, self.runs, self.data.root)
+        train_in_processes(run, self.root, processes)
+        return checkpoint_path(self.runs, run.name)
 
     def load(self, run: Run) -> tuple[HRNet, ModelCard]:
         """Network and card of a finished run, on the device in use."""

@@ -1,7 +1,9 @@
 """The training loop: it learns, it is repeatable, stages hand over, and nothing half-done looks finished."""
 
+import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,9 @@ import torch
 from hrnetpp_lib.checkpoint import load_checkpoint
 from hrnetpp_lib.datasets import load_stage_data, prepare_data
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.journal import read_metrics, read_snapshots
+from hrnetpp_lib.machine import Machine
 from hrnetpp_lib.recipe import HRNET, SMOKE, STAGE2, STAGE3, Augmentation, resolve, three_stages
 from hrnetpp_lib.train import build_model, checkpoint_path, initialise, train_stage
 
@@ -90,6 +94,85 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_checkpoint(paths,
     with pytest.raises(HrnetppError, match=r"loss is nan at step 1, epoch 1 .*on persons \d+, .*lower"):
         train(run, paths, tmp_path)
     assert not checkpoint_path(tmp_path, run.name).exists()
+
+
+def test_an_exploding_loss_stops_the_run_and_names_step_and_persons(paths, tmp_path, monkeypatch):
+    import hrnetpp_lib.step as module
+
+    calls, mse = itertools.count(1), module.heatmap_mse
+    monkeypatch.setattr(module, "heatmap_mse", lambda *a: mse(*a) * (1e4 if next(calls) == 4 else 1))
+    run = resolve(STAGE2, PROFILE, epochs=3)  # two steps an epoch
+    with pytest.raises(HrnetppError, match=r"at step 4, epoch 2 \(typical: .*\), on persons \d+, \d+.*good"):
+        train(run, paths, tmp_path)
+    monkeypatch.undo()
+    train(run, paths, tmp_path / "whole")
+    path = train(run, paths, tmp_path)  # goes on from the end of epoch 1
+    assert path.read_bytes() == checkpoint_path(tmp_path / "whole", run.name).read_bytes()
+    assert [e["epoch"] for e in read_metrics(tmp_path, run)] == [1, 2, 3]
+
+
+def test_memory_that_runs_out_ends_in_advice(paths, tmp_path, monkeypatch):
+    def hungry(self, images, forward=HRNet.forward):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return forward(self, images)
+
+    monkeypatch.setattr(HRNet, "forward", hungry)
+    run = resolve(STAGE2, replace(PROFILE, eval_every=9))
+    with pytest.raises(HrnetppError, match=r"ran out with 8 crops at once .* about 7 would likely fit"):
+        train(run, paths, tmp_path)
+    data = load_stage_data("coco", run.profile, paths)
+    monkeypatch.setattr("hrnetpp_lib.train.validate", lambda *_: {"value": 0.5})
+    monkeypatch.setattr("hrnetpp_lib.train.journal.save_snapshot", lambda *_: None)
+    train_stage(run, data, tmp_path, paths.root, Machine(accumulate=4))
+    assert read_metrics(tmp_path, run)[0]["accumulate"] == 4
+
+
+def test_unreadable_pictures_are_named_counted_and_replaced(paths, tmp_path, capsys):
+    run = resolve(STAGE2, PROFILE)
+    data = load_stage_data("coco", PROFILE, paths)
+    torn = tmp_path / "images"
+    shutil.copytree(data.train.image_dir, torn)
+    bad = data.train.image_path(3).name
+    (torn / bad).write_bytes(b"torn")
+    data = replace(data, train=replace(data.train, image_dir=torn))
+    with pytest.raises(HrnetppError, match=bad):
+        train_stage(run, data, tmp_path, paths.root)
+    train_stage(run, data, tmp_path, paths.root, Machine(skip_bad_images=True))
+    hit = sum(data.train.image_path(p).name == bad for p in range(len(data.train)))
+    warned = capsys.readouterr().out.count(f"its picture cannot be read: {torn / bad}")
+    assert warned == read_metrics(tmp_path, run)[0]["bad_images"] == hit
+
+
+def test_data_that_changed_under_an_interrupted_run_are_refused(paths, tmp_path, monkeypatch):
+    run = resolve(STAGE2, PROFILE, epochs=2)
+    data = load_stage_data("coco", PROFILE, paths)
+    monkeypatch.setattr("hrnetpp_lib.train.journal.save_snapshot", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_stage(run, data, tmp_path, paths.root)
+    monkeypatch.undo()
+    fewer = replace(data, train=data.train.select(np.arange(len(data.train) - 1)))
+    with pytest.raises(HrnetppError, match=f"persons {len(data.train)} -> {len(data.train) - 1}"):
+        train_stage(run, fewer, tmp_path, paths.root)
+    moved = replace(data, train=data.train.select(np.arange(len(data.train))))
+    moved.train.keypoints[0, 0, 0] += 1
+    with pytest.raises(HrnetppError, match="same numbers; different columns: keypoints"):
+        train_stage(run, moved, tmp_path, paths.root)
+    train_stage(run, data, tmp_path, paths.root)
+
+
+def test_what_a_finished_run_leaves(paths, tmp_path):
+    run = resolve(STAGE2, replace(PROFILE, eval_every=1), epochs=2)
+    data = load_stage_data("coco", PROFILE, paths)
+    path = train_stage(run, data, tmp_path, paths.root, Machine(tensorboard=True))
+    left = {entry.name for entry in path.parent.iterdir()}
+    assert left >= {"model.safetensors", "best.safetensors", "metrics.jsonl", "recipe.json", "snapshots"}
+    assert "states" not in left
+    assert list((path.parent / "tensorboard").rglob("events.out.tfevents.*"))
+    assert load_checkpoint(path.with_name("best.safetensors"))[1].run == run.name
+    assert sorted(p.name for p in (path.parent / "snapshots").iterdir()) == [
+        *("epoch_001.npz", "epoch_001.png", "epoch_002.npz", "epoch_002.png")
+    ]
 
 
 def test_bf16_trains_and_keeps_fp32_weights(paths, tmp_path):

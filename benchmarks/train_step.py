@@ -1,0 +1,105 @@
+"""One training step of a profile's network, several ways: python benchmarks/train_step.py [profile].
+
+A step is what `train.Training` does with a batch once it is loaded: normalise, network, targets, loss,
+backward, Adam. Each round measures every variant anew, with the C library's allocator as it is and told to
+keep freed memory (as `reproduce` tells it; only a new process can be told). What counts on a noisy machine
+are the ratios to the first variant of the same round.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from hrnetpp_lib.recipe import STAGE2, Run, get_profile, resolve
+from hrnetpp_lib.report import provenance, write_json
+from hrnetpp_lib.reproduce import KEEP_FREED_MEMORY
+from hrnetpp_lib.step import TrainStep
+from hrnetpp_lib.train import build_model
+
+KEYPOINTS, ROUNDS, STEPS = 17, 5, 25
+
+
+@dataclass
+class Variant:
+    """A way to make a step."""
+
+    name: str
+    channels_last: bool
+    fused: bool
+    bf16: bool
+
+
+VARIANTS = (
+    Variant("fp32, contiguous", False, False, False),
+    Variant("fp32, channels_last, fused Adam", True, True, False),
+    Variant("bf16, channels_last, fused Adam", True, True, True),
+)
+
+
+def make_batch(run: Run) -> dict[str, torch.Tensor]:
+    """Random crops and targets of the run's sizes."""
+    generator = torch.Generator().manual_seed(0)
+    size, (height, width) = run.profile.batch_size, run.profile.input_hw
+    keypoints = torch.rand(size, KEYPOINTS, 2, generator=generator) * torch.tensor([width / 4, height / 4])
+    return {
+        "image": torch.randint(0, 256, (size, height, width, 3), dtype=torch.uint8, generator=generator),
+        "centres": keypoints.long(),
+        "target_weight": torch.ones(size, KEYPOINTS),
+    }
+
+
+def measure(run: Run, variant: Variant) -> float:
+    """Crops per second."""
+    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+    model = build_model(run, KEYPOINTS).to(memory_format=layout).train()
+    step, batch = TrainStep(model, run), make_batch(run)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=variant.fused, foreach=False)
+    for i in range(STEPS + 3):
+        if i == 3:
+            started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=variant.bf16):
+            loss = step(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return STEPS * run.profile.batch_size / (time.perf_counter() - started)
+
+
+def measure_in_child(profile: str, environment: dict[str, str]) -> dict[str, float]:
+    """Crops per second of every variant, in a new process."""
+    command = [sys.executable, __file__, profile, "--child"]
+    child = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, print and keep benchmarks/train_step.json."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "mini"
+    run = resolve(STAGE2, replace(get_profile(name), precision="fp32"))
+    if sys.argv[-1] == "--child":
+        print(json.dumps({variant.name: measure(run, variant) for variant in VARIANTS}))
+        return
+    allocators = {"": {}, ", freed memory kept": KEEP_FREED_MEMORY}
+    rounds = []
+    for _ in range(ROUNDS):
+        found = {suffix: measure_in_child(name, environment) for suffix, environment in allocators.items()}
+        rounds.append({way + suffix: v for suffix, ways in found.items() for way, v in ways.items()})
+    rows = {}
+    for way in rounds[0]:
+        speed = statistics.median(r[way] for r in rounds)
+        ratio = statistics.median(r[way] / r[VARIANTS[0].name] for r in rounds)
+        rows[way] = {"crops_per_s": round(speed, 1), "times_plain": round(ratio, 2)}
+        print(f"{way:54s} {speed:7.1f} crops/s   {ratio:5.2f} x")
+    content = {"profile": name, "batch": run.profile.batch_size, "rounds": ROUNDS, "steps": rows}
+    write_json(Path(__file__).with_suffix(".json"), content | {"provenance": provenance()})
+
+
+if __name__ == "__main__":
+    main()
