@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from hrnetpp_lib.annotations import read_ai_challenger, read_coco, read_coco_detections
+from hrnetpp_lib.cache import read_cached
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.lspe import write_lspe
 from hrnetpp_lib.persons import PersonTable, concat, split_by_image
@@ -49,6 +50,10 @@ class DataPaths:
     @property
     def coco(self) -> Path:
         return self.root / "coco"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
 
     def coco_json(self, split: str) -> Path:
         return self.coco / "annotations" / f"person_keypoints_{split}2017.json"
@@ -121,7 +126,7 @@ def required_files(profile: Profile, paths: DataPaths) -> list[Path]:
 
 def load_coco(profile: Profile, paths: DataPaths) -> StageData:
     """COCO train persons, and val boxes of the profile's detector or, without one, of the ground truth."""
-    train = read_coco(paths.coco_json("train"), paths.coco_images("train"))
+    train = read_cached(read_coco, paths.coco_json("train"), paths.coco_images("train"), paths.cache)
     truth, images = paths.coco_json("val"), paths.coco_images("val")
     boxes = paths.boxes_json(profile)
     if boxes is None:
@@ -132,7 +137,8 @@ def load_coco(profile: Profile, paths: DataPaths) -> StageData:
 
 def load_ai_challenger(profile: Profile, paths: DataPaths) -> StageData:
     """AI Challenger's two parts pooled, with whole images held out (report: 444K and 5K persons)."""
-    pooled = concat([read_ai_challenger(*paths.ai_challenger(split)) for split in ("train", "validation")])
+    parts = [paths.ai_challenger(split) for split in ("train", "validation")]
+    pooled = concat([read_cached(read_ai_challenger, *part, paths.cache) for part in parts])
     # CHOICE: whole images are held out, by the hash of their name; the report gives the numbers alone.
     train, holdout = split_by_image(pooled, profile.holdout_persons)
     return StageData(train, holdout, "AI Challenger AP", GROUND_TRUTH_BOXES, None)
