@@ -1,4 +1,4 @@
-"""Command line: python -m hrnetpp_lib {reproduce,train,evaluate,predict,check-data,doctor}."""
+"""Command line: python -m hrnetpp_lib {reproduce,train,evaluate,predict,check-data,plan,doctor}."""
 
 import argparse
 import sys
@@ -45,6 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("check-data", commands.check_data, "count what the profile's readers find")
     _add_profile(sub)
+
+    sub = add("plan", commands.plan, "what training would take: data, measured speed, GPU-hours, disk")
+    _add_profile(sub)
+    sub.add_argument("--gpus", type=int, default=1, metavar="N", help="that would share each batch")
 
     add("doctor", commands.doctor, "versions, devices, disk, and what is missing for which profile")
     return parser

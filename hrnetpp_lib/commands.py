@@ -129,9 +129,20 @@ def check_data(options: argparse.Namespace) -> None:
         print(f"  val boxes: {data.boxes}")
 
 
+def plan(options: argparse.Namespace) -> None:
+    """What training a profile would take: data, speed, hours, disk."""
+    profile = get_profile(options.profile)
+    if options.gpus < 1:
+        raise HrnetppError(f"--gpus {options.gpus}: must be at least 1")
+    from hrnetpp_lib.plan import plan
+
+    for line in plan(profile, _root(options), options.gpus):
+        print(line, flush=True)
+
+
 def doctor(options: argparse.Namespace) -> None:
     """Versions, devices, threads, disk, and which profiles could run here."""
-    from hrnetpp_lib.datasets import DataPaths, required_files
+    from hrnetpp_lib.datasets import DataPaths, missing_files
     from hrnetpp_lib.report import provenance
 
     facts = provenance()
@@ -142,7 +153,7 @@ def doctor(options: argparse.Namespace) -> None:
     print(f"{'free disk':16s} {shutil.disk_usage(PROJECT_ROOT).free / 2**30:.0f} GiB")
     for profile in PROFILES.values():
         paths = DataPaths(PROJECT_ROOT / "data" / profile.name)
-        missing = [path for path in required_files(profile, paths) if not path.exists()]
+        missing = missing_files(profile, paths)
         if profile.data == "synthetic":
             print(f"profile {profile.name:8s} ready (makes its own data)")
         else:

@@ -1,7 +1,7 @@
 """Which files a profile reads: one folder layout, written by us for the small profiles, downloaded for COCO.
 
 <data>/coco/annotations/person_keypoints_{train,val}2017.json
-<data>/coco/{train2017,val2017}/*.jpg
+<data>/coco/{train2017,val2017}/*.jpg, or all of them in <data>/coco/images/
 <data>/coco/person_detection_results/<boxes>.json
 <data>/ai_challenger/ai_challenger_keypoint_{train_20170902,validation_20170911}/...
 """
@@ -59,7 +59,9 @@ class DataPaths:
         return self.coco / "annotations" / f"person_keypoints_{split}2017.json"
 
     def coco_images(self, split: str) -> Path:
-        return self.coco / f"{split}2017"
+        """The split's folder, or images/ where one flat folder holds the pictures of all splits."""
+        official, flat = self.coco / f"{split}2017", self.coco / "images"
+        return flat if flat.is_dir() and not official.exists() else official
 
     def boxes_json(self, profile: Profile) -> Path | None:
         return self.coco / "person_detection_results" / profile.boxes if profile.boxes else None
@@ -90,10 +92,10 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
         write_dataset(paths.root, coco, ai_challenger, val, seed=0, processes=2)
     elif profile.data == "lspet" and not paths.root.exists():
         _convert_lspe(root / "lspet_source", paths.root)
-    missing = [str(path) for path in required_files(profile, paths) if not path.exists()]
+    missing = missing_files(profile, paths)
     if missing:
         raise HrnetppError(
-            f"profile {profile.name!r}: not found: {'; '.join(missing)}. "
+            f"profile {profile.name!r}: not found: {'; '.join(map(str, missing))}. "
             f"Put the data there (see README, 'The ladder'), or try --profile mini, which makes its own"
         )
     return paths
@@ -122,6 +124,11 @@ def required_files(profile: Profile, paths: DataPaths) -> list[Path]:
     if profile.imagenet_weights:
         files.append(paths.root / profile.imagenet_weights)
     return files
+
+
+def missing_files(profile: Profile, paths: DataPaths) -> list[Path]:
+    """Those of `required_files` that are not there."""
+    return [path for path in required_files(profile, paths) if not path.exists()]
 
 
 def load_coco(profile: Profile, paths: DataPaths) -> StageData:

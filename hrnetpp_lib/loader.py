@@ -94,6 +94,11 @@ class _Watched(Dataset):
         return self.crops[index]
 
 
+def usable_workers(wanted: int) -> int:
+    """Loader processes that this machine has cores for; more only get in one another's way."""
+    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
 def iterate(
     crops: TrainCrops, batches: EpochBatches, workers: int, pin_memory: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
@@ -102,13 +107,14 @@ def iterate(
     Args:
         crops: The samples; its epoch is set.
         batches: Which of them, in which order.
-        workers: Loader processes, 0 for none.
+        workers: Loader processes, 0 for none; not more than there are cores.
         pin_memory: Whether to make transfers to a GPU faster.
 
     Raises:
         HrnetppError: If a picture cannot be read, or a worker process dies; names the person it was reading.
     """
     crops.set_epoch(batches.epoch)
+    workers = usable_workers(workers)
     watched = _Watched(crops, torch.zeros(max(workers, 1), 2, dtype=torch.int64).share_memory_())
     loader = DataLoader(watched, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
     try:

@@ -114,6 +114,14 @@ class Profile:
     workers: int = 0  # loader processes
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    def describe_size(self) -> str:
+        """Network and input in a few words."""
+        net = self.network
+        return (
+            f"width {net.base_channels}, {net.blocks_per_branch} blocks a branch, modules {net.modules}, "
+            f"input {self.input_hw[0]}x{self.input_hw[1]}"
+        )
+
     @property
     def heatmap_hw(self) -> tuple[int, int]:
         """Heatmap height and width in cells."""

@@ -10,6 +10,7 @@ from hrnetpp_lib.evaluate import ai_challenger_ap, coco_ap, to_coco_results
 from hrnetpp_lib.geometry import bbox_to_center_scale
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.infer import SINGLE_VIEW, Predictions, predict_boxes
+from hrnetpp_lib.loader import usable_workers
 from hrnetpp_lib.persons import PersonTable
 
 
@@ -22,7 +23,9 @@ def validate(
         On the main process metric, value (0..1) and boxes, ready to be logged; on others nothing.
     """
     rows = np.arange(accelerator.process_index, len(data.val), accelerator.num_processes)
-    mine = predict_boxes(model, card, data.val.select(rows), views=SINGLE_VIEW, workers=workers)
+    mine = predict_boxes(
+        model, card, data.val.select(rows), views=SINGLE_VIEW, workers=usable_workers(workers)
+    )
     # A list in, the concatenated lists of all processes out; nobody's rows are padded.
     shares = gather_object([(rows, mine)])
     if not accelerator.is_main_process:

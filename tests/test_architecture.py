@@ -18,9 +18,9 @@ LAYERS = {
     2: ["blocks", "hrnet", "weights", "losses", "augment", "mannequin", "painter", "scene", "synthetic"]
     + ["memory", "preemption", "machine", "resume"],
     3: ["persons", "lspe", "annotations", "datasets", "data", "loader", "step", "detector", "checkpoint"]
-    + ["plots"],
+    + ["plots", "cache"],
     4: ["infer", "evaluate", "bootstrap", "diagnose", "validate", "journal", "train", "realdata", "anatomy"],
-    5: ["report", "charts", "launch", "workspace", "photo", "readme"],
+    5: ["report", "charts", "plan", "launch", "workspace", "photo", "readme"],
     6: ["reproduce", "commands", "__main__"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
