@@ -178,5 +178,45 @@ def test_sigterm_saves_and_exits_with_its_own_code(data, undisturbed, tmp_path):
     assert digest(weights(root)) == digest(undisturbed[1])
 
 
+def test_sigterm_to_two_processes_saves_once_and_both_go_on(data, undisturbed, tmp_path):
+    root = new_root(data, tmp_path / "preempted")
+    process = start(root, "--save-every", "1000", processes=2)
+    while not newest_metrics(root) and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: to all processes
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode != 0 and "the state is saved" in output, output
+    finish(start(root, processes=2))
+    assert digest(weights(root)) == digest(undisturbed[2])
+
+
+def test_the_slurm_script_requeues_what_has_states_left(tmp_path):
+    """Run with stand-ins for srun and scontrol: what it starts, and when it asks to be queued again."""
+    for name, body in (
+        ("srun", 'echo "$@" >> calls; exit $FAIL'),
+        ("scontrol", 'echo "scontrol $@" >> calls'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = SCRIPT.parents[1] / "examples" / "train.sbatch"
+    slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def submit(fail: int) -> tuple[int, str]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done = subprocess.run(
+            ["bash", script], cwd=tmp_path, env=environment | {"FAIL": str(fail)}, check=False
+        )
+        return done.returncode, (tmp_path / "calls").read_text()
+
+    status, calls = submit(0)
+    assert status == 0 and "--num_machines 2 --num_processes 8" in calls and "-m hrnetpp_lib train" in calls
+    assert "requeue" not in calls and "requeue" not in submit(1)[1]
+    (tmp_path / "runs/coco/stage1/states").mkdir(parents=True)
+    (tmp_path / "runs/coco/stage1/states/step_00000001_0.pt").touch()
+    status, calls = submit(1)
+    assert status == 1 and "scontrol requeue 7" in calls
+
+
 def newest_metrics(root: Path) -> bool:
     return any(path.stat().st_size for path in root.glob("runs/*/metrics.jsonl"))
