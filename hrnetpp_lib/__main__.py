@@ -1,4 +1,4 @@
-"""Command line: python -m hrnetpp_lib {reproduce,train,evaluate,predict,check-data,plan,doctor}."""
+"""Command line: python -m hrnetpp_lib COMMAND; each command has its own --help."""
 
 import argparse
 import sys
@@ -45,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("check-data", commands.check_data, "count what the profile's readers find")
     _add_profile(sub)
+
+    sub = add("convert-lspe", commands.convert_lspe, "Leeds Sports Pose Extended for the profiles lspet*")
+    sub.add_argument("joints", type=Path, help="joints.mat")
+    sub.add_argument("images", type=Path, help="folder of im00001.jpg ..., or of zip archives of them")
+    sub.add_argument("--skip-missing-images", action="store_true", help="count what is not there, and go on")
+    sub.add_argument("--output", type=Path, default=None, help="folder that gets data/lspet")
 
     sub = add("plan", commands.plan, "what training would take: data, measured speed, GPU-hours, disk")
     _add_profile(sub)

@@ -129,6 +129,13 @@ def check_data(options: argparse.Namespace) -> None:
         print(f"  val boxes: {data.boxes}")
 
 
+def convert_lspe(options: argparse.Namespace) -> None:
+    """Leeds Sports Pose Extended into the layout of the profiles on real photographs."""
+    from hrnetpp_lib.datasets import convert_lspe
+
+    convert_lspe(options.joints, options.images, _root(options) / "data", options.skip_missing_images)
+
+
 def plan(options: argparse.Namespace) -> None:
     """What training a profile would take: data, speed, hours, disk."""
     profile = get_profile(options.profile)
@@ -142,7 +149,7 @@ def plan(options: argparse.Namespace) -> None:
 
 def doctor(options: argparse.Namespace) -> None:
     """Versions, devices, threads, disk, and which profiles could run here."""
-    from hrnetpp_lib.datasets import DataPaths, missing_files
+    from hrnetpp_lib.datasets import data_paths, missing_files
     from hrnetpp_lib.report import provenance
 
     facts = provenance()
@@ -152,7 +159,7 @@ def doctor(options: argparse.Namespace) -> None:
     print(f"{'git revision':16s} {facts['git_revision']}")
     print(f"{'free disk':16s} {shutil.disk_usage(PROJECT_ROOT).free / 2**30:.0f} GiB")
     for profile in PROFILES.values():
-        paths = DataPaths(PROJECT_ROOT / "data" / profile.name)
+        paths = data_paths(profile, PROJECT_ROOT / "data")
         missing = missing_files(profile, paths)
         if profile.data == "synthetic":
             print(f"profile {profile.name:8s} ready (makes its own data)")

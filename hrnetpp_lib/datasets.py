@@ -76,22 +76,33 @@ class DataPaths:
         )
 
 
+def data_paths(profile: Profile, root: Path) -> DataPaths:
+    """Where a profile's files lie: made ones below its own name, real ones where several profiles share them.
+
+    Args:
+        profile: Says which data.
+        root: The project's data folder.
+    """
+    return DataPaths(root / {"synthetic": profile.name, "lspet": "lspet", "public": "coco"}[profile.data])
+
+
 def prepare_data(profile: Profile, root: Path) -> DataPaths:
     """Make the profile's files where we can make them, and check that they are there.
 
     Args:
         profile: Says which data.
-        root: The project's data folder; the profile's files lie in a folder of its name below.
+        root: The project's data folder; see `data_paths`.
 
     Raises:
         HrnetppError: If files are missing that must be downloaded; the message says which and where to.
     """
-    paths = DataPaths(root / profile.name)
+    paths = data_paths(profile, root)
     if profile.data == "synthetic":
         coco, ai_challenger, val = profile.synthetic_persons
         write_dataset(paths.root, coco, ai_challenger, val, seed=0, processes=2)
     elif profile.data == "lspet" and not paths.root.exists():
-        _convert_lspe(root / "lspet_source", paths.root)
+        source = root / "lspet_source"
+        convert_lspe(source / "joints.mat", source / "images", root)
     missing = missing_files(profile, paths)
     if missing:
         raise HrnetppError(
@@ -101,17 +112,34 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
     return paths
 
 
-def _convert_lspe(source: Path, target: Path) -> None:
-    """Write the photographs of joints.mat and images/ into the folders that the readers know."""
-    joints, images = source / "joints.mat", source / "images"
-    if not joints.is_file() or not images.is_dir():
+def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images: bool = False) -> Path:
+    """Write the photographs of Leeds Sports Pose Extended into the folders that the readers know.
+
+    Args:
+        joints_mat: The dataset's joints.mat.
+        images: Folder of its images, or of zip archives of them.
+        root: The project's data folder.
+        skip_missing_images: Whether to count images that are not there instead of refusing to go on.
+
+    Returns:
+        The folder written, whole or not at all.
+
+    Raises:
+        HrnetppError: If something is missing or broken, or the folder is there already.
+    """
+    target = root / "lspet"
+    if target.exists():
+        raise HrnetppError(f"{target}: is there already; delete it to convert anew")
+    if not joints_mat.is_file() or not images.is_dir():
         raise HrnetppError(
-            f"{source}: needs joints.mat and the folder images/ of Leeds Sports Pose Extended; get both from "
+            f"needs {joints_mat} and the folder {images} of Leeds Sports Pose Extended; get both from "
             "its authors' page, or try --profile mini, which makes its own data"
         )
     part = target.with_name(target.name + ".part")
-    print(f"converting {joints} into {target}: {write_lspe(joints, images, part)}", flush=True)
+    counts = write_lspe(joints_mat, images, part, skip_missing_images)
     part.rename(target)
+    print(f"{target}: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
+    return target
 
 
 def required_files(profile: Profile, paths: DataPaths) -> list[Path]:

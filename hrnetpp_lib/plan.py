@@ -15,8 +15,8 @@ import torch
 
 from hrnetpp_lib.data import TrainCrops
 from hrnetpp_lib.datasets import (
-    DataPaths,
     StageData,
+    data_paths,
     load_ai_challenger,
     load_coco,
     missing_files,
@@ -67,7 +67,7 @@ def plan(profile: Profile, root: Path, gpus: int) -> Iterator[str]:
 
 def _check_data(profile: Profile, root: Path, data: dict[str, StageData]) -> Iterator[str]:
     """What is there and what is not; fills `data` with the sets that can be read."""
-    paths = DataPaths(root / "data" / profile.name)
+    paths = data_paths(profile, root / "data")
     if profile.data == "synthetic":
         prepare_data(profile, root / "data")
     yield "\ndata"
@@ -217,6 +217,6 @@ def _disk(runs: tuple[Run, ...], root: Path) -> Iterator[str]:
     yield "\ndisk"
     yield f"  a run while it trains {training / 2**20:.0f} MiB, when finished {left / 2**20:.0f} MiB"
     yield f"  three stages {(training + 2 * left) / 2**30:.2f} GiB at most; free here {free / 2**30:.0f} GiB"
-    folder = root / "data" / runs[0].profile.name
+    folder = data_paths(runs[0].profile, root / "data").root
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     yield f"  data below {folder.name}/: {size / 2**30:.2f} GiB"

@@ -1,6 +1,7 @@
 """A profile's files: made, converted, or asked for by name."""
 
 import json
+import zipfile
 from dataclasses import replace
 
 import cv2
@@ -11,6 +12,8 @@ import scipy.io
 from hrnetpp_lib.datasets import (
     GROUND_TRUTH_BOXES,
     DataPaths,
+    convert_lspe,
+    data_paths,
     find_real_data,
     load_ai_challenger,
     load_coco,
@@ -115,3 +118,27 @@ def test_real_data_are_found_by_variable_or_beside_the_project(tmp_path, monkeyp
     assert find_real_data(tmp_path / "project") is None
     (tmp_path / "shared" / "data").mkdir(parents=True)
     assert find_real_data(tmp_path / "project") == tmp_path / "shared" / "data"
+
+
+def test_real_photographs_are_converted_once_and_shared_by_profiles(tmp_path, real_data):
+    """The public file with only the first images at hand: missing ones are counted on request."""
+    joints = scipy.io.loadmat(real_data / "lspet" / "joints.mat")["joints"]
+    source = tmp_path / "source"
+    (source / "images").mkdir(parents=True)
+    chosen = [*range(1, 31), *range(5001, 5011), *range(9001, 9006)]
+    scipy.io.savemat(source / "joints.mat", {"joints": joints[:, :, : max(chosen)]})
+    for archive in sorted((real_data / "lspet").glob("*.zip")):
+        with zipfile.ZipFile(archive) as images:
+            for name in images.namelist():
+                if int(name[2:7]) in chosen:
+                    (source / "images" / name).write_bytes(images.read(name))
+    with pytest.raises(HrnetppError, match="images of joints.mat are missing"):
+        convert_lspe(source / "joints.mat", source / "images", tmp_path / "data")
+    root = convert_lspe(source / "joints.mat", source / "images", tmp_path / "data", skip_missing_images=True)
+    profile = replace(LSPET, holdout_persons=5)
+    assert data_paths(profile, tmp_path / "data").root == root
+    coco, challenger = (load_stage_data(name, profile, DataPaths(root)) for name in ("coco", "ai_challenger"))
+    assert (len(coco.train), len(coco.val)) == (10, 5)
+    assert len(challenger.train) + len(challenger.val) == 30 and len(challenger.val) >= 5
+    with pytest.raises(HrnetppError, match="is there already"):
+        convert_lspe(source / "joints.mat", source / "images", tmp_path / "data")
