@@ -170,6 +170,10 @@ def _record(copy: Path, source: Path, profile_name: str, seconds: float) -> None
     notebook = nbformat.read(copy, as_version=4)
     notebook.metadata["hrnetpp"] = provenance() | {"profile": profile_name, "seconds": round(seconds, 1)}
     notebook.metadata["papermill"] |= {"input_path": source.name, "output_path": copy.name}
+    # A widget without its kernel shows nothing, and its saved state is megabytes; figures stand before it.
+    notebook.metadata.pop("widgets", None)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     nbformat.write(notebook, copy)
 
 

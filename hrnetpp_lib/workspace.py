@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from hrnetpp_lib import plots, report
 from hrnetpp_lib.checkpoint import ModelCard, load_checkpoint
 from hrnetpp_lib.datasets import DataPaths, StageData, load_stage_data, prepare_data
+from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
 from hrnetpp_lib.journal import read_metrics
@@ -50,6 +51,22 @@ class Workspace:
         """Network and card of a finished run, on the device in use."""
         model, card = load_checkpoint(checkpoint_path(self.runs, run.name))
         return model.to(pick_device()), card
+
+    def networks(self, runs: dict[str, Run]) -> dict[str, Path]:
+        """Checkpoints of those runs that are finished, by the names given to them.
+
+        Raises:
+            HrnetppError: If none is; names the smallest command that trains them.
+        """
+        found = {name: checkpoint_path(self.runs, run.name) for name, run in runs.items()}
+        found = {name: path for name, path in found.items() if path.is_file()}
+        if not found:
+            raise HrnetppError(
+                f"{self.runs}: no finished run to explore. The smallest command that makes some: "
+                f"python -m hrnetpp_lib train --profile {self.profile.name}"
+                + ("" if self.profile.name == "smoke" else ", or with smoke for the profile in seconds")
+            )
+        return found
 
     def predictions(self, run: Run, data: StageData, tta: bool = False) -> Predictions:
         """Poses of val's boxes by a finished run, with the flip test; kept in the run's folder."""

@@ -19,8 +19,10 @@ LAYERS = {
     + ["memory", "preemption", "machine", "resume"],
     3: ["persons", "lspe", "annotations", "datasets", "data", "loader", "step", "detector", "checkpoint"]
     + ["plots", "cache"],
-    4: ["infer", "evaluate", "bootstrap", "diagnose", "validate", "journal", "train", "realdata", "anatomy"],
-    5: ["report", "charts", "plan", "launch", "workspace", "photo", "readme"],
+    4: ["infer", "evaluate", "bootstrap", "diagnose", "validate", "journal", "train", "realdata", "anatomy"]
+    + ["exploration"],
+    5: ["report", "charts", "plan", "launch", "workspace", "photo", "readme"]
+    + ["views", "gallery", "picture", "explorer", "data_explorer"],
     6: ["reproduce", "commands", "__main__"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -1,0 +1,269 @@
+"""The heatmap explorer for JupyterLab: where a keypoint lands, why, and how sure the network is."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+
+from hrnetpp_lib import views
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.exploration import METHODS, Box, ask, compare
+from hrnetpp_lib.gallery import (
+    Network,
+    Scene,
+    open_networks,
+    open_picture,
+    open_scenes,
+    thumbnails,
+    whole_image_box,
+)
+from hrnetpp_lib.images import read_image
+from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS
+from hrnetpp_lib.persons import PersonTable
+from hrnetpp_lib.picture import Picture
+
+_WIDE = widgets.Layout(width="330px")
+_STYLE = {"description_width": "90px"}
+_TABLE_CSS = (
+    "<style>table.positions td, table.positions th {padding: 2px 10px; text-align: right; font-size: 13px}"
+    "table.positions td:first-child {text-align: left}</style>"
+)
+
+
+class HeatmapExplorer(widgets.VBox):
+    """Choose a picture, a person, a keypoint and a network; see the heatmap and what decoders make of it.
+
+    Click a person in the strip or a keypoint in a picture; drag the box in the left picture, or draw another.
+    A new forward is run when the box, its padding, the network or the views change; all else decodes anew
+    what the network has said.
+
+    Args:
+        networks: A checkpoint, a (network, card) pair, or several of them by name.
+        people: A table of persons, a picture, several, or a folder of them. Where nobody is known the box is
+            the whole picture, to be drawn smaller with the mouse.
+
+    Raises:
+        HrnetppError: If there is nothing to show. Later mistakes, like a path that does not exist, are shown
+            in the widget.
+    """
+
+    def __init__(
+        self,
+        networks: Network | Path | str | Mapping[str, Network | Path | str],
+        people: PersonTable | Path | str | list[Path | str],
+    ):
+        self._networks = open_networks(networks)
+        self._scenes = open_scenes(people)
+        self._uploads = tempfile.TemporaryDirectory(prefix="hrnetpp_")
+        self._before_drag: np.ndarray | None = None
+        self._make_controls()
+        self._make_pictures()
+        super().__init__(self._arrange())
+        self._connect()
+        self._open_scene()
+
+    def _make_controls(self) -> None:
+        def menu(options: list, label: str) -> widgets.Dropdown:
+            return widgets.Dropdown(options=options, description=label, layout=_WIDE, style=_STYLE)
+
+        def slider(value: float, low: float, high: float, step: float, label: str) -> widgets.FloatSlider:
+            return widgets.FloatSlider(
+                value, min=low, max=high, step=step, description=label, layout=_WIDE, style=_STYLE
+            )
+
+        skeleton = next(iter(self._networks.values()))[1].skeleton
+        names = [(name.replace("_", " "), k) for k, name in enumerate(skeleton.names)]
+        self.scene = menu([(scene.name, i) for i, scene in enumerate(self._scenes)], "picture")
+        self.network = menu(list(self._networks), "network")
+        self.keypoint = menu(names, "keypoint")
+        self.alpha = widgets.FloatLogSlider(
+            60, base=10, min=0, max=np.log10(200), step=0.02, description="alpha", layout=_WIDE, style=_STYLE,
+            readout_format=".3g",
+        )  # fmt: skip
+        self.blend = slider(0.6, 0, 1, 0.05, "blend")
+        self.padding = slider(1.25, 1.0, 2.0, 0.05, "box padding")
+        self.shift_x = slider(0.0, -0.3, 0.3, 0.01, "box shift x")
+        self.shift_y = slider(0.0, -0.3, 0.3, 0.01, "box shift y")
+        self.flip = widgets.Checkbox(True, description="average with the mirrored crop", indent=False)
+        self.tta = widgets.Checkbox(False, description="average over five views (TTA)", indent=False)
+        self.shape = widgets.ToggleButtons(options=["contour", "3-D"], style={"button_width": "70px"})
+        self.path = widgets.Text(placeholder="path of a picture of yours", layout=_WIDE)
+        self.upload = widgets.FileUpload(accept="image/*", description="upload a picture")
+        self.message = widgets.HTML()
+
+    def _make_pictures(self) -> None:
+        self.strip = Picture(alt="the people of the picture; click one")
+        self.whole = Picture(alt="the picture with box and pose; drag the box, click a keypoint")
+        self.crop = Picture(alt="the crop with the heatmap over it; click a keypoint")
+        self.map = Picture(alt="the heatmap with the positions of each decoder")
+        self.marginals = Picture(alt="marginals of the softmax of the heatmap")
+        self.table = widgets.HTML()
+
+    def _arrange(self) -> list[widgets.Widget]:
+        wrap = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="6px 14px")
+        rows = [
+            [self.scene, self.network, self.keypoint],
+            [self.path, self.upload, self.message],
+            [self.strip],
+            [self.whole, self.crop, widgets.VBox([self.map, self.shape]), self.marginals],
+            [self.table, widgets.VBox([self.flip, self.tta])],
+            [self.alpha, self.blend, self.padding, self.shift_x, self.shift_y],
+        ]
+        return [widgets.HBox(row, layout=wrap) for row in rows]
+
+    def _connect(self) -> None:
+        """Which control changes what; `_guard` turns errors into messages."""
+
+        def on(control: widgets.Widget, action: Callable[[], None], trait: str = "value") -> None:
+            control.observe(lambda _change: self._guard(action), trait)
+
+        on(self.scene, self._open_scene)
+        on(self.network, self._change_network)
+        for control in (self.padding, self.shift_x, self.shift_y, self.tta):
+            on(control, self._ask)
+        on(self.flip, self._decode)
+        on(self.keypoint, self._draw)
+        on(self.alpha, self._draw_map)
+        on(self.shape, self._draw_map)
+        on(self.blend, self._draw_crop)
+        on(self.upload, self._take_upload)
+        on(self.strip, self._pick_person, "gesture")
+        on(self.whole, self._touch_whole, "gesture")
+        on(self.crop, self._touch_crop, "gesture")
+        self.path.on_submit(lambda _text: self._guard(self._take_path))
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        self.message.value = ""
+        try:
+            action()
+        except HrnetppError as error:
+            self.message.value = f"<b style='color:#D55E00'>{error}</b>"
+
+    def _open_scene(self) -> None:
+        scene = self._scenes[self.scene.value]
+        self._image = read_image(scene.path)
+        self._boxes = list(scene.boxes) or [whole_image_box(self._image)]
+        self._choose_person(0)
+
+    def _choose_person(self, person: int) -> None:
+        self._person = person
+        self._box = self._boxes[person]
+        self.strip.png = views.encode_image(thumbnails(self._image, self._boxes, person))
+        self._ask()
+
+    def _change_network(self) -> None:
+        skeleton = self._networks[self.network.value][1].skeleton
+        names = [(name.replace("_", " "), k) for k, name in enumerate(skeleton.names)]
+        if self.keypoint.options != tuple(names):
+            kept = min(self.keypoint.value, len(names) - 1)
+            self.keypoint.options = names
+            self.keypoint.value = kept
+        self._ask()
+
+    def _ask(self) -> None:
+        """A new forward."""
+        model, card = self._networks[self.network.value]
+        w, h = self._box.bbox_xywh[2:]
+        shift = np.array([self.shift_x.value * w, self.shift_y.value * h, 0, 0])
+        self._shown_bbox = self._box.bbox_xywh + shift
+        views = TTA_VIEWS if self.tta.value else SINGLE_VIEW
+        self.answer = ask(model, card, self._image, self._shown_bbox, views, self.padding.value)
+        known = self._box.truth is not None and len(self._box.truth) == len(card.skeleton)
+        self._truth = self._box.truth if known else None
+        self._decode()
+
+    def _decode(self) -> None:
+        """The pose by the network's own decoder; what the alpha slider moves is shown beside it."""
+        card = self.answer.card
+        own = METHODS[2] if card.decoder == "soft_argmax" else METHODS[1]
+        self._pose = self.answer.positions(card.alpha, self.flip.value)[own]
+        self._scores = self.answer.scores(self.flip.value)
+        skeleton, pose = card.skeleton, np.column_stack([self.answer.to_image(self._pose), self._scores])
+        figure = views.render_box(self._image, self._shown_bbox, pose, skeleton, self._truth)
+        self.whole.png = views.encode_png(figure)
+        self._draw()
+
+    def _draw(self) -> None:
+        self._draw_crop()
+        self._draw_map()
+
+    def _heatmap(self) -> np.ndarray:
+        return self.answer.heatmaps(self.flip.value)[0, self.keypoint.value].numpy()
+
+    def _draw_crop(self) -> None:
+        card = self.answer.card
+        stride = card.coordinates.stride_xy(card.input_hw)
+        truth = None
+        if self._truth is not None:
+            truth = np.column_stack([self.answer.to_heatmap(self._truth[:, :2]) * stride, self._truth[:, 2]])
+        figure = views.render_crop(
+            self.answer.crops[0],
+            self._heatmap(),
+            self.blend.value,
+            np.column_stack([self._pose * stride, self._scores]),
+            card.skeleton,
+            self.keypoint.value,
+            truth,
+        )
+        self.crop.png = views.encode_png(figure)
+
+    def _draw_map(self) -> None:
+        heatmap, keypoint, alpha = self._heatmap(), self.keypoint.value, self.alpha.value
+        box = Box(self._box.bbox_xywh, self._truth, self._box.area)
+        rows = compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
+        name = self.answer.card.skeleton.names[keypoint].replace("_", " ")
+        render = views.render_contour if self.shape.value == "contour" else views.render_surface
+        self.map.png = views.encode_png(render(heatmap, rows, name))
+        self.marginals.png = views.encode_png(views.render_marginals(heatmap, alpha, rows))
+        self.table.value = _TABLE_CSS + views.table_html(rows)
+
+    def _pick_person(self) -> None:
+        person = int(self.strip.gesture["to"][0] * len(self._boxes))
+        self._choose_person(min(max(person, 0), len(self._boxes) - 1))
+
+    def _touch_whole(self) -> None:
+        """A click picks the nearest keypoint; a drag moves the box, or draws one if it starts outside."""
+        size = np.array(self._image.shape[1::-1])
+        start, end = (np.array(self.whole.gesture[name]) * size for name in ("from", "to"))
+        if self.whole.gesture["kind"] == "click":
+            self._pick_keypoint(self.answer.to_image(self._pose), end)
+            return
+        if self._before_drag is None:
+            self._before_drag = self._shown_bbox.copy()
+        x, y, w, h = before = self._before_drag
+        if x <= start[0] <= x + w and y <= start[1] <= y + h:
+            bbox = np.concatenate([before[:2] + end - start, before[2:]])
+        else:
+            corner = np.minimum(start, end)
+            bbox = np.concatenate([corner, np.maximum(np.abs(end - start), 4)])
+        self._box = Box(bbox, self._box.truth, self._box.area)
+        if self.whole.gesture["kind"] == "drop":
+            self._before_drag = None
+        with self.shift_x.hold_trait_notifications():
+            self.shift_x.value = self.shift_y.value = 0.0
+        self._ask()
+
+    def _touch_crop(self) -> None:
+        if self.crop.gesture["kind"] == "click":
+            height, width = self.answer.crops.shape[1:3]
+            place = np.array(self.crop.gesture["to"]) * (width, height)
+            card = self.answer.card
+            self._pick_keypoint(self._pose * card.coordinates.stride_xy(card.input_hw), place)
+
+    def _pick_keypoint(self, points: np.ndarray, place: np.ndarray) -> None:
+        self.keypoint.value = int(np.hypot(*(points - place).T).argmin())
+
+    def _take_path(self) -> None:
+        self._add(open_scenes(self.path.value.strip())[0])
+
+    def _take_upload(self) -> None:
+        for file in self.upload.value:
+            self._add(open_picture(bytes(file["content"]), file["name"], Path(self._uploads.name)))
+
+    def _add(self, scene: Scene) -> None:
+        read_image(scene.path)  # complains before the menu knows it
+        self._scenes.append(scene)
+        self.scene.options = [(scene.name, i) for i, scene in enumerate(self._scenes)]
+        self.scene.value = len(self._scenes) - 1

@@ -1,0 +1,91 @@
+"""Notebook 10 in a real browser: its widget answers the keyboard, a menu, clicks and drags."""
+
+import importlib.util
+
+import pytest
+from browser import CHROMIUM, copy_notebook, open_explorer, slider_handle
+
+from hrnetpp_lib.checkpoint import load_checkpoint, save_checkpoint
+from hrnetpp_lib.datasets import load_stage_data, prepare_data
+from hrnetpp_lib.recipe import HRNET, SMOKE, three_stages
+from hrnetpp_lib.train import train_stage
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+    reason="needs a browser: apt-get install chromium, pip install playwright",
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with notebook 10 and the finished runs of profile smoke."""
+    root = tmp_path_factory.mktemp("lab")
+    copy_notebook(root, "smoke")
+    paths = prepare_data(SMOKE, root / "data")
+    for run in (*three_stages(SMOKE), *three_stages(SMOKE, HRNET)[:2]):
+        data = load_stage_data(run.stage.dataset, SMOKE, paths)
+        path = train_stage(run, data, root / "runs" / "smoke", paths.root)
+        # Seconds of training leave flat maps; steeper ones answer to alpha.
+        model, card = load_checkpoint(path)
+        model.final_layer.weight.data *= 50
+        save_checkpoint(model, card, path)
+    return root
+
+
+class Widget:
+    """The explorer on a page: what it shows, and waiting until that changes."""
+
+    def __init__(self, page):
+        self.page = page
+        self.table = page.locator("table.positions").last
+        self.images = page.locator(".jp-OutputArea-child:has(.noUi-handle) img")
+
+    def shown(self) -> dict[str, object]:
+        sources = [self.images.nth(i).get_attribute("src") for i in range(self.images.count())]
+        return {"table": self.table.inner_text(), "pictures": sources}
+
+    def after(self, action) -> tuple[dict, dict]:
+        """What is shown before an action, and once table and a picture have changed."""
+        before = self.shown()
+        action()
+        for _ in range(300):
+            now = self.shown()
+            if now["table"] != before["table"] and now["pictures"] != before["pictures"]:
+                break
+            self.page.wait_for_timeout(100)
+        return before, now
+
+
+def test_the_explorer_answers_in_a_real_browser(project):
+    with open_explorer(project) as page:
+        widget = Widget(page)
+        widget.table.wait_for()
+        assert widget.images.count() == 5  # people, picture, crop, heatmap, marginals
+        assert all(source.startswith("blob:") for source in widget.shown()["pictures"])
+        alpha = slider_handle(page, "alpha")
+        alpha.focus()
+        menu = page.locator(".widget-dropdown:has(.widget-label:text-is('keypoint')) select").first
+
+        def lower_alpha():
+            for _ in range(12):
+                page.keyboard.press("ArrowLeft")
+
+        changes = {
+            "alpha slider": lower_alpha,
+            "keypoint menu": lambda: menu.select_option("right ankle"),
+            "box dragged": lambda: drag(page, widget.images.nth(1)),
+        }
+        for what, action in changes.items():
+            before, now = widget.after(action)
+            assert now["table"] != before["table"], f"{what}: the table did not change"
+            assert now["pictures"] != before["pictures"], f"{what}: no picture changed"
+        assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+
+
+def drag(page, image) -> None:
+    """Draw a new box over the lower right of the picture."""
+    frame = image.bounding_box()
+    page.mouse.move(frame["x"] + 0.02 * frame["width"], frame["y"] + 0.02 * frame["height"])
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 0.5 * frame["width"], frame["y"] + 0.6 * frame["height"], steps=4)
+    page.mouse.up()
