@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("predict", commands.predict, "poses of one photograph")
     sub.add_argument("image", type=Path)
-    sub.add_argument("--checkpoint", type=Path, required=True, help="a model.safetensors")
+    sub.add_argument("--checkpoint", type=Path, help="a model.safetensors; default: the newest of stage 3")
     sub.add_argument("--boxes", metavar='"x,y,w,h ..."', help="persons in image px; default: the whole image")
     sub.add_argument(
         "--detector", metavar="MODEL", help="find persons by a transformers model (extra detect)"

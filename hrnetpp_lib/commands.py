@@ -85,28 +85,10 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Poses of one photograph as json and picture."""
-    if options.boxes and options.detector:
-        raise HrnetppError("give --boxes or --detector, not both")
-    from hrnetpp_lib.checkpoint import load_checkpoint
-    from hrnetpp_lib.images import read_image
-    from hrnetpp_lib.infer import predict as predict_poses
-    from hrnetpp_lib.photo import parse_boxes, whole_image, write_prediction
+    from hrnetpp_lib.photo import parse_boxes, predict
 
-    model, card = load_checkpoint(options.checkpoint)
-    image = read_image(options.image)
-    boxes, origin = whole_image(image), "the whole image"
-    if options.boxes:
-        boxes, origin = parse_boxes(options.boxes), "as given"
-    elif options.detector:
-        from hrnetpp_lib.detector import TransformersDetector
-
-        boxes, origin = TransformersDetector(options.detector).detect(image)[0], f"by {options.detector}"
-    poses = predict_poses(model, image, boxes, card=card)
-    written = write_prediction(options.image, poses, boxes, card.skeleton, options.output_dir)
-    print(
-        f"{len(poses)} poses by {options.checkpoint} ({card.run}, {card.decoder}), boxes {origin}: "
-        f"{written[0]}, {written[1]}"
-    )
+    boxes = parse_boxes(options.boxes) if options.boxes else None
+    predict(options.image, options.checkpoint, boxes, options.detector, output_dir=options.output_dir)
 
 
 def check_data(options: argparse.Namespace) -> None:

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from hrnetpp_lib.checkpoint import load_checkpoint
+from hrnetpp_lib.detector import TransformersDetector
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.images import read_image
 from hrnetpp_lib.infer import predict as predict_poses
 from hrnetpp_lib.keypoints import Skeleton
 from hrnetpp_lib.plots import render_images, save
 from hrnetpp_lib.report import write_json
+
+_PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_boxes(text: str) -> np.ndarray:
@@ -38,30 +41,68 @@ def whole_image(image: np.ndarray) -> np.ndarray:
     return np.array([[0.0, 0.0, image.shape[1], image.shape[0]]])
 
 
+def newest_checkpoint(folders: tuple[Path, ...]) -> Path:
+    """The regression network that was finished last.
+
+    Args:
+        folders: Where runs/ may lie.
+
+    Raises:
+        HrnetppError: If there is none; names the smallest command that trains one.
+    """
+    found = [p for folder in folders for p in folder.glob("runs/*/stage3_*/model.safetensors")]
+    if not found:
+        raise HrnetppError(
+            "no finished regression network below runs/; give a checkpoint, or train one with python -m "
+            "hrnetpp_lib train --profile mini (minutes on two cores; smoke: seconds, but poor)"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
 def predict(
     image: str | Path | np.ndarray,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     boxes_xywh: np.ndarray | None = None,
+    detector: str | None = None,
     flip: bool = True,
+    output_dir: str | Path | None = ".",
 ) -> np.ndarray:
-    """Poses of one image by one of this package's checkpoints.
+    """Poses of one image by one of this package's checkpoints, drawn and written down.
+
+    Says which checkpoint and boxes it used. For a file, `<its name>_poses.json` (COCO results) and
+    `<its name>_poses.png` are written.
 
     Args:
         image: A path, or (height, width, 3) uint8 RGB.
-        checkpoint: A model.safetensors that `train` wrote.
+        checkpoint: A model.safetensors that `train` wrote; by default the regression network finished last.
         boxes_xywh: (N, 4) persons in image px; by default one box, the whole image.
+        detector: Name of a detector of the transformers library that finds the persons instead.
         flip: Whether to average with the mirrored crop.
+        output_dir: Where to write; None for nowhere.
 
     Returns:
         (N, K, 3) as (x, y, score) in image px.
 
     Raises:
-        HrnetppError: If a file is missing or damaged, or a box has no area.
+        HrnetppError: If a file is missing or damaged, a box has no area, or there is no checkpoint.
     """
-    model, card = load_checkpoint(Path(checkpoint))
+    if boxes_xywh is not None and detector:
+        raise HrnetppError("give boxes or a detector, not both")
+    checkpoint = Path(checkpoint) if checkpoint else newest_checkpoint((Path(), _PROJECT_ROOT))
+    model, card = load_checkpoint(checkpoint)
     pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
-    boxes = whole_image(pixels) if boxes_xywh is None else boxes_xywh
-    return predict_poses(model, pixels, boxes, flip=flip, card=card)
+    boxes, origin = (
+        (whole_image(pixels), "the whole image") if boxes_xywh is None else (boxes_xywh, "as given")
+    )
+    if detector:
+        boxes, origin = TransformersDetector(detector).detect(pixels)[0], f"by {detector}"
+    poses = predict_poses(model, pixels, boxes, flip=flip, card=card)
+    written = ""
+    if output_dir is not None and not isinstance(image, np.ndarray):
+        paths = write_prediction(Path(image), poses, boxes, card.skeleton, Path(output_dir))
+        written = f": {paths[0]}, {paths[1]}"
+    print(f"{len(poses)} poses by {checkpoint} ({card.run}, {card.decoder}), boxes {origin}{written}")
+    return poses
 
 
 def write_prediction(

@@ -84,6 +84,7 @@ def test_the_explorer_answers_in_a_real_browser(project):
 
 def drag(page, image) -> None:
     """Draw a new box over the lower right of the picture."""
+    image.scroll_into_view_if_needed()
     frame = image.bounding_box()
     page.mouse.move(frame["x"] + 0.02 * frame["width"], frame["y"] + 0.02 * frame["height"])
     page.mouse.down()

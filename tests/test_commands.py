@@ -1,6 +1,7 @@
 """The command line: exit status, messages for mistakes, and what the commands print and write."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.images import read_image
 from hrnetpp_lib.keypoints import AIC14, COCO17
-from hrnetpp_lib.photo import parse_boxes, predict
+from hrnetpp_lib.photo import newest_checkpoint, parse_boxes, predict
 from hrnetpp_lib.scene import render_scene
 
 TINY = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
@@ -190,7 +191,7 @@ def test_predict_takes_the_boxes_of_a_detector(capsys, tmp_path, checkpoint, pho
         def detect(self, image):
             return np.array([[10.0, 20.0, 60.0, 90.0], [100.0, 20.0, 50.0, 80.0]]), np.array([0.9, 0.5])
 
-    monkeypatch.setattr("hrnetpp_lib.detector.TransformersDetector", Detector)
+    monkeypatch.setattr("hrnetpp_lib.photo.TransformersDetector", Detector)
     arguments = ["predict", str(photograph), "--checkpoint", str(checkpoint), "--detector", "some/model"]
     assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
     assert "2 poses" in (printed := capsys.readouterr().out) and "boxes by some/model" in printed
@@ -200,9 +201,13 @@ def test_predict_takes_the_boxes_of_a_detector(capsys, tmp_path, checkpoint, pho
     assert "not both" in capsys.readouterr().err
 
 
-def test_predict_in_one_line(checkpoint, photograph):
+def test_predict_in_one_line(checkpoint, photograph, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     poses = hrnetpp_lib.predict(photograph, checkpoint)
     assert poses.shape == (1, 17, 3)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"people_poses.json", "people_poses.png"}
+    assert str(checkpoint) in (said := capsys.readouterr().out) and "boxes the whole image" in said
     np.testing.assert_array_equal(poses, predict(read_image(photograph), str(checkpoint)))
     height, width = read_image(photograph).shape[:2]
     boxes = np.array([[0.0, 0, width, height], [5, 5, 50, 60], [20, 9, 70, 80]])
@@ -210,6 +215,20 @@ def test_predict_in_one_line(checkpoint, photograph):
     assert three.shape == (3, 17, 3)
     np.testing.assert_allclose(three[0], poses[0], atol=1e-4)
     assert not np.allclose(predict(photograph, checkpoint, flip=False), poses)
+
+
+def test_predict_takes_the_regression_network_finished_last(checkpoint, photograph, tmp_path, monkeypatch):
+    monkeypatch.setattr("hrnetpp_lib.photo._PROJECT_ROOT", tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HrnetppError, match="train --profile mini"):
+        predict(photograph)
+    for age, run in enumerate(("mini/stage3_new", "smoke/stage3_old", "mini/stage2_newest")):
+        path = tmp_path / "runs" / run / "model.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(checkpoint.read_bytes())
+        os.utime(path, (100 - age, 100 - age) if "stage3" in run else None)
+    assert newest_checkpoint((tmp_path,)) == tmp_path / "runs/mini/stage3_new/model.safetensors"
+    assert predict(photograph, output_dir=None).shape == (1, 17, 3)
 
 
 def test_boxes_are_parsed():
