@@ -89,7 +89,9 @@ class HeatmapExplorer(widgets.VBox):
         self.flip = widgets.Checkbox(True, description="average with the mirrored crop", indent=False)
         self.tta = widgets.Checkbox(False, description="average over five views (TTA)", indent=False)
         self.shape = widgets.ToggleButtons(options=["contour", "3-D"], style={"button_width": "70px"})
-        self.path = widgets.Text(placeholder="path of a picture of yours", layout=_WIDE)
+        self.path = widgets.Text(
+            placeholder="path of a picture of yours", layout=_WIDE, continuous_update=False
+        )
         self.upload = widgets.FileUpload(accept="image/*", description="upload a picture")
         self.message = widgets.HTML()
 
@@ -129,10 +131,10 @@ class HeatmapExplorer(widgets.VBox):
         on(self.shape, self._draw_map)
         on(self.blend, self._draw_crop)
         on(self.upload, self._take_upload)
+        on(self.path, self._take_path)
         on(self.strip, self._pick_person, "gesture")
         on(self.whole, self._touch_whole, "gesture")
         on(self.crop, self._touch_crop, "gesture")
-        self.path.on_submit(lambda _text: self._guard(self._take_path))
 
     def _guard(self, action: Callable[[], None]) -> None:
         self.message.value = ""

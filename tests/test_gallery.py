@@ -1,0 +1,72 @@
+"""What explorers accept: networks in several forms, tables, pictures and folders; and what they refuse."""
+
+from dataclasses import asdict
+
+import cv2
+import numpy as np
+import pytest
+from test_data import dotted_table
+
+from hrnetpp_lib.checkpoint import ModelCard, save_checkpoint
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.gallery import open_networks, open_picture, open_scenes, thumbnails, whole_image_box
+from hrnetpp_lib.hrnet import HRNet
+from hrnetpp_lib.recipe import SMOKE
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "stage3_x" / "model.safetensors"
+    save_checkpoint(HRNet(**asdict(SMOKE.network)), ModelCard(input_hw=(64, 64), run="stage3_x"), path)
+    return path
+
+
+def test_networks_come_as_file_as_pair_or_by_name(checkpoint):
+    assert list(open_networks(checkpoint)) == list(open_networks(str(checkpoint))) == ["stage3_x"]
+    pair = open_networks(checkpoint)["stage3_x"]
+    assert not pair[0].training and list(open_networks(pair)) == ["stage3_x"]
+    assert list(open_networks({"a": checkpoint, "b": pair})) == ["a", "b"]
+
+
+@pytest.mark.parametrize("nothing", [{}, None])
+def test_no_network_names_the_smallest_command(nothing):
+    with pytest.raises(HrnetppError, match="train --profile smoke"):
+        open_networks(nothing)
+
+
+def test_scenes_of_a_table_keep_rows_order_and_truth(tmp_path):
+    table = dotted_table(tmp_path).select(np.zeros(3, int))
+    table.bbox_scores[:] = (0.2, 0.9, 0.5)
+    table.keypoints[2] = 0
+    (scene,) = open_scenes(table)
+    assert scene.rows == (1, 2, 0) and scene.name == "dots.png"
+    assert [box.truth is None for box in scene.boxes] == [False, True, False]
+    assert scene.boxes[0].area == 13000
+
+
+def test_pictures_come_one_by_one_or_by_the_folder(tmp_path):
+    for name in ("b.png", "a.jpg", "notes.txt"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((8, 9, 3), np.uint8))
+        (tmp_path / f"{name}.png").rename(tmp_path / name)
+    assert [s.name for s in open_scenes(tmp_path)] == ["a.jpg", "b.png"]
+    assert [s.name for s in open_scenes([tmp_path / "b.png", str(tmp_path / "a.jpg")])] == ["b.png", "a.jpg"]
+    with pytest.raises(HrnetppError, match="c.png: no picture there"):
+        open_scenes(tmp_path / "c.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HrnetppError, match="empty"):
+        open_scenes(tmp_path / "empty")
+
+
+def test_an_upload_stays_in_its_folder_and_must_be_a_picture(tmp_path):
+    data = cv2.imencode(".png", np.zeros((8, 9, 3), np.uint8))[1].tobytes()
+    assert open_picture(data, "../../me.png", tmp_path).path == tmp_path / "me.png"
+    with pytest.raises(HrnetppError, match="no.jpg"):
+        open_picture(b"no picture", "no.jpg", tmp_path)
+
+
+def test_thumbnails_frame_the_chosen_one():
+    image = np.full((50, 80, 3), 99, np.uint8)
+    assert whole_image_box(image).bbox_xywh.tolist() == [0, 0, 80, 50]
+    strip = thumbnails(image, [whole_image_box(image)] * 3, chosen=1, height=40)
+    assert strip.shape == (40, 90, 3)
+    assert (strip[0, 30:60] == (240, 228, 66)).all() and not (strip[0, :30] == (240, 228, 66)).any()
