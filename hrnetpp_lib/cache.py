@@ -2,7 +2,8 @@
 
 cache/<annotation file>/{meta.json, keypoints.npy, ...}
 
-Mapped pages belong to the operating system's file cache, so all processes that train on a machine share them.
+Mapped pages belong to the operating system's file cache, so all processes on a machine share them. A table
+that is cut or joined afterwards is a copy, shared by the loader processes that are forked from its owner.
 """
 
 import json
@@ -49,7 +50,7 @@ def read_cached(read: Reader, json_path: Path, image_dir: Path, cache_dir: Path)
     if folder.exists():
         try:
             return _load(folder, key, image_dir)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             print(f"{folder}: {error}; {json_path.name} is read again", flush=True)
     table = read(json_path, image_dir)
     try:

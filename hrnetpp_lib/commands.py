@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, Profile, Run, get_profile, three_stages
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -34,12 +34,21 @@ def train(options: argparse.Namespace) -> None:
     machine = Machine(
         options.accumulate, options.compile, options.skip_bad_images, options.tensorboard, options.save_every
     )
-    for run in runs:
-        here.print(run.describe())
-        with here.main_process_first():  # the others find its data made, and its tables cached
-            paths = prepare_data(profile, root / "data")
-            data = load_stage_data(run.stage.dataset, profile, paths)
-        here.print(train_stage(run, data, root / "runs" / profile.name, paths.root, machine), flush=True)
+    runs_dir = root / "runs" / profile.name
+    mark = runs_dir / "PREEMPTED"  # for schedulers: launchers do not pass our exit status on
+    if here.is_main_process:
+        mark.unlink(missing_ok=True)
+    try:
+        for run in runs:
+            here.print(run.describe())
+            with here.main_process_first():  # the others find its data made, and its tables cached
+                paths = prepare_data(profile, root / "data")
+                data = load_stage_data(run.stage.dataset, profile, paths)
+            here.print(train_stage(run, data, runs_dir, paths.root, machine), flush=True)
+    except Preempted:
+        if here.is_main_process:
+            mark.touch()
+        raise
 
 
 def _runs_to_train(options: argparse.Namespace) -> tuple[Profile, tuple[Run, ...]]:

@@ -4,14 +4,20 @@ runs/<profile>/<run>/metrics.jsonl
 runs/<profile>/<run>/snapshots/epoch_008.{npz,png}
 """
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from hrnetpp_lib.checkpoint import ModelCard
 from hrnetpp_lib.data import BoxCrops
+from hrnetpp_lib.durable import replace_durably
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.infer import forward
@@ -20,6 +26,43 @@ from hrnetpp_lib.plots import render_heatmaps, save
 from hrnetpp_lib.recipe import Run
 
 _PEOPLE = 8
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path, is_main_process: bool) -> Iterator[None]:
+    """Keep a second training, or processes that outlived their launcher, out of a run's folder.
+
+    Raises:
+        HrnetppError: If somebody is in it.
+    """
+    if not is_main_process:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / ".lock", blocking=False):
+            yield
+    except Timeout as error:
+        raise HrnetppError(
+            f"{run_dir}: another process trains this run; wait for it, or end it (it may have outlived its "
+            "launcher)"
+        ) from error
+
+
+def write_recipe(run_dir: Path, run: Run) -> None:
+    """Write recipe.json.
+
+    Raises:
+        HrnetppError: If it cannot be written.
+    """
+    try:
+        part = run_dir / "recipe.part"
+        part.write_text(json.dumps(asdict(run), indent=2))
+        replace_durably(part, run_dir / "recipe.json")
+    except OSError as error:
+        raise HrnetppError(
+            f"{run_dir}: cannot be written to ({error}); make room and give the command again"
+        ) from error
 
 
 def append_metrics(run_dir: Path, record: dict) -> None:
@@ -31,26 +74,36 @@ def append_metrics(run_dir: Path, record: dict) -> None:
     try:
         with open(run_dir / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise HrnetppError(
             f"{run_dir}: cannot be written to ({error}); make room and give the command again"
         ) from error
 
 
-def cut_metrics(run_dir: Path, epochs: int) -> None:
+def cut_metrics(run_dir: Path, epochs: int) -> str:
     """Keep the first epochs only: later ones, or half a line, were written after the state that goes on.
 
+    Returns:
+        A remark if lines are missing, else nothing: the run itself does not need them.
+
     Raises:
-        HrnetppError: If there are fewer.
+        HrnetppError: If the file cannot be written.
     """
     path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True)[:epochs] if path.is_file() else []
-    if len(lines) < epochs:
-        raise HrnetppError(
-            f"{path}: has {len(lines)} of the {epochs} epochs that are done; bring it back, or delete "
-            f"{run_dir} to train anew"
-        )
-    path.write_text("".join(lines))
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    if len(lines) > epochs:
+        try:
+            part = path.with_suffix(".part")
+            part.write_text("".join(lines[:epochs]))
+            replace_durably(part, path)
+        except OSError as error:
+            raise HrnetppError(
+                f"{path}: cannot be written ({error}); make room and give the command again"
+            ) from error
+    missing = epochs - len(lines)
+    return f"warning: {path} lacks {missing} of the {epochs} epochs that are done" if missing > 0 else ""
 
 
 def read_metrics(runs_dir: Path, run: Run) -> list[dict]:

@@ -25,6 +25,7 @@ def launch_command(recipe: Path, root: Path, processes: int) -> list[str]:
     device = ["--multi_gpu"]
     # Everything said that the launcher would otherwise guess, and warn about.
     machine = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    machine += ["--main_process_port", "0"]  # any free one: two runs may train on one machine
     threads = ["--num_cpu_threads_per_process", str(max(1, torch.get_num_threads() // processes))]
     return [
         *(sys.executable, "-m", "accelerate.commands.launch", *device, "--num_processes", str(processes)),
@@ -49,11 +50,12 @@ def train_in_processes(run: Run, root: Path, processes: int) -> None:
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(json.dumps(asdict(run), indent=2))
     command = launch_command(recipe, root, processes)
-    last, errors = deque(maxlen=15), []
+    last, errors, preempted = deque(maxlen=15), [], False
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             for line in process.stdout:
                 last.append(line.rstrip())
+                preempted |= "SIGTERM" in line and "goes on" in line
                 errors += [line.removeprefix("error: ").rstrip()] * line.startswith("error: ")
                 print(line, end="", flush=True)
         except KeyboardInterrupt:  # stopping a notebook's cell stops the training
@@ -61,7 +63,7 @@ def train_in_processes(run: Run, root: Path, processes: int) -> None:
             raise
     if process.returncode == 0:
         return
-    if any("SIGTERM" in line and "goes on" in line for line in last):
+    if preempted:
         raise Preempted(f"{run.name}: SIGTERM; run this again to go on")
     reason = errors[0] if errors else "\n".join(last)
     raise HrnetppError(f"{run.name}: training in {processes} processes failed: {reason}")

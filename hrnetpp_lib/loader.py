@@ -1,5 +1,6 @@
 """Which persons each step sees, and the processes that cut their crops."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -95,38 +96,57 @@ class _Watched(Dataset):
 
 
 def usable_workers(wanted: int) -> int:
-    """Loader processes that this machine has cores for; more only get in one another's way."""
-    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    """Loader processes that there are cores for; more only get in one another's way.
 
-
-def iterate(
-    crops: TrainCrops, batches: EpochBatches, workers: int, pin_memory: bool
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Collated batches of one epoch.
-
-    Args:
-        crops: The samples; its epoch is set.
-        batches: Which of them, in which order.
-        workers: Loader processes, 0 for none; not more than there are cores.
-        pin_memory: Whether to make transfers to a GPU faster.
-
-    Raises:
-        HrnetppError: If a picture cannot be read, or a worker process dies; names the person it was reading.
+    Processes that train together on this machine share its cores.
     """
-    crops.set_epoch(batches.epoch)
-    workers = usable_workers(workers)
-    watched = _Watched(crops, torch.zeros(max(workers, 1), 2, dtype=torch.int64).share_memory_())
-    loader = DataLoader(watched, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
-    try:
-        yield from loader
-    except HrnetppError as error:
-        # A worker's exception comes with its traceback in the message; the last line is what we wrote.
-        raise HrnetppError(str(error).strip().splitlines()[-1].split("HrnetppError: ", 1)[-1]) from error
-    except RuntimeError as error:
-        dead = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-        if dead is None:
-            raise
-        raise HrnetppError(_obituary(dead[1], watched)) from error
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(wanted, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+class Loader:
+    """Collated batches of one epoch."""
+
+    def __init__(self, crops: TrainCrops, batches: EpochBatches, workers: int, pin_memory: bool):
+        """Start nothing yet.
+
+        Args:
+            crops: The samples; gets the batches' epoch.
+            batches: Which of them, in which order.
+            workers: Loader processes, 0 for none; not more than there are cores.
+            pin_memory: Whether to make transfers to a GPU faster.
+        """
+        crops.set_epoch(batches.epoch)
+        workers = usable_workers(workers)
+        notes = torch.zeros(max(workers, 1), 2, dtype=torch.int64).share_memory_()
+        self._watched = _Watched(crops, notes)
+        self._loader = DataLoader(
+            self._watched, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory
+        )
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(self._loader)
+
+    @contextlib.contextmanager
+    def explain_deaths(self) -> Iterator[None]:
+        """Around the loop over the batches: torch reports a dead worker wherever the main process is.
+
+        Raises:
+            HrnetppError: If a picture cannot be read, or a worker dies; names the person it was reading.
+        """
+        try:
+            yield
+        except HrnetppError as error:
+            # A worker's exception comes with its traceback in the message; the last line is what we wrote.
+            last = str(error).strip().splitlines()[-1]
+            if "HrnetppError: " not in last:
+                raise
+            raise HrnetppError(last.split("HrnetppError: ", 1)[1]) from error
+        except RuntimeError as error:
+            dead = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+            if dead is None:
+                raise
+            raise HrnetppError(_obituary(dead[1], self._watched)) from error
 
 
 def _obituary(process_ids: str, watched: _Watched) -> str:

@@ -56,6 +56,7 @@ def make_accelerator(run: Run, machine: Machine, folder: Path) -> Accelerator:
             "tensorboard is not installed; install the extra watch, or do without --tensorboard"
         )
     processes()
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: in TF32 heatmaps have ten bits
     # Runs of one process may differ in precision; the state is a singleton that would refuse.
     AcceleratorState._reset_state()
     accelerator = Accelerator(

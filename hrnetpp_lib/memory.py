@@ -1,5 +1,8 @@
 """How much memory a training step takes, and which batch would fit after it ran out."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import psutil
 import torch
 
@@ -9,6 +12,13 @@ from hrnetpp_lib.errors import HrnetppError
 _USABLE = 0.9
 # Weights, their gradients and Adam's two moments.
 _COPIES_OF_WEIGHTS = 4
+_PHRASES = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def kept_for_backward(step: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
@@ -52,28 +62,54 @@ def fitting_crops(per_crop: int, weights: int, available: int) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; the CPU allocator raises a plain RuntimeError."""
+    """Whether an exception says that memory ran out; only CUDA's allocator has one of its own for that."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
     )
 
 
-def out_of_memory(step: torch.nn.Module, batch: dict[str, torch.Tensor], available: int) -> HrnetppError:
+def bytes_per_crop(
+    step: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> int:
+    """What one crop more adds to `kept_for_backward`; weights that autocast copies are counted by no crop.
+
+    Args:
+        step: Raw batch in, loss out.
+        batch: At least two crops, on the step's device.
+        autocast: The precision that the step is run in.
+    """
+    with autocast():
+        one, two = (
+            kept_for_backward(step, {name: tensor[:n].clone() for name, tensor in batch.items()})
+            for n in (1, 2)
+        )
+    return two - one if len(batch["image"]) > 1 else one
+
+
+def out_of_memory(
+    step: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    available: int,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> HrnetppError:
     """The message for a step that did not fit; measures what one crop takes.
 
     Args:
         step: Raw batch in, loss out.
         batch: The one that did not fit.
         available: `free_bytes` before the first step.
+        autocast: The precision that the step was run in.
     """
     crops = len(batch["image"])
     step.zero_grad(set_to_none=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        per_crop = kept_for_backward(step, {name: tensor[:1].clone() for name, tensor in batch.items()})
+        per_crop = bytes_per_crop(step, batch, autocast)
     except (RuntimeError, MemoryError):
-        return HrnetppError(f"memory ran out with {crops} crops at once, and one alone does not fit either")
+        return HrnetppError(f"memory ran out with {crops} crops at once, and two alone do not fit either")
     weights = sum(p.numel() * p.element_size() for p in step.parameters())
     fitting = min(fitting_crops(per_crop, weights, available), crops - 1)
     parts = -(-crops // max(fitting, 1))

@@ -26,8 +26,8 @@ from hrnetpp_lib.evaluate import bbox_ap
 from hrnetpp_lib.hrnet import count_macs
 from hrnetpp_lib.infer import pick_device
 from hrnetpp_lib.keypoints import COCO17
-from hrnetpp_lib.loader import EpochBatches, iterate, number_of_steps, usable_workers
-from hrnetpp_lib.memory import free_bytes, kept_for_backward
+from hrnetpp_lib.loader import EpochBatches, Loader, number_of_steps, usable_workers
+from hrnetpp_lib.memory import bytes_per_crop, free_bytes
 from hrnetpp_lib.recipe import HRNETPP, Profile, Run, three_stages
 from hrnetpp_lib.step import TrainStep
 from hrnetpp_lib.train import build_model
@@ -74,7 +74,7 @@ def _check_data(profile: Profile, root: Path, data: dict[str, StageData]) -> Ite
     missing = missing_files(profile, paths)
     yield from (f"  missing: {path}" for path in missing)
     for name, load in (("ai_challenger", load_ai_challenger), ("coco", load_coco)):
-        if any(f"/{name}/" in path.as_posix() for path in missing):
+        if any(path.relative_to(paths.root).parts[0] == name for path in missing):
             continue
         data[name] = load(profile, paths)
         for role, table, reported in zip(
@@ -106,12 +106,15 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
     batch = {name: tensor.to(device) for name, tensor in _random_batch(run, crops).items()}
     available = free_bytes(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=profile.precision == "bf16"):
-        kept = kept_for_backward(step, {name: tensor[:1].clone() for name, tensor in batch.items()})
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=profile.precision == "bf16")
+
+    kept = bytes_per_crop(step, batch, autocast)
     for done in range(_STEPS + 2):  # the first two pick algorithms and fill caches
         if done == 2:
             started = _now(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=profile.precision == "bf16"):
+        with autocast():
             loss = step(batch)
         loss.backward()
         optimizer.step()
@@ -153,8 +156,10 @@ def _measure_loader(run: Run, data: dict[str, StageData]) -> Iterator[str]:
     batches = EpochBatches(len(train), min(run.profile.batch_size, len(train)), run.seed)
     crops = 0
     started = time.perf_counter()
-    for batch in islice(iterate(TrainCrops(train, run), batches, workers, pin_memory=False), _STEPS):
-        crops += len(batch["image"])
+    loader = Loader(TrainCrops(train, run), batches, workers, pin_memory=False)
+    with loader.explain_deaths():
+        for batch in islice(loader, _STEPS):
+            crops += len(batch["image"])
     rate = crops / (time.perf_counter() - started)
     each = rate / max(workers, 1)
     yield f"  loader with {workers} processes, {crops} crops: {rate:.1f} crops/s, {each:.1f} a process"
@@ -213,7 +218,8 @@ def _disk(runs: tuple[Run, ...], root: Path) -> Iterator[str]:
     )
     # Three states (two kept, one being written) of weights and Adam's two moments; best and last weights.
     training, left = 9 * weights + 2 * weights, 2 * weights
-    free = shutil.disk_usage(root).free
+    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     yield "\ndisk"
     yield f"  a run while it trains {training / 2**20:.0f} MiB, when finished {left / 2**20:.0f} MiB"
     yield f"  three stages {(training + 2 * left) / 2**30:.2f} GiB at most; free here {free / 2**30:.0f} GiB"

@@ -4,13 +4,13 @@ states/step_00001200_<first digits of the content's SHA-256>.pt
 """
 
 import hashlib
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
+from hrnetpp_lib.durable import replace_durably
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
 
@@ -62,12 +62,8 @@ def save_state(folder: Path, model: HRNet, optimizer: torch.optim.Optimizer, pro
     part = folder / "state.part"
     try:
         torch.save(content, part)
-        with open(part, "rb+") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-            os.fsync(file.fileno())
-        path = folder / f"step_{progress.step:08d}_{digest}.pt"
-        part.rename(path)
-        _flush_folder(folder)
+        path = folder / f"step_{progress.step:08d}_{_digest(part)}.pt"
+        replace_durably(part, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         part.unlink(missing_ok=True)
         raise HrnetppError(
@@ -127,15 +123,26 @@ def load_state(
 
 def remove_states(folder: Path) -> None:
     """Delete the states of a run that is finished."""
-    for path in [*list_states(folder), folder / "state.part"]:
+    for path in [*list_states(folder), *folder.glob("step_*.damaged"), folder / "state.part"]:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _is_whole(path: Path) -> bool:
+def set_damaged_aside(folder: Path) -> None:
+    """Rename damaged states, so that they no longer count among the two that are kept."""
+    for path in list_states(folder):
+        if not _is_whole(path):
+            path.rename(path.with_suffix(".damaged"))
+
+
+def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16] == _NAME.fullmatch(path.name)[2]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _is_whole(path: Path) -> bool:
+    return _digest(path) == _NAME.fullmatch(path.name)[2]
 
 
 def _check_data(before: dict[str, int], now: dict[str, int], path: Path) -> None:
@@ -148,13 +155,3 @@ def _check_data(before: dict[str, int], now: dict[str, int], path: Path) -> None
             f"different columns: {', '.join(columns)}. Bring the old data back, or delete "
             f"{path.parent.parent} to train anew"
         )
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; Windows has no such call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

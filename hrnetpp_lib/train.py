@@ -6,7 +6,6 @@ Adam. `accelerate` drives devices and processes; `resume` keeps what an interrup
 """
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from torch.utils.data import default_collate
 
 from hrnetpp_lib import journal, resume
@@ -24,7 +23,7 @@ from hrnetpp_lib.data import TrainCrops
 from hrnetpp_lib.datasets import StageData
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.hrnet import HRNet
-from hrnetpp_lib.loader import EpochBatches, iterate, number_of_steps
+from hrnetpp_lib.loader import EpochBatches, Loader, number_of_steps
 from hrnetpp_lib.machine import Machine, compile_step, make_accelerator
 from hrnetpp_lib.memory import free_bytes, is_out_of_memory, out_of_memory
 from hrnetpp_lib.preemption import SigtermNotice
@@ -93,32 +92,45 @@ def train_stage(
     """
     path = checkpoint_path(runs_dir, run.name)
     accelerator = make_accelerator(run, machine, path.parent)
-    if path.is_file():
-        accelerator.print(f"{run.name}: found trained, {path}")
-        return path
-    training = Training(run, data, path.parent, machine, accelerator)
-    if not training.resume():
-        report = initialise(training.model, run, runs_dir, data_dir)
-        accelerator.print(f"{run.name}, initial weights:\n{report}")
-    training.wrap()
-    with SigtermNotice() as notice:
-        training.run_epochs(notice)
-    if accelerator.is_main_process:
-        save_checkpoint(training.model, training.card, path)
-        resume.remove_states(path.parent / "states")
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    accelerator.wait_for_everyone()
+    with SigtermNotice() as notice, journal.lock(path.parent, accelerator.is_main_process):
+        if path.is_file():
+            accelerator.print(f"{run.name}: found trained, {path}")
+        else:
+            training = Training(run, data, path.parent, machine, accelerator, notice)
+            if not training.resume():
+                report = initialise(training.model, run, runs_dir, data_dir)
+                accelerator.print(f"{run.name}, initial weights:\n{report}")
+            training.wrap()
+            training.run_epochs()
+            if accelerator.is_main_process:
+                save_checkpoint(training.model, training.card, path)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            resume.remove_states(path.parent / "states")
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        if sum(gather_object([notice.received])):
+            raise Preempted(
+                f"{run.name}: SIGTERM, but this run is finished; the same command goes on after it"
+            )
     return path
 
 
 class Training:
     """A run under way: the loop over epochs and steps, and what it keeps between them."""
 
-    def __init__(self, run: Run, data: StageData, folder: Path, machine: Machine, accelerator: Accelerator):
+    def __init__(
+        self,
+        run: Run,
+        data: StageData,
+        folder: Path,
+        machine: Machine,
+        accelerator: Accelerator,
+        notice: SigtermNotice,
+    ):
         """A run at its beginning, with random weights; `train_stage` gives the arguments."""
         self.run, self.data, self.folder = run, data, folder
-        self.machine, self.accelerator = machine, accelerator
+        self.machine, self.accelerator, self.notice = machine, accelerator, notice
         rank, processes = accelerator.process_index, accelerator.num_processes
         persons, size = len(data.train), run.profile.batch_size
         self.steps = number_of_steps(data.train.name, persons, size, processes * machine.accumulate)
@@ -138,13 +150,19 @@ class Training:
         """Go on from the newest saved state; whether there was one."""
         states = self.folder / "states"
         self.progress, remarks = resume.load_state(states, self.model, self.optimizer, self.progress)
-        for remark in remarks:
-            self.accelerator.print(f"{self.run.name}: {remark}")
-        self.accelerator.wait_for_everyone()  # nobody writes before everybody has read
+        steps = set(gather_object([self.progress.step]))  # nobody writes before everybody has read
+        if len(steps) > 1:
+            raise HrnetppError(
+                f"{self.folder}: the processes find states of different steps ({sorted(steps)}); put runs/ "
+                "on a file system that all machines share"
+            )
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.json").write_text(json.dumps(asdict(self.run), indent=2))
-            journal.cut_metrics(self.folder, self.progress.epoch)
+            resume.set_damaged_aside(states)
+            remarks.append(journal.cut_metrics(self.folder, self.progress.epoch))
+            journal.write_recipe(self.folder, self.run)
+        for remark in filter(None, remarks):
+            self.accelerator.print(f"{self.run.name}: {remark}")
         return self.progress.step > 0
 
     def wrap(self) -> None:
@@ -156,10 +174,10 @@ class Training:
             self.network.train()
             self.network = compile_step(self.network, self._to_device(example), self.accelerator.print)
 
-    def run_epochs(self, notice: SigtermNotice) -> None:
+    def run_epochs(self) -> None:
         """Train, evaluate, log and save, epoch by epoch."""
         for epoch in range(self.progress.epoch, self.run.stage.epochs):
-            self._train_epoch(epoch, notice)
+            self._train_epoch(epoch)
             record = self._summary(epoch)
             if (epoch + 1) % self.run.profile.eval_every == 0 or epoch + 1 == self.run.stage.epochs:
                 self._save()  # scoring val may take longer than a scheduler waits
@@ -169,7 +187,7 @@ class Training:
             self.progress = replace(self.progress, typical_loss=record["loss"], **done)
             self._save()
 
-    def _train_epoch(self, epoch: int, notice: SigtermNotice) -> None:
+    def _train_epoch(self, epoch: int) -> None:
         profile, progress = self.run.profile, self.progress
         done = progress.step - epoch * self.steps
         self.batches.start_at(epoch, done)
@@ -178,26 +196,28 @@ class Training:
         self.network.train()
         on_gpu = self.accelerator.device.type == "cuda"
         started = time.perf_counter() - progress.seconds
-        for batch in iterate(self.crops, self.batches, profile.workers, pin_memory=on_gpu):
-            self._report_bad_images(batch)
-            lr = learning_rate(self.run.stage, progress.step, self.run.stage.epochs * self.steps)
-            loss, stop, bad = self._optimise(self._to_device(batch), lr, notice.received)
-            progress.step += 1
-            progress.losses.append(loss)
-            progress.bad_images += bad
-            progress.seconds = time.perf_counter() - started
-            bar.advance(size, loss, lr)
-            if stop:
-                self._save()
-                raise Preempted(
-                    f"{self.run.name}: SIGTERM at step {progress.step}; the state is saved, the same command "
-                    "goes on from it"
-                )
-            if time.monotonic() - self.saved_at >= self.machine.save_every_s:
-                self._save()
+        loader = Loader(self.crops, self.batches, profile.workers, pin_memory=on_gpu)
+        with loader.explain_deaths():
+            for batch in loader:
+                self._report_bad_images(batch)
+                lr = learning_rate(self.run.stage, progress.step, self.run.stage.epochs * self.steps)
+                loss, stop, bad = self._optimise(self._to_device(batch), lr)
+                progress.step += 1
+                progress.losses.append(loss)
+                progress.bad_images += bad
+                progress.seconds = time.perf_counter() - started
+                bar.advance(size, loss, lr)
+                if stop:
+                    self._save()
+                    raise Preempted(
+                        f"{self.run.name}: SIGTERM at step {progress.step}; the state is saved, the same "
+                        "command goes on from it"
+                    )
+                if time.monotonic() - self.saved_at >= self.machine.save_every_s:
+                    self._save()
         bar.close()
 
-    def _optimise(self, batch: dict[str, torch.Tensor], lr: float, stop: bool) -> tuple[float, bool, int]:
+    def _optimise(self, batch: dict[str, torch.Tensor], lr: float) -> tuple[float, bool, int]:
         """One step of Adam on this process's share of a batch.
 
         Returns:
@@ -207,18 +227,22 @@ class Training:
         for part, is_last in _parts(batch, self.machine.accumulate):
             # Gradients of the parts add up, and go to the other processes once.
             together = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network)
+            fits = True
             try:
                 with together:
                     # Losses are means over crops, and parts are equal: their mean is the whole batch's.
                     loss = self.network(part) / self.machine.accumulate
                     self.accelerator.backward(loss)
+                    total += loss.detach()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise out_of_memory(TrainStep(self.model, self.run), part, self.free_bytes) from error
-            total += loss.detach()
-        said = torch.stack([total, total.new_tensor(stop), (batch["bad"] >= 0).sum().to(total)])
-        loss, stops, bad = self.accelerator.reduce(said, "sum").tolist()
+                fits = False
+            if not fits:  # out here the failed step's activations are free
+                step = TrainStep(self.model, self.run)
+                raise out_of_memory(step, part, self.free_bytes, self.accelerator.autocast)
+        said = [total, total.new_tensor(self.notice.received), (batch["bad"] >= 0).sum().to(total)]
+        loss, stops, bad = self.accelerator.reduce(torch.stack(said), "sum").tolist()
         loss /= self.accelerator.num_processes
         self._check_loss(loss, batch)  # before it can spoil the weights
         self.optimizer.param_groups[0]["lr"] = lr
@@ -228,8 +252,9 @@ class Training:
 
     def _check_loss(self, loss: float, batch: dict[str, torch.Tensor]) -> None:
         progress = self.progress
-        typical = progress.typical_loss or (progress.losses[0] if progress.losses else loss)
-        if math.isfinite(loss) and loss <= _EXPLODED * typical:
+        typical = progress.typical_loss or (progress.losses[0] if progress.losses else 0.0)
+        # A first batch may have no labelled keypoint, and no loss.
+        if math.isfinite(loss) and (loss <= _EXPLODED * typical or not typical):
             return
         persons = ", ".join(map(str, batch["person"].tolist()))
         raise HrnetppError(
@@ -283,6 +308,12 @@ class Training:
     def _save(self) -> None:
         """Save a state; all processes hold the same, so one writes."""
         self.saved_at = time.monotonic()
+        # The loss tells a step later that weights are spoilt; no such state may push a good one out.
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise HrnetppError(
+                f"{self.run.name}: weights are not finite after step {self.progress.step}. The last saved "
+                "state is good; lower the profile's lr_scales"
+            )
         if self.accelerator.is_main_process:
             resume.save_state(self.folder / "states", self.model, self.optimizer, self.progress)
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hrnetpp_lib.durable import replace_durably
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
 
@@ -80,7 +81,7 @@ def save_model(model: HRNet, path: Path | str, metadata: dict[str, str]) -> None
     # One entry only: the library writes several in no fixed order, and equal networks would differ in bytes.
     header = json.dumps(metadata | {_CONFIG_KEY: json.dumps(model.config)}, sort_keys=True)
     save_file(tensors, temporary, metadata={_HEADER_KEY: header})
-    temporary.replace(path)
+    replace_durably(temporary, path)
 
 
 def load_model(path: Path | str) -> tuple[HRNet, dict[str, str]]:

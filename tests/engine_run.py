@@ -31,7 +31,7 @@ def small_run() -> Run:
 
 def die_in_save(moment: str) -> None:
     """Arrange for SIGKILL in the midst of the fifth save."""
-    calls, save = itertools.count(1), torch.save
+    calls, save, replace_durably = itertools.count(1), torch.save, resume.replace_durably
 
     def half(content: dict, path: Path) -> None:
         save(content, path)
@@ -39,14 +39,15 @@ def die_in_save(moment: str) -> None:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def before_pruning(_: Path) -> None:
+    def before_pruning(part: Path, path: Path) -> None:
+        replace_durably(part, path)
         if next(calls) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if moment == "half written":
         torch.save = half
     else:
-        resume._flush_folder = before_pruning
+        resume.replace_durably = before_pruning
 
 
 def main() -> None:
@@ -59,6 +60,9 @@ def main() -> None:
     parser.add_argument("--die-in-save", choices=["half written", "not yet pruned"])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    pids = options.root / "pids"
+    pids.mkdir(exist_ok=True)
+    (pids / str(os.getpid())).touch()
     if options.frozen_bn:
         torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
     if options.die_in_save:

@@ -14,7 +14,7 @@ SOURCES = MODULES + sorted((ROOT / "tests").glob("*.py"))
 # A module imports modules of lower layers only, or of its own layer without going in circles.
 LAYERS = {
     0: ["__init__", "errors", "keypoints", "recipe", "progress"],
-    1: ["coordinates", "geometry", "heatmap", "softargmax", "images", "records"],
+    1: ["durable", "coordinates", "geometry", "heatmap", "softargmax", "images", "records"],
     2: ["blocks", "hrnet", "weights", "losses", "augment", "mannequin", "painter", "scene", "synthetic"]
     + ["memory", "preemption", "machine", "resume"],
     3: ["persons", "lspe", "annotations", "datasets", "data", "loader", "step", "detector", "checkpoint"]

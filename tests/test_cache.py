@@ -83,7 +83,7 @@ def test_a_file_that_changed_is_read_again(coco, capsys, change):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "garbage"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "garbage", "empty"])
 def test_a_damaged_cache_is_built_again_whichever_file_is_hit(coco, capsys, damage):
     whole = read_cached(read_coco, *coco)
     for name in sorted(path.name for path in (coco[2] / "persons.json").iterdir()):
@@ -93,7 +93,8 @@ def test_a_damaged_cache_is_built_again_whichever_file_is_hit(coco, capsys, dama
             path.unlink()
         else:
             content[-1] ^= 0x20
-            path.write_bytes({"flip": content, "cut": content[: len(content) // 2], "garbage": b"?"}[damage])
+            damaged = {"flip": content, "cut": content[: len(content) // 2], "garbage": b"?", "empty": b""}
+            path.write_bytes(damaged[damage])
         assert_same(read_cached(read_coco, *coco), whole)
         assert "is read again" in capsys.readouterr().out, name
         assert_same(read_cached(read_coco, *coco), whole)

@@ -35,7 +35,8 @@ def test_a_failure_ends_with_the_last_lines(tmp_path):
 
 
 def test_preemption_is_told_from_failure(tmp_path, monkeypatch):
-    script = "print('SIGTERM at step 3; the same command goes on from it'); raise SystemExit(1)"
+    notice = "SIGTERM at step 3; the same command goes on from it"
+    script = f"print({notice!r}); print(40 * 'traceback of the launcher\\n'); raise SystemExit(1)"
     monkeypatch.setattr(launch, "launch_command", lambda *_: [launch.sys.executable, "-c", script])
     with pytest.raises(Preempted):
         train_in_processes(RUN, tmp_path, 2)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_data import RUN, dotted_table
 
 from hrnetpp_lib.data import TrainCrops
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.loader import EpochBatches, iterate, number_of_steps
+from hrnetpp_lib.loader import EpochBatches, Loader, number_of_steps, usable_workers
 
 
 def batches(persons=23, size=6, seed=1, rank=0, processes=1, epoch=0, step=0) -> list[list[int]]:
@@ -48,6 +49,12 @@ def test_number_of_steps_and_what_it_refuses():
         number_of_steps("set", 23, 6, 4)
 
 
+def iterate(crops, sampler, workers):
+    loader = Loader(crops, sampler, workers, pin_memory=False)
+    with loader.explain_deaths():
+        yield from loader
+
+
 def six_persons(folder):
     return dotted_table(folder).select(np.zeros(6, int))
 
@@ -56,7 +63,7 @@ def six_persons(folder):
 def test_workers_bring_what_the_dataset_gives(tmp_path, workers):
     crops, sampler = TrainCrops(six_persons(tmp_path), RUN), EpochBatches(6, 2, seed=3)
     sampler.start_at(4, 1)
-    found = list(iterate(crops, sampler, workers, pin_memory=False))
+    found = list(iterate(crops, sampler, workers))
     assert [batch["person"].tolist() for batch in found] == list(sampler)
     sample = TrainCrops(crops.table, RUN, epoch=4)[found[0]["person"][1].item()]
     assert np.array_equal(found[0]["image"][1].numpy(), sample["image"])
@@ -67,7 +74,7 @@ def test_a_corrupt_picture_is_named_in_one_line(tmp_path, workers):
     table = six_persons(tmp_path)
     (tmp_path / "dots.png").write_bytes(b"torn")
     with pytest.raises(HrnetppError) as caught:
-        list(iterate(TrainCrops(table, RUN), EpochBatches(6, 2, 0), workers, pin_memory=False))
+        list(iterate(TrainCrops(table, RUN), EpochBatches(6, 2, 0), workers))
     assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)
 
 
@@ -80,7 +87,17 @@ class Deadly(TrainCrops):
         return super().__getitem__(index)
 
 
-def test_a_worker_that_dies_is_reported_with_its_person(tmp_path):
+def test_a_worker_that_dies_is_reported_with_its_person_whatever_the_main_process_does(tmp_path):
     crops = Deadly(six_persons(tmp_path), replace(RUN, seed=2))
-    with pytest.raises(HrnetppError, match=r"worker \d+ died while reading person 4, .*dots.png"):
-        list(iterate(crops, EpochBatches(6, 2, 0), 2, pin_memory=False))
+    loader = Loader(crops, EpochBatches(6, 2, 0), 2, pin_memory=False)
+    message = r"worker \d+ died while reading person 4, .*dots.png"
+    with pytest.raises(HrnetppError, match=message), loader.explain_deaths():
+        for _ in loader:
+            time.sleep(0.5)
+
+
+def test_workers_share_the_cores_with_the_processes_that_train(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert [usable_workers(n) for n in (0, 3, 99)] == [0, 3, 8]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert usable_workers(99) == 2

@@ -104,9 +104,9 @@ def kill_and_go_on(root: Path, kills: int, seed: int, processes: int = 1) -> int
             # From the first step to the end; a state is saved after every step, so many fall into a save.
             wait_for_first_state(root, process)
             time.sleep(rng.uniform(0, 1.2))
-            hit += process.poll() is None
+            hit += process.poll() is None and not weights(root).is_file()
         finally:
-            kill_group(process)
+            kill_all(root, process)
         if weights(root).is_file():
             break
     finish(start(root, processes=processes))
@@ -125,7 +125,12 @@ def newest(root: Path) -> float:
     return max((p.stat().st_mtime for p in root.glob("runs/*/states/*")), default=0.0)
 
 
-def kill_group(process: subprocess.Popen) -> None:
+def kill_all(root: Path, process: subprocess.Popen) -> None:
+    """SIGKILL for the workers, which torch starts in sessions of their own, and for their launcher."""
+    for path in (root / "pids").glob("*"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(path.name), signal.SIGKILL)
+        path.unlink()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -190,30 +195,35 @@ def test_sigterm_to_two_processes_saves_once_and_both_go_on(data, undisturbed, t
     assert digest(weights(root)) == digest(undisturbed[2])
 
 
-def test_the_slurm_script_requeues_what_has_states_left(tmp_path):
+def test_a_second_training_of_a_run_is_kept_out(data, tmp_path):
+    root = new_root(data, tmp_path / "twice")
+    first = start(root)
+    wait_for_first_state(root, first)
+    output, _ = start(root).communicate(timeout=LIMIT_S)
+    assert "another process trains this run" in output
+    finish(first)
+
+
+def test_the_slurm_script_requeues_what_was_preempted_and_nothing_else(tmp_path):
     """Run with stand-ins for srun and scontrol: what it starts, and when it asks to be queued again."""
-    for name, body in (
-        ("srun", 'echo "$@" >> calls; exit $FAIL'),
-        ("scontrol", 'echo "scontrol $@" >> calls'),
-    ):
+    stand_ins = {"srun": 'echo "$@" >> calls; exit $FAIL', "scontrol": 'echo "scontrol $@" >> calls'}
+    for name, body in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     script = SCRIPT.parents[1] / "examples" / "train.sbatch"
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
-    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    slurm |= {"SLURM_CPUS_PER_TASK": "32", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
     def submit(fail: int) -> tuple[int, str]:
         (tmp_path / "calls").unlink(missing_ok=True)
-        done = subprocess.run(
-            ["bash", script], cwd=tmp_path, env=environment | {"FAIL": str(fail)}, check=False
-        )
+        done = subprocess.run(["bash", script], cwd=tmp_path, env=os.environ | slurm | {"FAIL": str(fail)})
         return done.returncode, (tmp_path / "calls").read_text()
 
     status, calls = submit(0)
     assert status == 0 and "--num_machines 2 --num_processes 8" in calls and "-m hrnetpp_lib train" in calls
-    assert "requeue" not in calls and "requeue" not in submit(1)[1]
-    (tmp_path / "runs/coco/stage1/states").mkdir(parents=True)
-    (tmp_path / "runs/coco/stage1/states/step_00000001_0.pt").touch()
+    assert "--main_process_port 20007" in calls and "requeue" not in calls + submit(1)[1]
+    (tmp_path / "runs/coco").mkdir(parents=True)
+    (tmp_path / "runs/coco/PREEMPTED").touch()
     status, calls = submit(1)
     assert status == 1 and "scontrol requeue 7" in calls
 

@@ -45,14 +45,14 @@ def test_links_lead_to_files():
 
 
 def test_every_module_is_in_the_tree():
-    tree = README.split("```")[7]
+    (tree,) = [block for block in README.split("```") if block.startswith("\nhrnetpp_lib/\n")]
     for path in (ROOT / "hrnetpp_lib").glob("[a-z]*.py"):
         assert re.search(rf"\b{path.stem}\b", tree), path.name
 
 
 def test_every_profile_is_on_the_ladder_and_readme_is_short():
     assert all(f"| `{name}` |" in README for name in PROFILES)
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 180
 
 
 def test_committed_results_are_of_one_clean_commit():

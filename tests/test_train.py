@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from hrnetpp_lib import resume
 from hrnetpp_lib.checkpoint import load_checkpoint
 from hrnetpp_lib.datasets import load_stage_data, prepare_data
 from hrnetpp_lib.errors import HrnetppError
@@ -109,6 +110,49 @@ def test_an_exploding_loss_stops_the_run_and_names_step_and_persons(paths, tmp_p
     path = train(run, paths, tmp_path)  # goes on from the end of epoch 1
     assert path.read_bytes() == checkpoint_path(tmp_path / "whole", run.name).read_bytes()
     assert [e["epoch"] for e in read_metrics(tmp_path, run)] == [1, 2, 3]
+
+
+def test_spoilt_weights_are_not_saved(paths, tmp_path, monkeypatch):
+    calls, step = itertools.count(1), torch.optim.Adam.step
+
+    def spoil(self, *arguments):
+        step(self, *arguments)
+        if next(calls) == 3:  # the loss before it was fine
+            self.param_groups[0]["params"][5].data[0] = math.nan
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spoil)
+    run = resolve(STAGE2, PROFILE, epochs=3)
+    data = load_stage_data("coco", PROFILE, paths)
+    with pytest.raises(HrnetppError, match="weights are not finite after step 3"):
+        train_stage(run, data, tmp_path, paths.root, Machine(save_every_s=0))
+    (folder,) = tmp_path.glob("*/states")
+    assert sorted(path.name[:13] for path in folder.iterdir()) == ["step_00000002", "step_00000002"]
+
+
+def test_a_disk_that_is_full_ends_the_run_and_loses_nothing_saved(paths, tmp_path):
+    """Files may not grow beyond what the first states take; then there is room again."""
+    resource = pytest.importorskip("resource")
+    run = resolve(STAGE2, replace(PROFILE, eval_every=9), epochs=3)
+    data = load_stage_data("coco", run.profile, paths)
+    whole = train_stage(run, data, tmp_path / "whole", paths.root).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    calls, save = itertools.count(1), resume.save_state
+
+    def save_on_a_small_disk(*arguments):
+        full = next(calls) == 3
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if full else soft, hard))
+        try:
+            return save(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "save_state", save_on_a_small_disk)
+        with pytest.raises(HrnetppError, match="state at step 6 cannot be written .*make room"):
+            train_stage(run, data, tmp_path, paths.root)
+    (folder,) = tmp_path.glob("stage2*/states")
+    assert sorted(path.name[:13] for path in folder.iterdir()) == ["step_00000002", "step_00000004"]
+    assert train_stage(run, data, tmp_path, paths.root).read_bytes() == whole
 
 
 def test_memory_that_runs_out_ends_in_advice(paths, tmp_path, monkeypatch):
