@@ -109,7 +109,7 @@ def ask(
     """Run a network on a box, plain and mirrored.
 
     Args:
-        model: In eval mode, on the CPU.
+        model: In eval mode, on any device.
         card: How to use it.
         image: (height, width, 3) uint8 RGB.
         bbox_xywh: (4,) in image px, with positive size.
@@ -123,10 +123,10 @@ def ask(
     ordered = sorted(views, key=lambda view: view != View())
     padded = tuple(View(view.scale * padding / _PADDING, view.rotation_deg) for view in ordered)
     crops, matrices = crops_of_box(image, np.asarray(bbox_xywh), card.input_hw, padded, card.coordinates)
-    images = normalise(torch.from_numpy(crops))
-    mirrored = model(images.flip(-1)).float()
+    images = normalise(torch.from_numpy(crops).to(next(model.parameters()).device))
+    plain, mirrored = (model(inputs).float().cpu() for inputs in (images, images.flip(-1)))
     back = flip_back(mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
-    return Answer(card, crops, matrices, model(images).float(), back)
+    return Answer(card, crops, matrices, plain, back)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import cv2
 import ipywidgets as widgets
 import numpy as np
 
@@ -24,6 +25,7 @@ from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS
 from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.picture import Picture
 
+_MOST_SHOWN_PX = 640  # of the whole picture's longer side; larger ones take too long to draw
 _WIDE = widgets.Layout(width="330px")
 _STYLE = {"description_width": "90px"}
 _TABLE_CSS = (
@@ -145,12 +147,15 @@ class HeatmapExplorer(widgets.VBox):
 
     def _open_scene(self) -> None:
         scene = self._scenes[self.scene.value]
-        self._image = read_image(scene.path)
+        # Annotations refer to the stored pixels; a picture without them is shown as its camera was held.
+        self._image = read_image(scene.path, upright=not scene.boxes)
+        self._reduction = min(1.0, _MOST_SHOWN_PX / max(self._image.shape))
+        self._small = cv2.resize(self._image, None, fx=self._reduction, fy=self._reduction)
         self._boxes = list(scene.boxes) or [whole_image_box(self._image)]
         self._choose_person(0)
 
     def _choose_person(self, person: int) -> None:
-        self._person = person
+        self._person, self._before_drag = person, None
         self._box = self._boxes[person]
         self.strip.png = views.encode_image(thumbnails(self._image, self._boxes, person))
         self._ask()
@@ -182,8 +187,10 @@ class HeatmapExplorer(widgets.VBox):
         own = METHODS[2] if card.decoder == "soft_argmax" else METHODS[1]
         self._pose = self.answer.positions(card.alpha, self.flip.value)[own]
         self._scores = self.answer.scores(self.flip.value)
-        skeleton, pose = card.skeleton, np.column_stack([self.answer.to_image(self._pose), self._scores])
-        figure = views.render_box(self._image, self._shown_bbox, pose, skeleton, self._truth)
+        pose = np.column_stack([self.answer.to_image(self._pose) * self._reduction, self._scores])
+        truth = None if self._truth is None else self._truth * (self._reduction, self._reduction, 1)
+        bbox = self._shown_bbox * self._reduction
+        figure = views.render_box(self._small, bbox, pose, card.skeleton, truth)
         self.whole.png = views.encode_png(figure)
         self._draw()
 
@@ -222,8 +229,9 @@ class HeatmapExplorer(widgets.VBox):
         self.table.value = _TABLE_CSS + views.table_html(rows)
 
     def _pick_person(self) -> None:
-        person = int(self.strip.gesture["to"][0] * len(self._boxes))
-        self._choose_person(min(max(person, 0), len(self._boxes) - 1))
+        if self.strip.gesture["kind"] == "click":
+            person = int(self.strip.gesture["to"][0] * len(self._boxes))
+            self._choose_person(min(max(person, 0), len(self._boxes) - 1))
 
     def _touch_whole(self) -> None:
         """A click picks the nearest keypoint; a drag moves the box, or draws one if it starts outside."""
@@ -235,16 +243,16 @@ class HeatmapExplorer(widgets.VBox):
         if self._before_drag is None:
             self._before_drag = self._shown_bbox.copy()
         x, y, w, h = before = self._before_drag
-        if x <= start[0] <= x + w and y <= start[1] <= y + h:
+        is_everything = w * h > 0.9 * size.prod()
+        if x <= start[0] <= x + w and y <= start[1] <= y + h and not is_everything:
             bbox = np.concatenate([before[:2] + end - start, before[2:]])
         else:
             corner = np.minimum(start, end)
             bbox = np.concatenate([corner, np.maximum(np.abs(end - start), 4)])
+        bbox[:2] -= bbox[2:] * (self.shift_x.value, self.shift_y.value)  # `_ask` adds the sliders' shift
         self._box = Box(bbox, self._box.truth, self._box.area)
         if self.whole.gesture["kind"] == "drop":
             self._before_drag = None
-        with self.shift_x.hold_trait_notifications():
-            self.shift_x.value = self.shift_y.value = 0.0
         self._ask()
 
     def _touch_crop(self) -> None:
@@ -258,7 +266,8 @@ class HeatmapExplorer(widgets.VBox):
         self.keypoint.value = int(np.hypot(*(points - place).T).argmin())
 
     def _take_path(self) -> None:
-        self._add(open_scenes(self.path.value.strip())[0])
+        if self.path.value.strip():
+            self._add(open_scenes(self.path.value.strip())[0])
 
     def _take_upload(self) -> None:
         for file in self.upload.value:

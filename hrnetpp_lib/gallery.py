@@ -57,7 +57,7 @@ def open_networks(networks: Network | Path | str | Mapping[str, Network | Path |
     opened = {}
     for name, network in networks.items():
         model, card = network if isinstance(network, tuple) else load_checkpoint(Path(network))
-        opened[name] = (model.cpu().eval(), card)
+        opened[name] = (model.eval(), card)
     return opened
 
 
@@ -72,7 +72,8 @@ def open_scenes(source: PersonTable | Path | str | Sequence[Path | str]) -> list
     """
     if isinstance(source, PersonTable):
         return _scenes_of_table(source)
-    paths = [Path(source)] if isinstance(source, (str, Path)) else [Path(path) for path in source]
+    listed = [source] if isinstance(source, (str, Path)) else source
+    paths = [Path(path).expanduser() for path in listed]
     if len(paths) == 1 and paths[0].is_dir():
         paths = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in _PICTURES)
     missing = [path for path in paths if not path.is_file()]

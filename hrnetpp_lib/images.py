@@ -11,11 +11,12 @@ _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """The stored pixels of a picture file, exactly as `decode_image` gives them.
+def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
+    """The pixels of a picture file, exactly as `decode_image` gives them.
 
     Args:
         path: A JPEG, PNG or any other format that OpenCV reads.
+        upright: See `decode_image`.
 
     Returns:
         (h, w, 3) uint8, RGB.
@@ -32,18 +33,20 @@ def read_image(path: str | Path) -> np.ndarray:
         ) from None
     except OSError as error:
         raise HrnetppError(f"{path}: the image cannot be read ({error.strerror}); check the path") from None
-    return decode_image(data, path)
+    return decode_image(data, path, upright)
 
 
-def decode_image(data: bytes, name: str | Path) -> np.ndarray:
+def decode_image(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
     """The stored pixels of an encoded picture as 8-bit RGB.
 
     Grey images are repeated into three channels, 16-bit images are scaled down to 8 bits, alpha is dropped
-    (not blended). EXIF rotation is not applied, because annotations refer to the stored pixels.
+    (not blended).
 
     Args:
         data: The bytes of the file.
         name: How error messages call it.
+        upright: Whether to turn the picture as its EXIF entry says: for photographs that people look at, not
+            for datasets, whose annotations refer to the stored pixels.
 
     Returns:
         (h, w, 3) uint8, RGB.
@@ -56,7 +59,8 @@ def decode_image(data: bytes, name: str | Path) -> np.ndarray:
         raise HrnetppError(f"{name}: the image is truncated ({len(data)} bytes); copy or download it again")
     try:
         encoded = np.frombuffer(data, np.uint8)
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        orientation = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | orientation)
     except cv2.error:
         image = None
     if image is None:

@@ -141,6 +141,8 @@ def save_snapshot(run_dir: Path, epoch: int, model: HRNet, card: ModelCard, val:
         card: How to use it.
         val: Boxes; the same eight are chosen each time.
     """
+    if not len(val):
+        return
     model.eval()
     dataset = BoxCrops(val, card.input_hw, coordinates=card.coordinates)
     people = np.argsort(-val.bbox_scores, kind="stable")[:_PEOPLE]

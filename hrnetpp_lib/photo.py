@@ -90,7 +90,7 @@ def predict(
         raise HrnetppError("give boxes or a detector, not both")
     checkpoint = Path(checkpoint) if checkpoint else newest_checkpoint((Path(), _PROJECT_ROOT))
     model, card = load_checkpoint(checkpoint)
-    pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+    pixels = image if isinstance(image, np.ndarray) else read_image(Path(image), upright=True)
     boxes, origin = (
         (whole_image(pixels), "the whole image") if boxes_xywh is None else (boxes_xywh, "as given")
     )
@@ -133,7 +133,12 @@ def write_prediction(
     json_path, png_path = output / f"{image_path.stem}_poses.json", output / f"{image_path.stem}_poses.png"
     write_json(json_path, results)
     figure = render_images(
-        [read_image(image_path)], [list(poses)], skeleton, boxes=[boxes_xywh], columns=1, threshold=0.2
+        [read_image(image_path, upright=True)],
+        [list(poses)],
+        skeleton,
+        boxes=[boxes_xywh],
+        columns=1,
+        threshold=0.2,
     )
     save(figure, png_path)
     return json_path, png_path

@@ -43,6 +43,10 @@ export default {
       if (from) tell(event, moved(event) ? "drop" : "click");
       from = null;
     });
+    image.addEventListener("pointercancel", (event) => {
+      if (from) tell(event, "drop");
+      from = null;
+    });
     model.on("change:png", show);
     show();
     return () => URL.revokeObjectURL(address);

@@ -95,6 +95,19 @@ def test_the_box_is_dragged_or_drawn_anew(explorer):
     assert explorer._shown_bbox == pytest.approx(before)
 
 
+def test_on_a_picture_of_which_nothing_is_known_a_box_is_drawn(tmp_path):
+    path = tmp_path / "me.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8))
+    explorer = HeatmapExplorer(network(1), path)
+    gesture(explorer.whole, "drop", [0.25, 0.2], [0.5, 0.8])
+    assert explorer._shown_bbox == pytest.approx([300, 180, 300, 540])
+    explorer.shift_x.value = 0.1
+    gesture(explorer.whole, "drop", [0.4, 0.5], [0.45, 0.5])
+    assert explorer._shown_bbox == pytest.approx([390, 180, 300, 540])
+    drawn = cv2.imdecode(np.frombuffer(explorer.whole.png, np.uint8), cv2.IMREAD_COLOR)
+    assert drawn.shape[1] / drawn.shape[0] == pytest.approx(4 / 3, rel=0.02)
+
+
 def test_people_are_picked_in_the_strip(explorer):
     before = shown(explorer)
     gesture(explorer.strip, "click", [0.9, 0.5], [0.9, 0.5])

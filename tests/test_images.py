@@ -128,3 +128,19 @@ def test_real_photographs_pass_and_their_halves_do_not(real_data):
         data = path.read_bytes()
         with pytest.raises(HrnetppError, match="truncated"):
             decode_image(data[: len(data) // 2], path)
+
+
+def test_photographs_stand_upright_on_request(tmp_path):
+    """EXIF orientation 6: the camera was held on its side, and the picture is to be turned clockwise."""
+    import cv2
+
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[:, :10] = 255  # bright at the left of what is stored
+    data = cv2.imencode(".jpg", image)[1].tobytes()
+    tiff = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"
+    app1 = b"Exif\x00\x00" + tiff
+    data = data[:2] + b"\xff\xe1" + (len(app1) + 2).to_bytes(2, "big") + app1 + data[2:]
+    (tmp_path / "phone.jpg").write_bytes(data)
+    stored, turned = (read_image(tmp_path / "phone.jpg", upright=u) for u in (False, True))
+    assert stored.shape == (20, 30, 3) and stored[:, :8].min() > 200
+    assert turned.shape == (30, 20, 3) and turned[:8].min() > 200 and turned[20:].max() < 60
