@@ -131,7 +131,8 @@ def render_contour(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figur
     ticks = {"xticks": _few(heatmap.shape[1]), "yticks": _few(heatmap.shape[0])}
     ax.set(xlabel="x (heatmap px)", ylabel="y (heatmap px)", **ticks)
     ax.grid(False)
-    ax.legend(loc="upper right", fontsize=6.5, frameon=True, framealpha=0.8, markerscale=0.5)
+    ax.set_position((0.13, 0.26, 0.84, 0.66))
+    figure.legend(loc="lower center", ncols=2, fontsize=7, markerscale=0.6)
     return figure
 
 
@@ -168,7 +169,7 @@ def render_marginals(heatmap: np.ndarray, alpha: float, rows: Sequence[Row]) -> 
     mass = np.exp(logits - logits.max())
     mass /= mass.sum()
     figure = Picture(figsize=PANEL_IN)
-    for place, axis, label in (((0.14, 0.61, 0.83, 0.30), 0, "x"), ((0.14, 0.12, 0.83, 0.30), 1, "y")):
+    for place, axis, label in (((0.19, 0.61, 0.78, 0.30), 0, "x"), ((0.19, 0.12, 0.78, 0.30), 1, "y")):
         ax = figure.add_axes(place)
         values = mass.sum(axis=axis)
         edges = np.arange(len(values) + 1) - 0.5
