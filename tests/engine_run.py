@@ -72,6 +72,7 @@ def main() -> None:
         data = load_coco(PROFILE, paths)
     machine = Machine(options.accumulate, save_every_s=options.save_every)
     train_stage(small_run(), data, options.root / "runs", paths.root, machine)
+    processes().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def test_where_compiling_fails_training_goes_on_and_the_trial_leaves_no_trace(mo
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's compiler
 def test_compiled_steps_compute_the_same():
     step, said = Step(), []
     batch = {"image": torch.randn(4, 3)}
