@@ -81,8 +81,8 @@ class HeatmapExplorer(widgets.VBox):
         self.network = menu(list(self._networks), "network")
         self.keypoint = menu(names, "keypoint")
         self.alpha = widgets.FloatLogSlider(
-            60, base=10, min=0, max=np.log10(200), step=0.02, description="alpha", layout=_WIDE, style=_STYLE,
-            readout_format=".3g",
+            60, base=10, min=0, max=np.log10(200), step=np.log10(60) / 89, readout_format=".3g",
+            description="alpha", layout=_WIDE, style=_STYLE,
         )  # fmt: skip
         self.blend = slider(0.6, 0, 1, 0.05, "blend")
         self.padding = slider(1.25, 1.0, 2.0, 0.05, "box padding")
@@ -94,7 +94,9 @@ class HeatmapExplorer(widgets.VBox):
         self.path = widgets.Text(
             placeholder="path of a picture of yours", layout=_WIDE, continuous_update=False
         )
-        self.upload = widgets.FileUpload(accept="image/*", description="upload a picture")
+        self.upload = widgets.FileUpload(
+            accept="image/*", description="upload a picture", layout=widgets.Layout(width="180px")
+        )
         self.message = widgets.HTML()
 
     def _make_pictures(self) -> None:

@@ -71,7 +71,7 @@ def open_explorer(folder: Path, width: int = 1280) -> Iterator[object]:
 
     with jupyter_lab(folder) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 1000})
+        page = browser.new_page(viewport={"width": width, "height": 1500})
         page.set_default_timeout(1000 * PATIENCE_S)
         # "doc" is JupyterLab with one document; the notebook is opened by its address.
         page.goto(f"{address}/doc/tree/notebooks/{NOTEBOOK}?token={TOKEN}")
@@ -101,6 +101,7 @@ def main() -> None:
         with open_explorer(folder, width) as page:
             widget = page.locator(".jp-OutputArea-child:has(.noUi-handle)").first
             widget.scroll_into_view_if_needed()
+            page.get_by_role("button", name="No", exact=True).click()  # to news of Jupyter
             page.wait_for_timeout(1500)
             widget.screenshot(path=str(target))
     print(target)

@@ -38,7 +38,7 @@ def pixels(figure) -> np.ndarray:
 @pytest.mark.parametrize("rows", [ROWS, UNKNOWN], ids=["truth", "no truth"])
 def test_maps_show_their_positions(render, rows):
     drawn = pixels(render(HEATMAP, rows, "left wrist"))
-    assert drawn.shape == (352, 352, 3) and drawn.std() > 20
+    assert drawn.shape == (280, 280, 3) and drawn.std() > 20
     moved = [Row(r.method, r.xy_heatmap + 3, 0.0, 0.0, 1.0, 1.0) for r in rows]
     assert (pixels(render(HEATMAP, moved, "left wrist")) != drawn).any()
 
