@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_profile(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--profile", default="mini", help="smoke, mini (default), lspet or coco")
+    sub.add_argument("--profile", default="mini", help="smoke, mini (default), lspet_cpu, lspet or coco")
     sub.add_argument("--output", type=Path, default=None, help="folder for data, runs and figures")
 
 

@@ -79,7 +79,7 @@ def refused(capsys, *arguments: object) -> str:
 @pytest.mark.parametrize("command", ["reproduce", "train", "check-data"])
 def test_an_unknown_profile_is_refused_with_the_known_ones(capsys, tmp_path, command):
     message = refused(capsys, command, "--profile", "big", "--output", tmp_path)
-    assert "unknown profile 'big'" in message and "smoke, mini, lspet, coco" in message
+    assert "unknown profile 'big'" in message and "smoke, mini, lspet_cpu, lspet, coco" in message
     assert list(tmp_path.iterdir()) == []
 
 

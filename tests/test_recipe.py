@@ -78,7 +78,7 @@ def test_every_profile_resolves_and_describes_itself():
 
 
 def test_unknown_profile_and_field_list_the_valid_ones():
-    with pytest.raises(HrnetppError, match="'huge'.*smoke, mini, lspet, coco"):
+    with pytest.raises(HrnetppError, match="'huge'.*smoke, mini, lspet_cpu, lspet, coco"):
         get_profile("huge")
     with pytest.raises(HrnetppError, match="no field epoch;.*epochs"):
         get_profile("mini", epoch=3)

@@ -76,7 +76,7 @@ def test_a_folder_without_notebooks_is_named(tmp_path):
 
 
 def test_an_unknown_profile_is_refused_with_the_known_ones(project):
-    with pytest.raises(HrnetppError, match="unknown profile 'huge'.*smoke, mini, lspet, coco"):
+    with pytest.raises(HrnetppError, match="unknown profile 'huge'.*smoke, mini, lspet_cpu, lspet, coco"):
         reproduce("huge", output=project, notebook_folder=project / "notebooks")
 
 
