@@ -48,13 +48,15 @@ class Draws:
     whole: dict[str, float]
     drawn: dict[str, np.ndarray]
 
-    def intervals(self) -> dict[str, str]:
-        """AP in percent with its 95% interval, as text."""
-        text = {}
-        for method, values in self.drawn.items():
-            low, high = np.percentile(values, (2.5, 97.5))
-            text[method] = f"{100 * self.whole[method]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        return text
+    def interval(self, method: str) -> tuple[float, float]:
+        """The 95% interval of a method's AP, 0..1."""
+        low, high = np.percentile(self.drawn[method], (2.5, 97.5))
+        return float(low), float(high)
+
+    def difference(self, better: str, worse: str) -> tuple[float, float, float]:
+        """The paired difference of two methods' AP and its 95% interval, -1..1."""
+        low, high = np.percentile(self.drawn[better] - self.drawn[worse], (2.5, 97.5))
+        return self.whole[better] - self.whole[worse], float(low), float(high)
 
     def compare(self, better: str, worse: str, paper: dict[str, tuple[float, ...]]) -> Claim:
         """The paired difference of two methods beside the report's.
@@ -63,9 +65,8 @@ class Draws:
             better, worse: Methods of both tables.
             paper: Method -> figures in percent, AP first.
         """
-        low, high = 100 * np.percentile(self.drawn[better] - self.drawn[worse], (2.5, 97.5))
-        ours = 100 * (self.whole[better] - self.whole[worse])
-        return Claim(better, worse, paper[better][0] - paper[worse][0], ours, float(low), float(high))
+        ours, low, high = self.difference(better, worse)
+        return Claim(better, worse, paper[better][0] - paper[worse][0], 100 * ours, 100 * low, 100 * high)
 
 
 def paired_bootstrap(

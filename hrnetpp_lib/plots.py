@@ -150,23 +150,38 @@ def render_images(
     return figure
 
 
-def overlay(crop: np.ndarray, heatmap: np.ndarray, blend: float = 0.6) -> np.ndarray:
-    """A heatmap laid over its crop.
+def heat_layer(heatmap: np.ndarray, hw: tuple[int, int], blend: float = 0.6) -> np.ndarray:
+    """A heatmap as a layer to draw over its crop, transparent where the map is zero.
 
     Args:
-        crop: (h, w, 3) uint8 RGB.
         heatmap: (H, W), clipped to [0, 1] for display.
+        hw: Height and width of the crop.
         blend: Opacity of the heatmap at its peak.
 
     Returns:
-        (h, w, 3) uint8 RGB.
+        (h, w, 4) uint8 RGBA.
     """
-    big = cv2.resize(
-        np.clip(heatmap, 0, 1).astype(np.float32), crop.shape[1::-1], interpolation=cv2.INTER_LINEAR
-    )
-    colour = mpl.colormaps["inferno"](big)[:, :, :3] * 255
-    weight = blend * np.clip(big, 0, 1)[:, :, None] ** 0.5
-    return (crop * (1 - weight) * 0.9 + colour * weight).clip(0, 255).astype(np.uint8)
+    big = cv2.resize(np.clip(heatmap, 0, 1).astype(np.float32), hw[::-1], interpolation=cv2.INTER_LINEAR)
+    layer = mpl.colormaps["inferno"](big, bytes=True)
+    layer[:, :, 3] = 255 * blend * np.sqrt(np.clip(big, 0, 1))
+    return layer
+
+
+def blur_pictures(figure: Figure) -> None:
+    """Blur the pictures of a figure until nobody on them can be recognised; what is drawn over them stays.
+
+    Every image of three channels is a picture; heatmap layers have four, maps one.
+    """
+    for image in (image for ax in figure.axes for image in ax.images):
+        pixels = np.asarray(image.get_array())
+        if pixels.ndim == 3 and pixels.shape[2] == 3:
+            height, width = pixels.shape[:2]
+            coarse = (
+                max(1, round(8 * width / max(height, width))),
+                max(1, round(8 * height / max(height, width))),
+            )
+            few = cv2.resize(pixels, coarse, interpolation=cv2.INTER_AREA)
+            image.set_data(cv2.resize(few, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 @mpl.rc_context(STYLE)
@@ -185,7 +200,8 @@ def render_heatmaps(
     aspect = crops[0].shape[0] / crops[0].shape[1]
     figure, axes = new_figure(rows, columns, rows * (WIDTH_IN / columns * aspect + 0.22), images=True)
     for ax, crop, heatmap, title in zip(axes.flat, crops, heatmaps, titles, strict=False):
-        ax.imshow(overlay(crop, heatmap))
+        ax.imshow(crop)
+        ax.imshow(heat_layer(heatmap, crop.shape[:2]))
         ax.set_title(title, fontsize=7)
     return figure
 

@@ -1,4 +1,4 @@
-"""The parts of README.md that are generated: Table 1, and the list of choices and departures in the code.
+"""What is generated in README.md: Table 1 of all profiles, the choices and departures in the code.
 
 `python -m hrnetpp_lib.readme` rewrites them; a test holds README against the code and the results.
 """
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.recipe import PROFILES
+from hrnetpp_lib.report import PAPER_TABLE_1, percent, read_json
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,15 +29,39 @@ def list_choices(library: Path = PROJECT_ROOT / "hrnetpp_lib") -> list[str]:
     return bullets
 
 
+def table_of_profiles(figures: Path) -> list[str]:
+    """The report's AP beside that of every profile with results, as lines of markdown.
+
+    Args:
+        figures: The folder of figures/<profile>/results.json.
+    """
+    names = [name for name in PROFILES if name != "smoke" and (figures / name / "results.json").is_file()]
+    results = {name: read_json(figures / name / "results.json") for name in names}
+    rows = [["method", "report"], ["---"] * (2 + 2 * len(names))]
+    for name in names:
+        rows[0] += [f"[`{name}`](figures/{name}/table_1.md)", "minus first row"]
+    for index, (method, paper) in enumerate(PAPER_TABLE_1.items()):
+        cells = [method, f"{paper[0]:.1f}"]
+        for name in names:
+            row = results[name]["rows"][index]
+            cells.append(percent(row["metrics"]["AP"], *row["interval"]))
+            cells.append(percent(*row["difference"], sign="+") if row["difference"] else "")
+        rows.append(cells)
+    return (
+        [f"* `{name}`: {content['data']}" for name, content in results.items()]
+        + [""]
+        + [f"| {' | '.join(cells)} |" for cells in rows]
+    )
+
+
 def render_readme(text: str, root: Path = PROJECT_ROOT) -> str:
     """README's text with its generated parts made anew.
 
     Raises:
         HrnetppError: If a marker is missing.
     """
-    table = root / "figures" / "mini" / "table_1.md"
     parts = {
-        "<!-- table 1: figures/mini/table_1.md -->": ("<!-- end of table 1 -->", table.read_text().strip()),
+        "<!-- table 1 -->": ("<!-- end of table 1 -->", "\n".join(table_of_profiles(root / "figures"))),
         "<!-- choices -->": ("<!-- end of choices -->", "\n".join(list_choices())),
     }
     for start, (end, content) in parts.items():

@@ -34,6 +34,8 @@ class Row:
         boxes: Where the boxes come from.
         flip: Whether heatmaps are averaged with the mirrored crop's.
         tta: Whether positions are averaged over the five views.
+        interval: 95% of AP over samples of the validation images, 0..1.
+        difference: AP minus the first row's, and its 95% interval over the same samples; None in the first.
         runs: Run name -> SHA-256 of its checkpoint.
         seed: Of the runs.
     """
@@ -43,6 +45,8 @@ class Row:
     boxes: str
     flip: bool
     tta: bool
+    interval: tuple[float, float]
+    difference: tuple[float, float, float] | None
     runs: dict[str, str] = field(default_factory=dict)
     seed: int = 0
 
@@ -112,7 +116,7 @@ def write_results(folder: Path, profile_name: str, data: str, rows: list[Row], r
         profile_name: Printed in the table's heading.
         data: What the numbers were measured on, in words.
         rows: In the report's order.
-        runs: For each training run its name, recipe and seconds.
+        runs: For each training run its name, command, recipe and seconds.
     """
     content = {
         "profile": profile_name,
@@ -138,9 +142,10 @@ def table_1(profile_name: str, data: str, rows: list[Row]) -> str:
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,",
         "trained and tested on the same data and boxes as the other rows.",
+        "In square brackets 95% of a bootstrap over the validation images; differences are paired.",
         "",
-        "| method | " + " | ".join(METRICS) + " |",
-        "|---|" + "---|" * len(METRICS),
+        "| method | " + " | ".join(METRICS) + " | ours: AP | ours: AP minus first row |",
+        "|---|" + "---|" * (len(METRICS) + 2),
     ]
     for row in rows:
         if row.method not in PAPER_TABLE_1:
@@ -151,5 +156,12 @@ def table_1(profile_name: str, data: str, rows: list[Row]) -> str:
             else f"{paper:.1f} / -"
             for metric, paper in zip(METRICS, PAPER_TABLE_1[row.method], strict=True)
         ]
+        cells += [percent(row.metrics["AP"], *row.interval)]
+        cells += [percent(*row.difference, sign="+") if row.difference else ""]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def percent(value: float, low: float, high: float, sign: str = "") -> str:
+    """A fraction with its interval, in percent, as in '50.0 [45.0, 55.0]'; sign '+' shows plus signs."""
+    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"

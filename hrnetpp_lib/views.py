@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hrnetpp_lib.exploration import METHODS, TRUTH, Row
 from hrnetpp_lib.keypoints import Skeleton
-from hrnetpp_lib.plots import METHOD_COLOURS, STYLE, Picture, draw_pose, overlay
+from hrnetpp_lib.plots import METHOD_COLOURS, STYLE, Picture, draw_pose, heat_layer
 
 # Marker, its size and colour for each position. Shapes differ too, for print in grey; sizes, so that equal
 # positions are all seen.
@@ -103,8 +103,10 @@ def render_crop(
     figure = Picture(figsize=(PANEL_IN[1] * width / height, PANEL_IN[1]))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
-    big = cv2.resize(overlay(crop, heatmap, blend), (4 * width, 4 * height), interpolation=cv2.INTER_NEAREST)
-    ax.imshow(big, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    for layer in (crop, heat_layer(heatmap, (height, width), blend)):
+        # Enlarged here, which is faster than by matplotlib.
+        big = cv2.resize(layer, (4 * width, 4 * height), interpolation=cv2.INTER_NEAREST)
+        ax.imshow(big, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     if truth_input is not None:
         _draw_truth(ax, truth_input, skeleton)
     draw_pose(ax, pose_input, skeleton, threshold=0.05, width=1.2)

@@ -1,5 +1,7 @@
 """Where a notebook finds and leaves things: data, runs, figures and results of one profile."""
 
+import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,8 +15,15 @@ from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
 from hrnetpp_lib.journal import read_metrics
 from hrnetpp_lib.launch import train_in_processes
+from hrnetpp_lib.progress import headless
 from hrnetpp_lib.recipe import Profile, Run, get_profile
 from hrnetpp_lib.train import checkpoint_path, train_stage
+
+_DATA_IN_WORDS = {
+    "synthetic": "synthetic people",
+    "lspet": "photographs of Leeds Sports Pose Extended",
+    "public": "AI Challenger and COCO 2017",
+}
 
 
 @dataclass(frozen=True)
@@ -80,13 +89,41 @@ class Workspace:
         """The run's name and the SHA-256 of its checkpoint, for provenance."""
         return {run.name: report.sha256(checkpoint_path(self.runs, run.name))}
 
+    def describe_data(self, data: StageData) -> str:
+        """What a result was trained and measured on, in words."""
+        return f"{len(data.train)} training persons, {_DATA_IN_WORDS[self.profile.data]}, {data.boxes}"
+
     def describe_run(self, run: Run) -> dict[str, object]:
-        """Name, whole recipe and training time of a finished run, for provenance."""
-        seconds = sum(epoch["seconds"] for epoch in read_metrics(self.runs, run))
-        return {"name": run.name, "train_seconds": round(seconds, 1), "recipe": asdict(run)}
+        """Name, command, cost and whole recipe of a finished run, for provenance."""
+        epochs = read_metrics(self.runs, run)
+        seconds = sum(epoch["seconds"] for epoch in epochs)
+        return {
+            "name": run.name,
+            "command": f"python -m hrnetpp_lib train --profile {self.profile.name} "
+            f"--architecture {run.architecture.name} --seed {run.seed}",
+            "crops": epochs[-1]["step"] * self.profile.batch_size,
+            "train_seconds": round(seconds, 1),
+            "recipe": asdict(run),
+        }
+
+    def write_training_log(self, runs: Iterable[Run]) -> Path:
+        """The metrics of every epoch of those runs in figures/<profile>/training_log.jsonl, a line each."""
+        path = self.figures / "training_log.jsonl"
+        lines = [json.dumps({"run": run.name} | e) for run in runs for e in read_metrics(self.runs, run)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+        return path
 
     def show(self, figure: Figure, name: str) -> Figure:
-        """Save a figure as figures/<profile>/<name>.png and return it for display."""
+        """Save a figure as figures/<profile>/<name>.png and return it for display.
+
+        Photographs are not ours to publish: headless runs, whose figures and notebooks are kept for others,
+        blur them beyond recognition; an interactive session shows them as they are and saves nothing.
+        """
+        if self.profile.data != "synthetic":
+            if not headless():
+                return figure
+            plots.blur_pictures(figure)
         return plots.save(figure, self.figures / f"{name}.png")
 
     def save_results(self, notebook: str, content: dict) -> None:
