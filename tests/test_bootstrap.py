@@ -52,7 +52,9 @@ def test_comparison_by_hand():
     assert claim.paper == pytest.approx(0.2) and claim.ours == pytest.approx(2.0)
     assert (claim.low, claim.high) == (pytest.approx(2.125, abs=0.01), pytest.approx(6.875, abs=0.01))
     assert str(claim).startswith("x - y: report +0.2, ours +2.0 [+2.1, +6.9]")
-    assert draws.intervals()["x"] == "50.0 [52.0, 52.0]"
+    assert draws.interval("x") == (0.52, 0.52)
+    assert draws.interval("y") == (pytest.approx(0.45125), pytest.approx(0.49875))
+    assert draws.difference("y", "x") == pytest.approx((-0.02, -0.06875, -0.02125))
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,33 @@ from pathlib import Path
 import pytest
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.readme import list_choices, render_readme
+from hrnetpp_lib.readme import list_choices, render_readme, table_of_profiles
 from hrnetpp_lib.recipe import PROFILES
+from hrnetpp_lib.report import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def test_generated_parts_are_up_to_date():
-    assert render_readme(README) == README
+    assert render_readme(README) == README, "results changed: python -m hrnetpp_lib.readme writes them anew"
+
+
+def test_the_table_has_a_column_per_profile_with_results(tmp_path):
+    figures = [
+        {"metrics": {"AP": 0.5}, "interval": [0.4, 0.6], "difference": d}
+        for d in [None] + [[0.1, 0, 0.2]] * 5
+    ]
+    for name in ("smoke", "lspet", "mini"):
+        write_json(tmp_path / name / "results.json", {"data": f"{name} data", "rows": figures})
+    lines = table_of_profiles(tmp_path)
+    assert lines[:3] == ["* `mini`: mini data", "* `lspet`: lspet data", ""]
+    assert lines[3].startswith(
+        "| method | report | [`mini`](figures/mini/table_1.md) | minus first row | [`lspet`]"
+    )
+    assert lines[5] == "| Original HRNet-W48 | 76.3 | 50.0 [40.0, 60.0] |  | 50.0 [40.0, 60.0] |  |"
+    assert lines[6].startswith("| HRNet++ (heatmap) | 76.5 | 50.0 [40.0, 60.0] | +10.0 [+0.0, +20.0] | 50.0")
+    assert len(lines) == 11
 
 
 def test_every_mark_in_the_code_is_listed():
@@ -56,8 +74,9 @@ def test_every_profile_is_on_the_ladder_and_readme_is_short():
 
 
 def test_committed_results_are_of_one_clean_commit():
-    content = json.loads((ROOT / "figures" / "mini" / "results.json").read_text())
-    assert re.fullmatch(r"[0-9a-f]{7,40}", content["provenance"]["git_revision"])
-    assert all(
-        re.fullmatch("[0-9a-f]{64}", digest) for row in content["rows"] for digest in row["runs"].values()
-    )
+    for path in set((ROOT / "figures").glob("*/results.json")) - {ROOT / "figures/smoke/results.json"}:
+        content = json.loads(path.read_text())
+        assert re.fullmatch(r"[0-9a-f]{7,40}", content["provenance"]["git_revision"])
+        assert all(
+            re.fullmatch("[0-9a-f]{64}", digest) for row in content["rows"] for digest in row["runs"].values()
+        )
