@@ -115,7 +115,7 @@ def check_data(options: argparse.Namespace) -> None:
             labelled = int((table.keypoints[:, :, 2] > 0).sum())
             dropped = ", ".join(f"{count} {reason}" for reason, count in table.dropped.items() if count)
             print(
-                f"{table.skeleton.name} {role}: {len(table)} boxes in {len(table.image_files)} images, "
+                f"{table.skeleton.name} {role}: {len(table)} boxes in {len(set(table.image_index))} images, "
                 f"{labelled} labelled keypoints; left out: {dropped or 'nothing'}"
             )
         print(f"  val boxes: {data.boxes}")
