@@ -37,9 +37,9 @@ def table_of_profiles(figures: Path) -> list[str]:
     """
     names = [name for name in PROFILES if name != "smoke" and (figures / name / "results.json").is_file()]
     results = {name: read_json(figures / name / "results.json") for name in names}
-    rows = [["method", "report"], ["---"] * (2 + 2 * len(names))]
+    rows = [["method", "report: AP"], ["---"] * (2 + 2 * len(names))]
     for name in names:
-        rows[0] += [f"[`{name}`](figures/{name}/table_1.md)", "minus first row"]
+        rows[0] += [f"[`{name}`](figures/{name}/table_1.md): AP", "minus first row"]
     for index, (method, paper) in enumerate(PAPER_TABLE_1.items()):
         cells = [method, f"{paper[0]:.1f}"]
         for name in names:

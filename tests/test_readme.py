@@ -29,7 +29,7 @@ def test_the_table_has_a_column_per_profile_with_results(tmp_path):
     lines = table_of_profiles(tmp_path)
     assert lines[:3] == ["* `mini`: mini data", "* `lspet`: lspet data", ""]
     assert lines[3].startswith(
-        "| method | report | [`mini`](figures/mini/table_1.md) | minus first row | [`lspet`]"
+        "| method | report: AP | [`mini`](figures/mini/table_1.md): AP | minus first row | [`lspet`]"
     )
     assert lines[5] == "| Original HRNet-W48 | 76.3 | 50.0 [40.0, 60.0] |  | 50.0 [40.0, 60.0] |  |"
     assert lines[6].startswith("| HRNet++ (heatmap) | 76.5 | 50.0 [40.0, 60.0] | +10.0 [+0.0, +20.0] | 50.0")
