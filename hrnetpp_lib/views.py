@@ -103,10 +103,8 @@ def render_crop(
     figure = Picture(figsize=(PANEL_IN[1] * width / height, PANEL_IN[1]))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
-    for layer in (crop, heat_layer(heatmap, (height, width), blend)):
-        # Enlarged here, which is faster than by matplotlib.
-        big = cv2.resize(layer, (4 * width, 4 * height), interpolation=cv2.INTER_NEAREST)
-        ax.imshow(big, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    ax.imshow(crop)
+    ax.imshow(heat_layer(heatmap, (height, width), blend))
     if truth_input is not None:
         _draw_truth(ax, truth_input, skeleton)
     draw_pose(ax, pose_input, skeleton, threshold=0.05, width=1.2)
