@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from hrnetpp_lib.annotations import read_ai_challenger, read_coco, read_coco_detections
 from hrnetpp_lib.cache import read_cached
 from hrnetpp_lib.errors import HrnetppError
@@ -39,6 +41,11 @@ class StageData:
     metric: Literal["COCO AP", "AI Challenger AP"]
     boxes: str
     val_json: Path | None
+
+    @property
+    def trained_keypoints(self) -> np.ndarray:
+        """(K,) bool: keypoints that some training person has labelled; the others' channels never train."""
+        return (self.train.keypoints[:, :, 2] > 0).any(axis=0)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def coco_results(predictions: Predictions, data: StageData) -> list[dict]:
         predictions.scores,
         table.bbox_scores,
         areas,
-        scored=(data.train.keypoints[:, :, 2] > 0).any(axis=0),
+        scored=data.trained_keypoints,
     )
 
 

@@ -1,7 +1,6 @@
 """A profile's files: made, converted, or asked for by name."""
 
 import json
-import zipfile
 from dataclasses import replace
 
 import cv2
@@ -120,18 +119,9 @@ def test_real_data_are_found_by_variable_or_beside_the_project(tmp_path, monkeyp
     assert find_real_data(tmp_path / "project") == tmp_path / "shared" / "data"
 
 
-def test_real_photographs_are_converted_once_and_shared_by_profiles(tmp_path, real_data):
+def test_real_photographs_are_converted_once_and_shared_by_profiles(tmp_path, lspe_source):
     """The public file with only the first images at hand: missing ones are counted on request."""
-    joints = scipy.io.loadmat(real_data / "lspet" / "joints.mat")["joints"]
-    source = tmp_path / "source"
-    (source / "images").mkdir(parents=True)
-    chosen = [*range(1, 31), *range(5001, 5011), *range(9001, 9006)]
-    scipy.io.savemat(source / "joints.mat", {"joints": joints[:, :, : max(chosen)]})
-    for archive in sorted((real_data / "lspet").glob("*.zip")):
-        with zipfile.ZipFile(archive) as images:
-            for name in images.namelist():
-                if int(name[2:7]) in chosen:
-                    (source / "images" / name).write_bytes(images.read(name))
+    source = lspe_source
     with pytest.raises(HrnetppError, match="images of joints.mat are missing"):
         convert_lspe(source / "joints.mat", source / "images", tmp_path / "data")
     root = convert_lspe(source / "joints.mat", source / "images", tmp_path / "data", skip_missing_images=True)
@@ -139,6 +129,9 @@ def test_real_photographs_are_converted_once_and_shared_by_profiles(tmp_path, re
     assert data_paths(profile, tmp_path / "data").root == root
     coco, challenger = (load_stage_data(name, profile, DataPaths(root)) for name in ("coco", "ai_challenger"))
     assert (len(coco.train), len(coco.val)) == (10, 5)
+    # Nose, eyes and ears are never labelled; all 14 of AI Challenger's keypoints are.
+    assert coco.trained_keypoints.tolist() == 5 * [False] + 12 * [True]
+    assert challenger.trained_keypoints.all() and len(challenger.trained_keypoints) == 14
     assert len(challenger.train) + len(challenger.val) == 30 and len(challenger.val) >= 5
     with pytest.raises(HrnetppError, match="is there already"):
         convert_lspe(source / "joints.mat", source / "images", tmp_path / "data")

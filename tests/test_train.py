@@ -12,12 +12,12 @@ import torch
 
 from hrnetpp_lib import resume
 from hrnetpp_lib.checkpoint import load_checkpoint
-from hrnetpp_lib.datasets import load_stage_data, prepare_data
+from hrnetpp_lib.datasets import GROUND_TRUTH_BOXES, convert_lspe, load_stage_data, prepare_data
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.journal import read_metrics, read_snapshots
 from hrnetpp_lib.machine import Machine
-from hrnetpp_lib.recipe import HRNET, SMOKE, STAGE2, STAGE3, Augmentation, resolve, three_stages
+from hrnetpp_lib.recipe import HRNET, LSPET_CPU, SMOKE, STAGE2, STAGE3, Augmentation, resolve, three_stages
 from hrnetpp_lib.train import build_model, checkpoint_path, initialise, train_stage
 
 PROFILE = replace(SMOKE, synthetic_persons=(16, 12, 4), holdout_persons=2)
@@ -48,6 +48,30 @@ def test_it_learns_a_handful_of_people(paths, tmp_path):
     assert len(epochs) == 40 and [e["epoch"] for e in epochs] == list(range(1, 41))
     assert epochs[-1]["loss"] < 0.5 * epochs[0]["loss"]
     assert epochs[-1]["metric"] == "COCO AP" and 0 <= epochs[-1]["value"] <= 1 and epochs[-1]["boxes"]
+
+
+def test_three_stages_on_photographs(lspe_source, tmp_path):
+    """From joints.mat and JPEGs to the regression model, on keypoints of which some are never labelled."""
+    convert_lspe(
+        lspe_source / "joints.mat", lspe_source / "images", tmp_path / "data", skip_missing_images=True
+    )
+    profile = replace(
+        LSPET_CPU,
+        network=PROFILE.network,
+        batch_size=4,
+        epochs=(1, 1, 1),
+        holdout_persons=5,
+        precision="fp32",
+    )
+    paths = prepare_data(profile, tmp_path / "data")
+    chain = three_stages(profile)
+    for run in chain:
+        path = train(run, paths, tmp_path / "runs")
+        (record,) = read_metrics(tmp_path / "runs", run)
+        assert math.isfinite(record["loss"]) and record["loss"] > 0 and record["boxes"] == GROUND_TRUTH_BOXES
+    faces, rest = load_checkpoint(path)[0].final_layer.weight.detach().split((5, 12))
+    start = load_checkpoint(checkpoint_path(tmp_path / "runs", chain[1].name))[0].final_layer.weight.detach()
+    assert torch.equal(faces, start[:5]) and not torch.equal(rest, start[5:])
 
 
 def test_the_same_recipe_gives_the_same_weights_and_is_not_trained_twice(paths, tmp_path):
