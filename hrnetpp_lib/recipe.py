@@ -185,7 +185,7 @@ LSPET_CPU = replace(
     input_hw=(128, 96),
     heatmap_sigma=1.5,
     batch_size=32,
-    epochs=(60, 160, 20),
+    epochs=(60, 100, 20),
     holdout_persons=100,
     workers=0,
 )
