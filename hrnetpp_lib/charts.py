@@ -52,17 +52,31 @@ def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Fi
 
 @mpl.rc_context(STYLE)
 def render_bars(
-    labels: Sequence[str], values: Sequence[float], colours: Sequence[str], xlabel: str, digits: int = 3
+    labels: Sequence[str],
+    values: Sequence[float],
+    colours: Sequence[str],
+    xlabel: str,
+    digits: int = 3,
+    intervals: Sequence[tuple[float, float]] | None = None,
 ) -> Figure:
-    """Horizontal bars with their values written at the end, first label on top."""
+    """Horizontal bars with their values written at the end, first label on top.
+
+    Args:
+        labels, values, colours: One per bar.
+        xlabel: Names the values.
+        digits: Of the written values.
+        intervals: (low, high) of each value, drawn as a line over its bar.
+    """
     figure, axes = new_figure(1, 1, 0.4 + 0.28 * len(labels))
     ax = axes[0, 0]
-    bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65)
+    ranges = None if intervals is None else np.abs(np.transpose(intervals) - np.asarray(values))
+    bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65, xerr=ranges, capsize=3)
     ax.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.set(xlabel=xlabel)
-    ax.set_xlim(0, 1.1 * max(*values, 0.1))
+    highest = values if intervals is None else [high for _, high in intervals]
+    ax.set_xlim(0, 1.1 * max(*highest, 0.1))
     ax.grid(axis="y", visible=False)
     return figure
 

@@ -261,6 +261,14 @@ def test_bars_are_in_the_given_order_from_the_top():
     assert [text.get_text() for text in ax.texts] == ["1.0", "2.0"]
 
 
+def test_bars_carry_their_intervals():
+    intervals = [(0.5, 1.25), (1.75, 4.0)]
+    ax = charts.render_bars(["first", "second"], [1.0, 2.0], ["red", "blue"], "AP", 1, intervals).axes[0]
+    drawn = [segment[:, 0].tolist() for segment in ax.collections[0].get_segments()]
+    np.testing.assert_allclose(drawn, intervals)
+    assert ax.get_xlim()[1] > 4.0
+
+
 def test_error_kinds_are_shares_that_fill_each_bar():
     counts = {"good": np.array([3, 0] + [1] * 15), "miss": np.array([1, 0] + [1] * 15)}
     bars = charts.render_error_kinds(counts, COCO17).axes[0].containers
