@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hrnetpp_lib import commands
@@ -34,14 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--tta", action="store_true", help="average over the five views")
     sub.add_argument("--no-flip", action="store_true", help="leave the mirrored crop out")
 
-    sub = add("predict", commands.predict, "poses of one photograph")
-    sub.add_argument("image", type=Path)
-    sub.add_argument("--checkpoint", type=Path, help="a model.safetensors; default: the newest of stage 3")
-    sub.add_argument("--boxes", metavar='"x,y,w,h ..."', help="persons in image px; default: the whole image")
-    sub.add_argument(
-        "--detector", metavar="MODEL", help="find persons by a transformers model (extra detect)"
-    )
-    sub.add_argument("--output-dir", type=Path, default=Path("."), help="gets the json and the png")
+    _add_photograph(add("predict", commands.predict, "poses of one photograph"))
 
     sub = add("check-data", commands.check_data, "count what the profile's readers find")
     _add_profile(sub)
@@ -54,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("plan", commands.plan, "what training would take: data, measured speed, GPU-hours, disk")
     _add_profile(sub)
-    sub.add_argument("--gpus", type=int, default=1, metavar="N", help="that would share each batch")
+    sub.add_argument("--gpus", type=_at_least(1, int), default=1, metavar="N", help="that share each batch")
 
     add("doctor", commands.doctor, "versions, devices, disk, and what is missing for which profile")
     return parser
@@ -65,18 +59,49 @@ def _add_profile(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--output", type=Path, default=None, help="folder for data, runs and figures")
 
 
+def _add_photograph(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("image", type=Path)
+    sub.add_argument("--checkpoint", type=Path, help="a model.safetensors; default: the newest of stage 3")
+    sub.add_argument(
+        "--boxes",
+        metavar='"x,y,w,h ..."',
+        help="persons in image px (--boxes=... if it begins with a minus); default: the whole image",
+    )
+    sub.add_argument(
+        "--detector", metavar="MODEL", help="find persons by a transformers model (extra detect)"
+    )
+    sub.add_argument("--output-dir", type=Path, default=Path("."), help="gets the json and the png")
+
+
 def _add_architecture(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--architecture", default="hrnetpp", help="hrnetpp (default), hrnet, hrnet+se, ...")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=_at_least(0, int), default=0)
 
 
 def _add_machine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--recipe", type=Path, help="train this recipe.json instead of a profile's stages")
-    sub.add_argument("--accumulate", type=int, default=1, metavar="N", help="cut batches into N parts")
+    sub.add_argument(
+        "--accumulate", type=_at_least(1, int), default=1, metavar="N", help="cut batches into N parts"
+    )
     sub.add_argument("--compile", action="store_true", help="try torch.compile")
     sub.add_argument("--skip-bad-images", action="store_true", help="replace persons of unreadable pictures")
     sub.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files (extra watch)")
-    sub.add_argument("--save-every", type=float, default=600, metavar="SECONDS", help="between saved states")
+    sub.add_argument(
+        "--save-every", type=_at_least(0, float), default=600, metavar="SECONDS", help="between saved states"
+    )
+
+
+def _at_least(least: int, kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    """A type for argparse: finite numbers from `least` on."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}, and finite")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where the text is no number
+    return parse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Preempted as error:
         print(error, file=sys.stderr)
         return Preempted.EXIT_CODE
-    except HrnetppError as error:
+    except (HrnetppError, OSError) as error:
         # In one write, so that the lines of several processes do not run into one another.
         sys.stderr.write(f"error: {error}\n")
         return 2

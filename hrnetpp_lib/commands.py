@@ -97,7 +97,7 @@ def predict(options: argparse.Namespace) -> None:
     """Poses of one photograph as json and picture."""
     from hrnetpp_lib.photo import parse_boxes, predict
 
-    boxes = parse_boxes(options.boxes) if options.boxes else None
+    boxes = None if options.boxes is None else parse_boxes(options.boxes)
     predict(options.image, options.checkpoint, boxes, options.detector, output_dir=options.output_dir)
 
 
@@ -131,8 +131,6 @@ def convert_lspe(options: argparse.Namespace) -> None:
 def plan(options: argparse.Namespace) -> None:
     """What training a profile would take: data, speed, hours, disk."""
     profile = get_profile(options.profile)
-    if options.gpus < 1:
-        raise HrnetppError(f"--gpus {options.gpus}: must be at least 1")
     from hrnetpp_lib.plan import plan
 
     for line in plan(profile, _root(options), options.gpus):
@@ -141,7 +139,7 @@ def plan(options: argparse.Namespace) -> None:
 
 def doctor(options: argparse.Namespace) -> None:
     """Versions, devices, threads, disk, and which profiles could run here."""
-    from hrnetpp_lib.datasets import data_paths, missing_files
+    from hrnetpp_lib.datasets import data_paths, how_to_get, missing_files
     from hrnetpp_lib.report import provenance
 
     facts = provenance()
@@ -154,7 +152,9 @@ def doctor(options: argparse.Namespace) -> None:
         paths = data_paths(profile, PROJECT_ROOT / "data")
         missing = missing_files(profile, paths)
         if profile.data == "synthetic":
-            print(f"profile {profile.name:8s} ready (makes its own data)")
+            print(f"profile {profile.name:9s} ready (makes its own data)")
         else:
-            state = f"missing {len(missing)} files or folders, first {missing[0]}" if missing else "ready"
-            print(f"profile {profile.name:8s} {state}")
+            state = "ready"
+            if missing:
+                state = f"lacks {len(missing)} files or folders, first {missing[0]}; {how_to_get(profile)}"
+            print(f"profile {profile.name:9s} {state}")

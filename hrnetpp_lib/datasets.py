@@ -107,16 +107,23 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
     if profile.data == "synthetic":
         coco, ai_challenger, val = profile.synthetic_persons
         write_dataset(paths.root, coco, ai_challenger, val, seed=0, processes=2)
-    elif profile.data == "lspet" and not paths.root.exists():
-        source = root / "lspet_source"
-        convert_lspe(source / "joints.mat", source / "images", root)
     missing = missing_files(profile, paths)
     if missing:
         raise HrnetppError(
-            f"profile {profile.name!r}: not found: {'; '.join(map(str, missing))}. "
-            f"Put the data there (see README, 'The ladder'), or try --profile mini, which makes its own"
+            f"profile {profile.name!r}: not found: {'; '.join(map(str, missing))}. To get them: "
+            f"{how_to_get(profile)}. Or try --profile mini, which makes its own data"
         )
     return paths
+
+
+def how_to_get(profile: Profile) -> str:
+    """What somebody does who lacks the data of a profile that cannot make its own."""
+    if profile.data == "lspet":
+        return (
+            "download joints.mat and the images of Leeds Sports Pose Extended, and give "
+            "python -m hrnetpp_lib convert-lspe joints.mat images/"
+        )
+    return "download AI Challenger and COCO 2017 into these folders (README, 'The ladder')"
 
 
 def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images: bool = False) -> Path:
@@ -137,11 +144,6 @@ def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images
     target = root / "lspet"
     if target.exists():
         raise HrnetppError(f"{target}: is there already; delete it to convert anew")
-    if not joints_mat.is_file() or not images.is_dir():
-        raise HrnetppError(
-            f"needs {joints_mat} and the folder {images} of Leeds Sports Pose Extended; get both from "
-            "its authors' page, or try --profile mini, which makes its own data"
-        )
     part = target.with_name(target.name + ".part")
     counts = write_lspe(joints_mat, images, part, skip_missing_images)
     part.rename(target)

@@ -1,5 +1,6 @@
 """From boxes to poses: flip test, decoding, test-time augmentation and the ensemble."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from hrnetpp_lib.checkpoint import ModelCard
 from hrnetpp_lib.data import BoxCrops, View, crops_of_box, normalise
+from hrnetpp_lib.durable import replace_durably
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.geometry import invert_matrix, transform_points
 from hrnetpp_lib.heatmap import decode, flip_back
@@ -33,9 +35,11 @@ class Predictions:
     scores: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Write to an .npz file."""
+        """Write to an .npz file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, keypoints=self.keypoints, scores=self.scores)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, keypoints=self.keypoints, scores=self.scores)
+        replace_durably(part, path)
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
@@ -45,10 +49,12 @@ class Predictions:
             HrnetppError: If the file is missing or not such a file.
         """
         try:
-            with np.load(path) as arrays:
+            with open(path, "rb") as file, np.load(file) as arrays:
                 return cls(arrays["keypoints"], arrays["scores"])
-        except (OSError, KeyError, ValueError) as error:
-            raise HrnetppError(f"{path}: no predictions there ({error}); run the notebook before") from error
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise HrnetppError(
+                f"{path}: no predictions can be read from it ({error}); delete it to predict anew"
+            ) from error
 
 
 def pick_device() -> torch.device:
@@ -200,7 +206,8 @@ def predict(
         (N, K, 3) as (x, y, score) in image px.
 
     Raises:
-        HrnetppError: If the image or the boxes have the wrong shape or type, or a box has no area.
+        HrnetppError: If the image or the boxes have the wrong shape or type, or a box has no area or none in
+            the image.
     """
     card = card or ModelCard()
     boxes = np.asarray(bboxes_xywh, np.float64)
@@ -208,6 +215,12 @@ def predict(
         raise HrnetppError(f"image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise HrnetppError(f"bboxes_xywh must be (N, 4), got {boxes.shape}")
+    height, width = image.shape[:2]
+    outside = (boxes[:, :2] >= (width, height)).any(axis=1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1)
+    outside &= (boxes[:, 2:] > 0).all(axis=1)  # those without area have an error of their own
+    if outside.any():
+        box = boxes[outside.argmax()].tolist()
+        raise HrnetppError(f"box {box} lies outside the image of {width}x{height} px; boxes are x, y, w, h")
     views = tta or SINGLE_VIEW
     poses = np.zeros((len(boxes), len(card.skeleton), 3))
     model.eval()

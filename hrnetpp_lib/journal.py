@@ -1,5 +1,6 @@
-"""What a run leaves for its readers: a line of metrics per epoch, and val's heatmaps as they sharpen.
+"""What a run leaves for its readers: what it is, a line of metrics per epoch, val's heatmaps as they sharpen.
 
+runs/<profile>/<run>/{recipe,data}.json
 runs/<profile>/<run>/metrics.jsonl
 runs/<profile>/<run>/snapshots/epoch_008.{npz,png}
 """
@@ -49,19 +50,35 @@ def lock(run_dir: Path, is_main_process: bool) -> Iterator[None]:
         ) from error
 
 
-def write_recipe(run_dir: Path, run: Run) -> None:
-    """Write recipe.json.
+def write_origin(run_dir: Path, run: Run, data: dict[str, int]) -> None:
+    """Write recipe.json, and the fingerprint of the training persons as data.json.
 
     Raises:
-        HrnetppError: If it cannot be written.
+        HrnetppError: If they cannot be written.
     """
     try:
-        part = run_dir / "recipe.part"
-        part.write_text(json.dumps(asdict(run), indent=2))
-        replace_durably(part, run_dir / "recipe.json")
+        for name, content in (("recipe", asdict(run)), ("data", data)):
+            part = run_dir / f"{name}.part"
+            part.write_text(json.dumps(content, indent=2))
+            replace_durably(part, run_dir / f"{name}.json")
     except OSError as error:
         raise HrnetppError(
             f"{run_dir}: cannot be written to ({error}); make room and give the command again"
+        ) from error
+
+
+def read_data(run_dir: Path) -> dict[str, int] | None:
+    """The fingerprint of the persons that a run was trained on, None where it is not on record.
+
+    Raises:
+        HrnetppError: If the file is damaged.
+    """
+    path = run_dir / "data.json"
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise HrnetppError(
+            f"{path}: cannot be read ({error}); delete it, or the run to train anew"
         ) from error
 
 

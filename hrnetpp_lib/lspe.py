@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def read_lspe(joints_mat: str | Path, images: str | Path, skip_missing_images: b
     Labels follow the file's flag alone. A labelled keypoint up to 2 px outside its image is clipped to it,
     one farther outside counts as unlabelled. The box is the keypoints' extent plus a tenth of its longest
     side (at least 5 px) on every side, clipped; the area is 0.53 of the box. `dropped` counts missing_image
-    (images), keypoint_outside and keypoint_clipped (keypoints; clipped ones stay).
+    and no_keypoints (images), keypoint_outside and keypoint_clipped (keypoints; clipped ones stay).
 
     Args:
         joints_mat: The dataset's joints.mat.
@@ -46,14 +47,15 @@ def read_lspe(joints_mat: str | Path, images: str | Path, skip_missing_images: b
     names = [f"im{number:05d}.jpg" for number in range(1, len(joints) + 1)]
     image_hw = _image_sizes(names, Path(images), skip_missing_images)
     present = image_hw[:, 0] > 0
-    numbers, image_hw = 1 + np.flatnonzero(present), image_hw[present]
-    keypoints, repaired = _repair(joints[present][:, _TO_AIC14], image_hw)
+    keypoints, repaired = _repair(joints[:, _TO_AIC14], image_hw, present)
+    usable = present & (keypoints[..., 2] > 0).any(axis=1)
+    numbers, image_hw, keypoints = 1 + np.flatnonzero(usable), image_hw[usable], keypoints[usable]
     bboxes = _boxes(keypoints, image_hw)
     return PersonTable(
         name=str(joints_mat),
         skeleton=AIC14,
         image_dir=Path(images),
-        image_files=np.array(names, np.bytes_)[present],
+        image_files=np.array(names, np.bytes_)[usable],
         image_ids=numbers,
         image_hw=image_hw,
         image_index=np.arange(len(numbers), dtype=np.int32),
@@ -62,7 +64,8 @@ def read_lspe(joints_mat: str | Path, images: str | Path, skip_missing_images: b
         bbox_scores=np.ones(len(bboxes)),
         areas=_SEGMENT_SHARE_OF_BOX * bboxes[:, 2] * bboxes[:, 3],
         keypoints=keypoints.astype(np.float32),
-        dropped={"missing_image": int((~present).sum())} | repaired,
+        dropped={"missing_image": int((~present).sum()), "no_keypoints": int((present & ~usable).sum())}
+        | repaired,
     )
 
 
@@ -86,12 +89,19 @@ def write_lspe(
         out: near_duplicate besides the reasons of `read_lspe`.
 
     Raises:
-        HrnetppError: See `read_lspe`.
+        HrnetppError: See `read_lspe`; or if a part would be empty.
     """
     table, read = read_lspe(joints_mat, images, skip_missing_images), _image_source(Path(images))
     twins = np.isin(table.person_ids, _TWINS_IN_TRAINING)
+    roles = _roles(table.person_ids, Path(root))
+    empty = [role for role, (members, _, _) in roles.items() if not (members & ~twins).any()]
+    if empty:
+        raise HrnetppError(
+            f"{images}: no image for {', '.join(empty)}. Images 1-5000 play AI Challenger (every tenth its "
+            "validation part), 5001-9000 COCO train, those from 9001 on COCO val; some of each must be there"
+        )
     counts = {}
-    for role, (members, folder, json_path) in _roles(table.person_ids, Path(root)).items():
+    for role, (members, folder, json_path) in roles.items():
         part = table.select(members & ~twins)
         folder.mkdir(parents=True, exist_ok=True)
         json_path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +157,8 @@ def _image_sizes(names: list[str], images: Path, skip_missing_images: bool) -> n
     if missing and not skip_missing_images:
         raise HrnetppError(
             f"{images}: {len(missing)} of the {len(names)} images of joints.mat are missing, first "
-            f"{missing[0]}; complete the folder, or pass skip_missing_images=True"
+            f"{missing[0]}; complete the folder, or leave them out with --skip-missing-images "
+            "(skip_missing_images=True)"
         )
     return image_hw
 
@@ -190,18 +201,24 @@ def _image_source(images: Path) -> Callable[[str], bytes | None]:
 
     def read(name: str) -> bytes | None:
         if name in archive_of:
-            return archive_of[name].read(name)
+            try:
+                return archive_of[name].read(name)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                path = archive_of[name].filename
+                raise HrnetppError(f"{path}: {name} in it is damaged ({error}); download it again") from None
         path = images / name
         return path.read_bytes() if path.is_file() else None
 
     return read
 
 
-def _repair(joints: np.ndarray, image_hw: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """Keypoints (I, 14, 3) with v = 2 or 0, inside their images; and how many were mended."""
+def _repair(
+    joints: np.ndarray, image_hw: np.ndarray, present: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Keypoints (I, 14, 3) with v = 2 or 0, inside those images that are there; and how many were mended."""
     last_xy = image_hw[:, None, ::-1] - 1.0
     excess = np.maximum(-joints[..., :2], joints[..., :2] - last_xy).max(2)
-    flagged = joints[..., 2] == 1
+    flagged = (joints[..., 2] == 1) & present[:, None]
     labelled = flagged & (excess <= _OUTSIDE_TOLERANCE_PX)
     keypoints = np.dstack([np.clip(joints[..., :2], 0, last_xy), np.full_like(joints[..., 2], 2)])
     keypoints[~labelled] = 0

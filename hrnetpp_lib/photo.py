@@ -88,9 +88,9 @@ def predict(
     """
     if boxes_xywh is not None and detector:
         raise HrnetppError("give boxes or a detector, not both")
+    pixels = image if isinstance(image, np.ndarray) else read_image(Path(image), upright=True)
     checkpoint = Path(checkpoint) if checkpoint else newest_checkpoint((Path(), _PROJECT_ROOT))
     model, card = load_checkpoint(checkpoint)
-    pixels = image if isinstance(image, np.ndarray) else read_image(Path(image), upright=True)
     boxes, origin = (
         (whole_image(pixels), "the whole image") if boxes_xywh is None else (boxes_xywh, "as given")
     )

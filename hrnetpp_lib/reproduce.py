@@ -160,13 +160,15 @@ def _execute(path: Path, copy: Path, parameters: dict[str, object], profile_name
             f"{path.name} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}. "
             f"The partial copy is {copy}; the same command starts again from this notebook"
         ) from error
-    seconds = time.perf_counter() - started
-    _record(copy, path, profile_name, seconds)
+    finally:
+        seconds = time.perf_counter() - started
+        if copy.is_file():
+            _record(copy, path, profile_name, seconds)
     print(f"{path.stem}: {_minutes(seconds)}; {_peak_memory()}", flush=True)
 
 
 def _record(copy: Path, source: Path, profile_name: str, seconds: float) -> None:
-    """Write the provenance into the copy, and take this machine's paths out of it."""
+    """Write the provenance into the copy, finished or not; take machine's paths and widgets' pictures out."""
     notebook = nbformat.read(copy, as_version=4)
     notebook.metadata["hrnetpp"] = provenance() | {"profile": profile_name, "seconds": round(seconds, 1)}
     notebook.metadata["papermill"] |= {"input_path": source.name, "output_path": copy.name}

@@ -105,7 +105,7 @@ def load_state(
             continue
         content = torch.load(path, map_location="cpu", weights_only=True)
         progress = Progress(**content["progress"])
-        _check_data(progress.data, fresh.data, path)
+        check_data(progress.data, fresh.data, folder.parent)
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         remarks.append(f"goes on from step {progress.step} ({path.name})")
@@ -145,13 +145,23 @@ def _is_whole(path: Path) -> bool:
     return _digest(path) == _NAME.fullmatch(path.name)[2]
 
 
-def _check_data(before: dict[str, int], now: dict[str, int], path: Path) -> None:
+def check_data(before: dict[str, int], now: dict[str, int], run_dir: Path) -> None:
+    """Refuse to go on with other training data.
+
+    Args:
+        before: Fingerprint of the persons that the run was begun on.
+        now: Fingerprint of the persons at hand.
+        run_dir: The run's folder.
+
+    Raises:
+        HrnetppError: If they differ; tells the difference.
+    """
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         numbers = [f"{n} {before.get(n)} -> {now[n]}" for n in ("persons", "images") if n in changed]
         columns = [name for name in changed if name not in ("persons", "images")]
         raise HrnetppError(
-            f"{path}: the training data changed since this state: {', '.join(numbers) or 'same numbers'}; "
-            f"different columns: {', '.join(columns)}. Bring the old data back, or delete "
-            f"{path.parent.parent} to train anew"
+            f"{run_dir}: the training data changed since this run began: "
+            f"{', '.join(numbers) or 'same numbers'}; different columns: {', '.join(columns)}. Bring the old "
+            "data back, or delete the folder to train anew"
         )

@@ -75,8 +75,8 @@ def train_stage(
     Args:
         run: The resolved recipe.
         data: Training and validation persons.
-        runs_dir: Gets a folder named after the run: recipe.json, metrics.jsonl, snapshots/, states/ while it
-            trains, best.safetensors (highest metric on val) and, once finished, model.safetensors.
+        runs_dir: Gets a folder named after the run: recipe.json, data.json, metrics.jsonl, snapshots/,
+            states/ while it trains, best.safetensors (highest metric on val), model.safetensors at its end.
         data_dir: Where weight files for initialisation lie.
         machine: How to use this machine. Started by `accelerate launch`, the processes share each batch.
 
@@ -85,7 +85,7 @@ def train_stage(
 
     Raises:
         HrnetppError: If the loss is not finite or explodes, memory or disk runs out, a picture cannot be
-            read, the data changed since the run was interrupted, or the start is missing.
+            read, the data changed since the run was begun, or the start is missing.
         Preempted: If SIGTERM came; the state is saved.
 
     Reference: HRNet++ report, training.
@@ -94,6 +94,8 @@ def train_stage(
     accelerator = make_accelerator(run, machine, path.parent)
     with SigtermNotice() as notice, journal.lock(path.parent, accelerator.is_main_process):
         if path.is_file():
+            now = data.train.fingerprint()
+            resume.check_data(journal.read_data(path.parent) or now, now, path.parent)
             accelerator.print(f"{run.name}: found trained, {path}")
         else:
             training = Training(run, data, path.parent, machine, accelerator, notice)
@@ -160,7 +162,7 @@ class Training:
             self.folder.mkdir(parents=True, exist_ok=True)
             resume.set_damaged_aside(states)
             remarks.append(journal.cut_metrics(self.folder, self.progress.epoch))
-            journal.write_recipe(self.folder, self.run)
+            journal.write_origin(self.folder, self.run, self.progress.data)
         for remark in filter(None, remarks):
             self.accelerator.print(f"{self.run.name}: {remark}")
         return self.progress.step > 0

@@ -1,5 +1,6 @@
 """Where a notebook finds and leaves things: data, runs, figures and results of one profile."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -78,8 +79,13 @@ class Workspace:
         return found
 
     def predictions(self, run: Run, data: StageData, tta: bool = False) -> Predictions:
-        """Poses of val's boxes by a finished run, with the flip test; kept in the run's folder."""
-        path = self.runs / run.name / f"predictions_{'tta' if tta else 'single'}.npz"
+        """Poses of val's boxes by a finished run, with the flip test.
+
+        Kept in the run's folder, under a name that changes with the network and with the boxes.
+        """
+        origin = [self.checkpoint_hash(run), data.val.fingerprint()]
+        digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:10]
+        path = self.runs / run.name / f"predictions_{'tta' if tta else 'single'}_{digest}.npz"
         if not path.is_file():
             model, card = self.load(run)
             predict_boxes(model, card, data.val, views=TTA_VIEWS if tta else SINGLE_VIEW).save(path)

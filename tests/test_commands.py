@@ -154,6 +154,25 @@ def test_argparse_refuses_with_status_2(capsys, arguments):
     assert "usage:" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--accumulate", "0"], ["train", "--seed", "-1"], ["train", "--save-every", "nan"]]
+    + [["train", "--save-every", "inf"], ["plan", "--gpus", "0"]],
+)
+def test_numbers_out_of_range_are_refused(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert f"argument {arguments[1]}: {arguments[2]}: must be at least" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in refused(
+        capsys, "check-data", "--profile", "smoke", "--output", tmp_path / "file"
+    )
+
+
 # ------------------------------------------------------------------------------------------ predict
 
 
@@ -301,9 +320,11 @@ def test_doctor_tells_versions_and_what_is_missing(capsys, monkeypatch, tmp_path
     printed = capsys.readouterr().out
     for word in ("python", "torch", "numpy", "device", "git revision", "free disk"):
         assert any(line.startswith(word) for line in printed.splitlines()), word
-    assert "profile smoke    ready (makes its own data)" in printed
+    assert "profile smoke     ready (makes its own data)" in printed
+    (lspet,) = [line for line in printed.splitlines() if line.startswith("profile lspet ")]
+    assert "convert-lspe joints.mat images/" in lspet
     (coco,) = [line for line in printed.splitlines() if line.startswith("profile coco")]
-    assert "missing 10 files or folders, first" in coco and "person_keypoints_train2017.json" in coco
+    assert "lacks 10 files or folders, first" in coco and "person_keypoints_train2017.json" in coco
 
 
 # -------------------------------------------------------------------------------------------- speed

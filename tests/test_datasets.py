@@ -88,11 +88,15 @@ def small_lspe(folder) -> None:
 
 
 def test_lspe_needs_its_source_and_all_of_its_pictures(tmp_path):
-    with pytest.raises(HrnetppError, match="lspet_source.*joints.mat"):
+    with pytest.raises(HrnetppError, match="convert-lspe joints.mat images/"):
         prepare_data(LSPET, tmp_path)
-    small_lspe(tmp_path / "lspet_source")
+    with pytest.raises(HrnetppError, match="joints.mat: there is no such file"):
+        convert_lspe(tmp_path / "joints.mat", tmp_path, tmp_path)
+    small_lspe(tmp_path / "source")
+    with pytest.raises(HrnetppError, match="nowhere: there is no such folder"):
+        convert_lspe(tmp_path / "source" / "joints.mat", tmp_path / "source" / "nowhere", tmp_path)
     with pytest.raises(HrnetppError, match="9994 of the 10000 images"):
-        prepare_data(LSPET, tmp_path)
+        convert_lspe(tmp_path / "source" / "joints.mat", tmp_path / "source" / "images", tmp_path)
     assert not (tmp_path / "lspet").exists()
 
 

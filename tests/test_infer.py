@@ -104,6 +104,10 @@ def test_predictions_round_trip_and_missing_file(tmp_path):
     assert np.array_equal(loaded.keypoints, saved.keypoints) and np.array_equal(loaded.scores, saved.scores)
     with pytest.raises(HrnetppError, match="other.npz"):
         Predictions.load(tmp_path / "other.npz")
+    torn = (tmp_path / "new" / "p.npz").read_bytes()[:500]
+    (tmp_path / "torn.npz").write_bytes(torn)
+    with pytest.raises(HrnetppError, match="torn.npz.*delete it to predict anew"):
+        Predictions.load(tmp_path / "torn.npz")
 
 
 def test_no_box_gives_no_pose_and_bad_input_is_refused():
@@ -113,6 +117,10 @@ def test_no_box_gives_no_pose_and_bad_input_is_refused():
         predict(BrightnessNetwork(), image.astype(np.float32), BOX, card=CARD)
     with pytest.raises(HrnetppError, match=r"\(N, 4\)"):
         predict(BrightnessNetwork(), image, BOX[0], card=CARD)
+    with pytest.raises(
+        HrnetppError, match=r"\[-30.0, 5.0, 20.0, 40.0\] lies outside the image of 320x240 px"
+    ):
+        predict(BrightnessNetwork(), image, np.array([[9, 9, 60, 80], [-30, 5, 20, 40]]), card=CARD)
     with pytest.raises(HrnetppError, match="positive w, h"):
         predict(BrightnessNetwork(), image, np.array([[0.0, 0, 0, 9]]), card=CARD)
 

@@ -18,6 +18,7 @@ LSP_NAMES = (
     *("right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head_top"),
 )
 HEIGHT, WIDTH = 60, 80
+NOTHING_DROPPED = {"missing_image": 0, "no_keypoints": 0, "keypoint_outside": 0, "keypoint_clipped": 0}
 COUNTS = ("ai_challenger_train", "ai_challenger_validation", "coco_train", "coco_val")
 AIC_FILES = {
     "train": ("train_20170902", "train", "20170902", "20170909"),
@@ -73,7 +74,7 @@ def test_keypoints_are_matched_by_name(dataset):
     for k, name in enumerate(AIC14.names):
         expected = joints[LSP_NAMES.index(name), :2, 2]
         assert table.keypoints[2, k].tolist() == [*expected.astype(np.float32), 2]
-    assert table.dropped == {"missing_image": 0, "keypoint_outside": 0, "keypoint_clipped": 0}
+    assert not any(table.dropped.values())
 
 
 def test_the_flag_alone_says_what_is_labelled(dataset):
@@ -98,7 +99,16 @@ def test_labels_outside_the_image(dataset):
     }
     assert found[0] == [0, 30, 2] and found[1] == [WIDTH - 1, HEIGHT - 1, 2]
     assert found[2] == found[3] == [0, 0, 0]
-    assert table.dropped == {"missing_image": 0, "keypoint_outside": 2, "keypoint_clipped": 2}
+    assert table.dropped == NOTHING_DROPPED | {"keypoint_outside": 2, "keypoint_clipped": 2}
+
+
+def test_people_without_a_usable_label_are_counted(dataset):
+    joints = make_joints(3)
+    joints[:, 2, 0] = 0
+    joints[:, 0, 2] = WIDTH + 146
+    table = read_lspe(*dataset(joints))
+    assert table.person_ids.tolist() == [2] and table.image_files.tolist() == [b"im00002.jpg"]
+    assert table.dropped == NOTHING_DROPPED | {"no_keypoints": 2, "keypoint_outside": 14}
 
 
 def test_boxes_and_areas():
@@ -191,6 +201,26 @@ def test_bad_folder_and_archive(dataset, tmp_path):
         read_lspe(joints_mat, images)
 
 
+def test_a_damaged_picture_in_an_archive_is_named_with_it(dataset, tmp_path):
+    joints_mat, images = dataset(make_joints(2))
+    archives = tmp_path / "zipped"
+    archives.mkdir()
+    with zipfile.ZipFile(archives / "two.zip", "w") as archive:
+        for name in ("im00001.jpg", "im00002.jpg"):
+            archive.write(images / name, name)
+    content = bytearray((archives / "two.zip").read_bytes())
+    content[100] ^= 1  # within the first picture, which is stored as it is
+    (archives / "two.zip").write_bytes(content)
+    with pytest.raises(HrnetppError, match=r"two\.zip: im00001\.jpg in it is damaged"):
+        read_lspe(joints_mat, archives)
+
+
+def test_a_conversion_with_nobody_in_a_part_is_refused(dataset, tmp_path):
+    with pytest.raises(HrnetppError, match="no image for ai_challenger_validation, coco_train, coco_val"):
+        write_lspe(*dataset(make_joints(9)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_roles_follow_the_image_number(tmp_path):
     """10,000 labelled persons, of whose images only those at the borders of the roles exist."""
     scipy.io.savemat(tmp_path / "joints.mat", {"joints": np.tile(make_joints(1), 10_000)})
@@ -212,14 +242,20 @@ def test_roles_follow_the_image_number(tmp_path):
     assert tables["coco_val"].image_path(0).read_bytes() == (images / "im09001.jpg").read_bytes()
 
 
-def test_written_files_say_the_same(dataset, tmp_path):
-    joints = make_joints(20)
+def test_written_files_say_the_same(tmp_path):
+    joints = np.tile(make_joints(1), 9001)
+    joints[:, :2] += np.arange(9001) % 7
     joints[LSP_NAMES.index("left_knee"), 2, 4] = 0
-    arguments = dataset(joints)
-    write_lspe(*arguments, tmp_path / "out")
-    source, aic = read_lspe(*arguments), read_roles(tmp_path / "out")["ai_challenger_train"]
+    scipy.io.savemat(tmp_path / "joints.mat", {"joints": joints})
+    (tmp_path / "images").mkdir()
+    for number in (*range(1, 21), 5001, 9001):
+        (tmp_path / "images" / f"im{number:05d}.jpg").write_bytes(jpeg())
+    arguments = {"joints_mat": tmp_path / "joints.mat", "images": tmp_path / "images"}
+    write_lspe(**arguments, root=tmp_path / "out", skip_missing_images=True)
+    source = read_lspe(**arguments, skip_missing_images=True)
+    aic = read_roles(tmp_path / "out")["ai_challenger_train"]
     assert len(aic) == 18
-    kept = source.select(source.person_ids % 10 != 0)
+    kept = source.select((source.person_ids % 10 != 0) & (source.person_ids <= 20))
     np.testing.assert_array_equal(aic.keypoints, kept.keypoints)
     np.testing.assert_allclose(aic.bboxes_xywh, kept.bboxes_xywh, atol=1e-9)
 
@@ -241,6 +277,7 @@ def test_real_conversion(converted, real_data):
         "coco_train": 4000,
         "coco_val": 494,
         "missing_image": 2500,
+        "no_keypoints": 0,
         "keypoint_outside": 1,
         "keypoint_clipped": 5,
         "near_duplicate": 6,

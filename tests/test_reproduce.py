@@ -186,6 +186,17 @@ def test_a_failure_names_notebook_cell_and_error_and_keeps_the_partial_copy(brok
     assert [line.split()[0] for line in log_of(broken)] == ["01_first", "02_second"]  # the third did not run
 
 
+def test_a_partial_copy_has_neither_widgets_nor_paths_of_this_machine(project):
+    picture = "from hrnetpp_lib.picture import Picture\nPicture(png=bytes(5000), alt='photograph')"
+    write_notebook(project / "notebooks", "02_second", picture, "1 / 0")
+    with pytest.raises(HrnetppError, match="ZeroDivisionError"):
+        run(project, only=["02"])
+    text = (project / "notebooks/executed/smoke/02_second.ipynb").read_text()
+    assert "ZeroDivisionError" in text and "AAAA" not in text and "widget-view" not in text
+    metadata = nbformat.reads(text, as_version=4).metadata
+    assert "widgets" not in metadata and str(project) not in str(metadata)
+
+
 def test_the_next_call_starts_at_the_notebook_that_failed(broken, capsys):
     with pytest.raises(HrnetppError):
         run(broken)

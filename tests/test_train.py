@@ -227,6 +227,10 @@ def test_data_that_changed_under_an_interrupted_run_are_refused(paths, tmp_path,
     with pytest.raises(HrnetppError, match="same numbers; different columns: keypoints"):
         train_stage(run, moved, tmp_path, paths.root)
     train_stage(run, data, tmp_path, paths.root)
+    with pytest.raises(HrnetppError, match="same numbers; different columns: keypoints"):  # finished now
+        train_stage(run, moved, tmp_path, paths.root)
+    (tmp_path / run.name / "data.json").unlink()  # as where somebody was given the network alone
+    assert train_stage(run, moved, tmp_path, paths.root).is_file()
 
 
 def test_what_a_finished_run_leaves(paths, tmp_path):
@@ -234,7 +238,7 @@ def test_what_a_finished_run_leaves(paths, tmp_path):
     data = load_stage_data("coco", PROFILE, paths)
     path = train_stage(run, data, tmp_path, paths.root, Machine(tensorboard=True))
     left = {entry.name for entry in path.parent.iterdir()}
-    assert left >= {"model.safetensors", "best.safetensors", "metrics.jsonl", "recipe.json", "snapshots"}
+    assert left >= {"model.safetensors", "best.safetensors", "metrics.jsonl", "recipe.json", "data.json"}
     assert "states" not in left
     assert list((path.parent / "tensorboard").rglob("events.out.tfevents.*"))
     assert load_checkpoint(path.with_name("best.safetensors"))[1].run == run.name

@@ -1,14 +1,18 @@
 """Where notebooks leave things: pictures of photographs above all."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hrnetpp_lib import plots
+from hrnetpp_lib.checkpoint import ModelCard, save_checkpoint
 from hrnetpp_lib.datasets import data_paths
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.images import read_image
 from hrnetpp_lib.keypoints import COCO17
-from hrnetpp_lib.recipe import get_profile, three_stages
+from hrnetpp_lib.recipe import HRNET, get_profile, three_stages
+from hrnetpp_lib.train import build_model, checkpoint_path
 from hrnetpp_lib.workspace import Workspace, open_workspace
 
 NOISE = np.random.default_rng(0).integers(0, 256, (96, 72, 3)).astype(np.uint8)
@@ -51,6 +55,23 @@ def test_without_a_finished_run_the_command_that_makes_some_is_named(tmp_path):
     runs = {run.stage.name: run for run in three_stages(ws.profile)}
     with pytest.raises(HrnetppError, match="no finished run.*train --profile mini"):
         ws.networks(runs)
+
+
+def test_predictions_follow_the_network_and_the_boxes(tmp_path):
+    ws = open_workspace("smoke", tmp_path)
+    run, data = three_stages(ws.profile, HRNET)[1], ws.stage_data("coco")
+    (ws.runs / run.name).mkdir(parents=True, exist_ok=True)
+    card = ModelCard.of_run(run, data.val.skeleton)
+    path = checkpoint_path(ws.runs, run.name)
+    save_checkpoint(build_model(run, 17), card, path)
+    before = ws.predictions(run, data)
+    files = set(path.parent.glob("predictions_*"))
+    np.testing.assert_array_equal(ws.predictions(run, data).keypoints, before.keypoints)
+    assert set(path.parent.glob("predictions_*")) == files
+    moved = replace(data, val=replace(data.val, bboxes_xywh=data.val.bboxes_xywh + [20, 0, 0, 0]))
+    assert not np.array_equal(ws.predictions(run, moved).keypoints, before.keypoints)
+    save_checkpoint(build_model(replace(run, seed=1), 17), card, path)
+    assert not np.array_equal(ws.predictions(run, data).scores, before.scores)
 
 
 def test_missing_data_are_named_on_opening(tmp_path):
