@@ -4,6 +4,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from hrnetpp_lib.bootstrap import Draws, paired_bootstrap
 from hrnetpp_lib.checkpoint import ModelCard
 from hrnetpp_lib.datasets import StageData
 from hrnetpp_lib.evaluate import ai_challenger_ap, coco_ap, to_coco_results
@@ -48,6 +49,19 @@ def score(predictions: Predictions, data: StageData) -> dict[str, float]:
     if data.metric == "COCO AP":
         return coco_ap(data.val_json, coco_results(predictions, data))
     return ai_challenger_ap(*_ai_challenger_records(predictions, data.val))
+
+
+def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 1000, seed: int = 0) -> Draws:
+    """COCO AP of several methods on the same random samples of val's images; see `paired_bootstrap`.
+
+    Args:
+        predictions: Method -> one pose per row of data.val.
+        data: Of COCO.
+        draws: How many samples.
+        seed: Of the sampling.
+    """
+    results = {method: coco_results(found, data) for method, found in predictions.items()}
+    return paired_bootstrap(data.val_json, results, draws, seed)
 
 
 def coco_results(predictions: Predictions, data: StageData) -> list[dict]:

@@ -10,7 +10,7 @@ from hrnetpp_lib.evaluate import coco_ap
 from hrnetpp_lib.infer import Predictions
 from hrnetpp_lib.realdata import check_real_data, perfect_predictions
 from hrnetpp_lib.recipe import SMOKE
-from hrnetpp_lib.validate import coco_results, score
+from hrnetpp_lib.validate import coco_results, resample, score
 
 PROFILE = replace(SMOKE, synthetic_persons=(10, 24, 14), holdout_persons=8, boxes=None)
 
@@ -36,6 +36,14 @@ def test_labels_score_one_and_noise_costs(name, request):
     labels = perfect_predictions(data.val)
     figures = [score(shaken(labels, px), data)["AP"] for px in (0.0, 3.0, 30.0)]
     assert figures[0] == pytest.approx(1.0) and figures[0] > figures[1] > figures[2]
+
+
+def test_resampling_sees_what_scoring_sees(coco):
+    labels = perfect_predictions(coco.val)
+    methods = {"labels": labels, "noise": shaken(labels, 5.0)}
+    draws = resample(methods, coco, draws=20)
+    assert draws.whole == {m: pytest.approx(score(found, coco)["AP"]) for m, found in methods.items()}
+    assert draws.drawn["noise"].shape == (20,) and draws.difference("labels", "noise")[1] > 0
 
 
 def test_results_carry_area_rescoring_and_suppression(coco):
