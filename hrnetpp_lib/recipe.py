@@ -186,7 +186,7 @@ LSPET_CPU = replace(
     heatmap_sigma=1.5,
     batch_size=32,
     epochs=(60, 100, 20),
-    ablation_epochs=20,
+    ablation_epochs=15,
     holdout_persons=100,
     workers=0,
 )
