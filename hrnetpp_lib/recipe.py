@@ -184,7 +184,7 @@ LSPET_CPU = replace(
     network=Network(32, blocks_per_branch=1, modules=(1, 2, 2), stem_channels=32, layer1_blocks=1),
     input_hw=(128, 96),
     heatmap_sigma=1.5,
-    batch_size=16,
+    batch_size=32,
     epochs=(60, 150, 20),
     ablation_epochs=15,
     holdout_persons=100,
