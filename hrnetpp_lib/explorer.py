@@ -25,7 +25,7 @@ from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS
 from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.picture import Picture
 
-_MOST_SHOWN_PX = 640  # of the whole picture's longer side; larger ones take too long to draw
+_SHOWN_WIDTH_PX = 320  # of the whole picture, a little more than its panel has; more only takes time to draw
 _WIDE = widgets.Layout(width="330px")
 _STYLE = {"description_width": "90px"}
 _TABLE_CSS = (
@@ -151,8 +151,9 @@ class HeatmapExplorer(widgets.VBox):
         scene = self._scenes[self.scene.value]
         # Annotations refer to the stored pixels; a picture without them is shown as its camera was held.
         self._image = read_image(scene.path, upright=not scene.boxes)
-        self._reduction = min(1.0, _MOST_SHOWN_PX / max(self._image.shape))
-        self._small = cv2.resize(self._image, None, fx=self._reduction, fy=self._reduction)
+        self._reduction = min(1.0, _SHOWN_WIDTH_PX / self._image.shape[1])
+        shrink = {"fx": self._reduction, "fy": self._reduction, "interpolation": cv2.INTER_AREA}
+        self._small = cv2.resize(self._image, None, **shrink)
         self._boxes = list(scene.boxes) or [whole_image_box(self._image)]
         self._choose_person(0)
 

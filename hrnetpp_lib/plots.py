@@ -12,6 +12,7 @@ import cv2
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from hrnetpp_lib.keypoints import Skeleton
@@ -93,15 +94,18 @@ def draw_pose(
         width: Line width in points.
     """
     shown = keypoints[:, 2] > threshold
-    for a, b in skeleton.limbs:
-        if shown[a] and shown[b]:
-            sides = {skeleton.side(a), skeleton.side(b)} - {"centre"}
-            colour = SIDE_COLOURS[sides.pop() if len(sides) == 1 else "centre"]
-            ax.plot(*keypoints[[a, b], :2].T, color=colour, lw=width, solid_capstyle="round", alpha=0.9)
-    for k in np.flatnonzero(shown):
-        colour = SIDE_COLOURS[skeleton.side(k)]
-        face = "white" if keypoints[k, 2] == 1 and threshold == 0 else colour
-        ax.plot(*keypoints[k, :2], "o", ms=2.2 * width, mfc=face, mec=colour, mew=0.8)
+    limbs = [(a, b) for a, b in skeleton.limbs if shown[a] and shown[b]]
+    sides = [{skeleton.side(a), skeleton.side(b)} - {"centre"} for a, b in limbs]
+    colours = [SIDE_COLOURS[side.pop() if len(side) == 1 else "centre"] for side in sides]
+    # Two collections draw several times as fast as a line for each limb and dot.
+    segments = [keypoints[[a, b], :2] for a, b in limbs]
+    ax.add_collection(LineCollection(segments, colors=colours, lw=width, capstyle="round", alpha=0.9))
+    dots = np.flatnonzero(shown)
+    edges = [SIDE_COLOURS[skeleton.side(k)] for k in dots]
+    hollow = (keypoints[dots, 2] == 1) & (threshold == 0)
+    faces = ["white" if empty else edge for empty, edge in zip(hollow, edges, strict=True)]
+    size = (2.2 * width) ** 2
+    ax.scatter(*keypoints[dots, :2].T, s=size, c=faces, edgecolors=edges, linewidths=0.8, zorder=2)
 
 
 def draw_box(ax: Axes, bbox_xywh: np.ndarray, colour: str = "#F0E442", label: str = "") -> None:

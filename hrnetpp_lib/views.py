@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from hrnetpp_lib.exploration import METHODS, TRUTH, Row
@@ -72,9 +73,8 @@ def render_box(
 
 def _draw_truth(ax: Axes, truth: np.ndarray, skeleton: Skeleton) -> None:
     labelled = truth[:, 2] > 0
-    for a, b in skeleton.limbs:
-        if labelled[a] and labelled[b]:
-            ax.plot(*truth[[a, b], :2].T, color="white", lw=3.5, alpha=0.55, solid_capstyle="round")
+    segments = [truth[[a, b], :2] for a, b in skeleton.limbs if labelled[a] and labelled[b]]
+    ax.add_collection(LineCollection(segments, colors="white", lw=3.5, alpha=0.55, capstyle="round"))
     ax.plot(*truth[labelled, :2].T, "*", ms=6, mfc=MARKS[TRUTH][2], mec="white", mew=0.6, ls="")
 
 

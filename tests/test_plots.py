@@ -143,23 +143,21 @@ def test_every_renderer_says_what_it_draws():
 def drawn(keypoints: np.ndarray, skeleton=COCO17, **options):
     figure, axes = plots.new_figure(1, 1, 2.0)
     plots.draw_pose(axes[0, 0], keypoints, skeleton, **options)
-    lines = axes[0, 0].lines
-    return [line for line in lines if line.get_marker() == "None"], [
-        line for line in lines if line.get_marker() == "o"
-    ]
+    limbs, dots = axes[0, 0].collections
+    return limbs, dots
 
 
 @pytest.mark.parametrize("skeleton", [COCO17, AIC14], ids=lambda s: s.name)
 def test_limbs_and_dots_have_the_colours_of_their_sides(skeleton):
     limbs, dots = drawn(pose(skeleton=skeleton), skeleton)
-    assert len(limbs) == len(skeleton.limbs) and len(dots) == len(skeleton)
-    for name, dot in zip(skeleton.names, dots, strict=True):
+    assert len(limbs.get_segments()) == len(skeleton.limbs) and len(dots.get_offsets()) == len(skeleton)
+    for name, edge in zip(skeleton.names, dots.get_edgecolors(), strict=True):
         side = name.split("_")[0] if name.startswith(("left_", "right_")) else "centre"
-        assert to_hex(dot.get_markeredgecolor()).upper() == plots.SIDE_COLOURS[side]
-    for (a, b), limb in zip(skeleton.limbs, limbs, strict=True):
+        assert to_hex(edge).upper() == plots.SIDE_COLOURS[side]
+    for (a, b), colour in zip(skeleton.limbs, limbs.get_colors(), strict=True):
         sides = {skeleton.names[k].split("_")[0] for k in (a, b)} & {"left", "right"}
         expected = sides.pop() if len(sides) == 1 else "centre"
-        assert to_hex(limb.get_color()).upper() == plots.SIDE_COLOURS[expected], (a, b)
+        assert to_hex(colour).upper() == plots.SIDE_COLOURS[expected], (a, b)
 
 
 def test_left_is_blue_and_right_is_orange_red():
@@ -173,19 +171,18 @@ def test_unlabelled_keypoints_are_left_out_and_hidden_ones_hollow():
     keypoints = pose()
     keypoints[5, 2], keypoints[7, 2] = 0, 1  # left shoulder unlabelled, left elbow hidden
     limbs, dots = drawn(keypoints)
-    assert len(dots) == 16
-    assert len(limbs) == len(COCO17.limbs) - 3  # shoulders, upper arm, flank
-    hollow = [dot for dot in dots if dot.get_markerfacecolor() == "white"]
-    assert len(hollow) == 1
-    np.testing.assert_allclose(hollow[0].get_xydata()[0], keypoints[7, :2])
+    assert len(dots.get_offsets()) == 16
+    assert len(limbs.get_segments()) == len(COCO17.limbs) - 3  # shoulders, upper arm, flank
+    (hollow,) = np.flatnonzero((dots.get_facecolors() == 1).all(axis=1))
+    np.testing.assert_allclose(dots.get_offsets()[hollow], keypoints[7, :2])
 
 
 def test_only_keypoints_above_the_threshold_are_drawn():
     keypoints = pose()
     keypoints[:, 2] = np.linspace(0, 1, 17)
     _, dots = drawn(keypoints, threshold=0.5)
-    assert len(dots) == 8  # 9/16 .. 16/16
-    assert not any(dot.get_markerfacecolor() == "white" for dot in dots)  # a score of 1 is no visibility flag
+    assert len(dots.get_offsets()) == 8  # 9/16 .. 16/16
+    assert not (dots.get_facecolors() == 1).all(axis=1).any()  # a score of 1 is no visibility flag
 
 
 def test_images_keep_their_pixels_and_y_points_down():
@@ -224,7 +221,7 @@ def test_blurring_hides_pictures_and_nothing_else():
     heatmaps = plots.render_heatmaps([photograph], [np.eye(24, 18)], ["one"])
     for drawn in (figure, heatmaps):
         layers = [np.array(layer.get_array()) for layer in drawn.axes[0].images[1:]]
-        lines = [line.get_xydata().copy() for line in drawn.axes[0].lines]
+        segments = [s.copy() for c in drawn.axes[0].collections[:1] for s in c.get_segments()]
         plots.blur_pictures(drawn)
         hidden = np.asarray(drawn.axes[0].images[0].get_array())
         assert hidden.shape == photograph.shape
@@ -232,8 +229,8 @@ def test_blurring_hides_pictures_and_nothing_else():
         assert hidden.std() < 10 and abs(hidden.mean() - photograph.mean()) < 3
         for before, after in zip(layers, drawn.axes[0].images[1:], strict=True):
             np.testing.assert_array_equal(before, after.get_array())
-        for before, line in zip(lines, drawn.axes[0].lines, strict=True):
-            np.testing.assert_array_equal(before, line.get_xydata())
+        after = [s for c in drawn.axes[0].collections[:1] for s in c.get_segments()]
+        np.testing.assert_array_equal(segments, after)
 
 
 def test_maps_are_no_pictures():
