@@ -45,7 +45,10 @@ def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Fi
         metric = scored[-1]["metric"] if scored else metric
     loss_ax.set(xlabel="epoch", ylabel="mean training loss", yscale="log")
     metric_ax.set(xlabel="epoch", ylabel=f"{metric} on val")
-    metric_ax.set_ylim(bottom=0)
+    # Room above: a flat curve would lie on the frame.
+    best = max((e["value"] for epochs in records.values() for e in epochs if "value" in e), default=0)
+    metric_ax.set_ylim(0, 1.1 * best or 1)
+    metric_ax.locator_params(axis="x", integer=True)
     metric_ax.legend()
     return figure
 

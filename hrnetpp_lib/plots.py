@@ -236,7 +236,7 @@ def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) ->
     crops = [s["crops"][p] for p in range(persons) for s in chosen]
     heatmaps = [s["heatmaps"][p, keypoint].astype(np.float32) for p in range(persons) for s in chosen]
     titles = [
-        f"epoch {s['epoch']}, peak {s['heatmaps'][p, keypoint].max():.2f}"
+        f"epoch {s['epoch']}\npeak {s['heatmaps'][p, keypoint].max():.2f}"
         for p in range(persons)
         for s in chosen
     ]

@@ -243,12 +243,15 @@ def test_sharpening_shows_first_and_last_epoch_in_a_row_per_person():
     figure = plots.render_sharpening([snapshot(e) for e in range(1, 10)], keypoint=4, persons=2)
     titles = [ax.get_title() for ax in figure.axes]
     assert len(titles) == 12
-    assert (
-        titles[0].startswith("epoch 1,")
-        and titles[5].startswith("epoch 9,")
-        and titles[6].startswith("epoch 1,")
-    )
+    assert [titles[i].split("\n")[0] for i in (0, 5, 6)] == ["epoch 1", "epoch 9", "epoch 1"]
     assert titles[5].endswith(f"peak {snapshot(9)['heatmaps'][0, 4].max():.2f}")
+
+
+def test_a_flat_curve_of_the_metric_lies_below_the_frame():
+    flat = [{"epoch": e, "loss": 1.0 / e, "metric": "AP", "value": 0.3} for e in (10, 20)]
+    metric_ax = charts.render_curves({"a": flat}, {"a": "red"}).axes[1]
+    assert metric_ax.get_ylim() == pytest.approx((0, 0.33))
+    assert all(tick == int(tick) for tick in metric_ax.get_xticks())
 
 
 def test_bars_are_in_the_given_order_from_the_top():
