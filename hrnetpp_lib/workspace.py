@@ -102,13 +102,12 @@ class Workspace:
     def describe_run(self, run: Run) -> dict[str, object]:
         """Name, command, cost and whole recipe of a finished run, for provenance."""
         epochs = read_metrics(self.runs, run)
-        seconds = sum(epoch["seconds"] for epoch in epochs)
         return {
             "name": run.name,
             "command": f"python -m hrnetpp_lib train --profile {self.profile.name} "
             f"--architecture {run.architecture.name} --seed {run.seed}",
             "crops": epochs[-1]["step"] * self.profile.batch_size,
-            "train_seconds": round(seconds, 1),
+            "train_seconds": sum(epoch["seconds"] for epoch in epochs),
             "recipe": asdict(run),
         }
 

@@ -1,5 +1,6 @@
 """Where notebooks leave things: pictures of photographs above all."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_predictions_follow_the_network_and_the_boxes(tmp_path):
     assert not np.array_equal(ws.predictions(run, moved).keypoints, before.keypoints)
     save_checkpoint(build_model(replace(run, seed=1), 17), card, path)
     assert not np.array_equal(ws.predictions(run, data).scores, before.scores)
+
+
+def test_a_run_is_described_by_all_of_its_epochs(tmp_path):
+    ws = workspace("smoke", tmp_path)
+    run = three_stages(ws.profile)[1]
+    (ws.runs / run.name).mkdir(parents=True)
+    epochs = [{"step": 3, "seconds": 0.015}, {"step": 6, "seconds": 0.005}]
+    (ws.runs / run.name / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)) + "\n")
+    described = ws.describe_run(run)
+    assert described["crops"] == 6 * ws.profile.batch_size
+    assert described["train_seconds"] == pytest.approx(0.02)  # not 0: notebook 8 divides by it
 
 
 def test_missing_data_are_named_on_opening(tmp_path):
