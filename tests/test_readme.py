@@ -70,7 +70,16 @@ def test_every_module_is_in_the_tree():
 
 def test_every_profile_is_on_the_ladder_and_readme_is_short():
     assert all(f"| `{name}` |" in README for name in PROFILES)
-    assert len(README.splitlines()) <= 180
+    assert len(README.splitlines()) <= 220
+
+
+def test_what_is_said_on_photographs_was_measured():
+    section = README.split("## On photographs")[1].split("\n## ")[0]
+    said = re.findall(r"[-+]\d+\.\d \[[-+.\d, ]+\]", section)
+    executed = (ROOT / "notebooks" / "executed" / "lspet_cpu").glob("*.ipynb")
+    cells = [cell for path in executed for cell in json.loads(path.read_text())["cells"]]
+    printed = "".join(str(output.get("text")) for cell in cells for output in cell.get("outputs", []))
+    assert len(said) > 10 and not [figure for figure in said if figure not in printed]
 
 
 def test_committed_results_are_of_one_clean_commit():
