@@ -83,7 +83,7 @@ def reproduce(
     output, notebook_folder = output.resolve(), notebook_folder.resolve()
     _check_profile(profile_name, output)
     notebooks = list_notebooks(only, notebook_folder)
-    accepted = {path: set(papermill.inspect_notebook(str(path))) for path in notebooks}
+    accepted = {path: _defaults(path) for path in notebooks}
     parameters = _check_parameters(parameters or {}, accepted)
     _set_environment(notebook_folder)
     progress_file = output / "runs" / profile_name / "reproduce.json"
@@ -125,12 +125,27 @@ def _set_environment(notebook_folder: Path) -> None:
     os.environ["HRNETPP_REVISION"] = git_revision(notebook_folder)
 
 
-def _check_parameters(parameters: dict[str, object], accepted: dict[Path, set[str]]) -> dict[str, object]:
-    """The parameters, if each is in some notebook's parameters cell; papermill only warns."""
-    valid = sorted(set().union(*accepted.values()) - {"profile", "root"})
+def _defaults(path: Path) -> dict[str, object]:
+    """The names and values of a notebook's parameters cell."""
+    cell = papermill.inspect_notebook(str(path))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in cell.items()}
+
+
+def _check_parameters(
+    parameters: dict[str, object], accepted: dict[Path, dict[str, object]]
+) -> dict[str, object]:
+    """The parameters, if each fits a default in some notebook's parameters cell; papermill only warns."""
+    defaults = {name: value for cell in accepted.values() for name, value in cell.items()}
+    valid = sorted(set(defaults) - {"profile", "root"})
     unknown = sorted(set(parameters) - set(valid))
     if unknown:
         raise HrnetppError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(valid)}")
+    for name, value in parameters.items():
+        if type(value) is not type(defaults[name]):
+            raise HrnetppError(
+                f"parameter {name} is {value!r}; give {type(defaults[name]).__name__}, as in "
+                f"{name}={defaults[name]}"
+            )
     return parameters
 
 

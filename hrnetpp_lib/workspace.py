@@ -59,8 +59,18 @@ class Workspace:
 
     def load(self, run: Run) -> tuple[HRNet, ModelCard]:
         """Network and card of a finished run, on the device in use."""
-        model, card = load_checkpoint(checkpoint_path(self.runs, run.name))
+        model, card = load_checkpoint(self._checkpoint(run))
         return model.to(pick_device()), card
+
+    def _checkpoint(self, run: Run) -> Path:
+        """Where a finished run keeps its network; an error where the run is not finished."""
+        path = checkpoint_path(self.runs, run.name)
+        if not path.is_file():
+            raise HrnetppError(
+                f"{path}: not there; run the notebooks that train it, 3 to 6, with the same profile and "
+                f"seed ({self.profile.name}, {run.seed})"
+            )
+        return path
 
     def networks(self, runs: dict[str, Run]) -> dict[str, Path]:
         """Checkpoints of those runs that are finished, by the names given to them.
@@ -93,7 +103,7 @@ class Workspace:
 
     def checkpoint_hash(self, run: Run) -> dict[str, str]:
         """The run's name and the SHA-256 of its checkpoint, for provenance."""
-        return {run.name: report.sha256(checkpoint_path(self.runs, run.name))}
+        return {run.name: report.sha256(self._checkpoint(run))}
 
     def describe_data(self, data: StageData) -> str:
         """What a result was trained and measured on, in words."""

@@ -89,6 +89,13 @@ def test_an_unknown_parameter_is_refused_with_the_known_ones(project):
     assert log_of(project) == []
 
 
+@pytest.mark.parametrize("value", ["abc", 1.5, None, True])
+def test_parameters_of_another_type_than_the_default_are_refused(value, project):
+    with pytest.raises(HrnetppError, match=f"parameter seed is {value!r}; give int, as in seed=0"):
+        run(project, parameters={"seed": value})
+    assert log_of(project) == []
+
+
 @pytest.mark.parametrize("name", ["profile", "root"])
 def test_profile_and_root_are_not_set_as_parameters(project, name):
     with pytest.raises(HrnetppError, match=f"no notebook has a parameter {name}"):

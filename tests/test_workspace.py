@@ -58,6 +58,14 @@ def test_without_a_finished_run_the_command_that_makes_some_is_named(tmp_path):
         ws.networks(runs)
 
 
+def test_a_run_that_is_not_finished_is_named(tmp_path):
+    ws = workspace("mini", tmp_path)
+    run = three_stages(ws.profile, seed=7)[1]
+    for use in (ws.load, ws.checkpoint_hash):
+        with pytest.raises(HrnetppError, match=rf"{run.name}.*not there; run the notebooks.*\(mini, 7\)"):
+            use(run)
+
+
 def test_predictions_follow_the_network_and_the_boxes(tmp_path):
     ws = open_workspace("smoke", tmp_path)
     run, data = three_stages(ws.profile, HRNET)[1], ws.stage_data("coco")
