@@ -1,6 +1,7 @@
 """Command line: python -m hrnetpp_lib COMMAND; each command has its own --help."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,4 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if "WORLD_SIZE" in os.environ:
+        from hrnetpp_lib.machine import leave
+
+        leave(exit_status)
+    sys.exit(exit_status)

@@ -49,7 +49,7 @@ def train(options: argparse.Namespace) -> None:
         if here.is_main_process:
             mark.touch()
         raise
-    here.destroy_process_group()  # its threads would abort the process at its end
+    here.destroy_process_group()
 
 
 def _runs_to_train(options: argparse.Namespace) -> tuple[Profile, tuple[Run, ...]]:

@@ -1,9 +1,12 @@
 """How a run uses the machine: devices, processes, precision, compiler. None of it is the recipe's."""
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -43,6 +46,21 @@ def processes() -> PartialState:
     On a GPU where there is one, else on the CPU, as in testing.
     """
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def leave(status: int) -> NoReturn:
+    """End a process that was launched with others, without the interpreter's own clean-up.
+
+    DistributedDataParallel keeps gloo's threads alive, even after `destroy_process_group`. One that lets go
+    of its last tensor while the interpreter shuts down aborts the process, and the launcher would report a
+    finished run as failed.
+
+    Args:
+        status: The exit status.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def make_accelerator(run: Run, machine: Machine, folder: Path) -> Accelerator:

@@ -8,7 +8,6 @@ import argparse
 import itertools
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from hrnetpp_lib import resume
 from hrnetpp_lib.datasets import load_coco, prepare_data
 from hrnetpp_lib.errors import Preempted
-from hrnetpp_lib.machine import Machine, processes
+from hrnetpp_lib.machine import Machine, leave, processes
 from hrnetpp_lib.recipe import SMOKE, STAGE2, Run, resolve
 from hrnetpp_lib.train import train_stage
 
@@ -80,4 +79,5 @@ if __name__ == "__main__":
         main()
     except Preempted as notice:
         print(notice)
-        sys.exit(Preempted.EXIT_CODE)
+        leave(Preempted.EXIT_CODE)
+    leave(0)

@@ -1,5 +1,7 @@
 """What the engine asks of the machine: precision per run, TensorBoard, a compiler that may be missing."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -24,6 +26,18 @@ class Step(torch.nn.Module):
 
 def test_alone_this_process_is_the_main_one():
     assert processes().num_processes == 1 and processes().is_main_process
+
+
+def test_leaving_keeps_what_was_printed_and_the_status_and_skips_the_clean_up():
+    lines = [
+        "import atexit",
+        "from hrnetpp_lib.machine import leave",
+        "atexit.register(print, 'cleaned up')",
+        "print('last words')",
+        "leave(75)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "last words\n")
 
 
 def test_runs_of_one_process_may_differ_in_precision(tmp_path):

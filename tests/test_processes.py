@@ -24,6 +24,19 @@ SCRIPT = Path(__file__).with_name("engine_run.py")
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
 TWO = [*LAUNCH.split(), "--num_cpu_threads_per_process", "1", "--num_processes", "2"]
 LIMIT_S = 120
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    """A test that fails half way must not leave its processes, and their warnings, to the next one."""
+    yield
+    for process in STARTED:
+        if not process.stdout.closed:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    STARTED.clear()
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +58,12 @@ def start(root: Path, *options: str, processes: int = 1, port: int = 0) -> subpr
     launcher = [*TWO, "--main_process_port", str(port)] if processes == 2 else []
     command = [sys.executable, *launcher, str(SCRIPT), str(root), *options]
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env=environment,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -101,9 +116,9 @@ def kill_and_go_on(root: Path, kills: int, seed: int, processes: int = 1) -> int
     for _ in range(kills):
         process = start(root, processes=processes)
         try:
-            # From the first step to the end; a state is saved after every step, so many fall into a save.
-            wait_for_first_state(root, process)
-            time.sleep(rng.uniform(0, 1.2))
+            # A state is saved after each of the twenty steps, so many a kill falls into a save.
+            wait_for_states(root, process, rng.randint(1, 6))
+            time.sleep(rng.uniform(0, 0.05))
             hit += process.poll() is None and not weights(root).is_file()
         finally:
             kill_all(root, process)
@@ -113,16 +128,17 @@ def kill_and_go_on(root: Path, kills: int, seed: int, processes: int = 1) -> int
     return hit
 
 
-def wait_for_first_state(root: Path, process: subprocess.Popen) -> None:
-    """Wait until the run has read its state, if there is one, and written one of its own."""
-    before = newest(root)
+def wait_for_states(root: Path, process: subprocess.Popen, number: int) -> None:
+    """Wait until the run has read its state, if there is one, and written some of its own."""
+    found, written = states(root), set()
     limit = time.monotonic() + LIMIT_S
-    while newest(root) == before and process.poll() is None and time.monotonic() < limit:
+    while len(written) < number and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.005)
+        written |= states(root) - found
 
 
-def newest(root: Path) -> float:
-    return max((p.stat().st_mtime for p in root.glob("runs/*/states/*")), default=0.0)
+def states(root: Path) -> set[str]:
+    return {path.name for path in root.glob("runs/*/states/step_*.pt")}
 
 
 def kill_all(root: Path, process: subprocess.Popen) -> None:
@@ -198,8 +214,10 @@ def test_sigterm_to_two_processes_saves_once_and_both_go_on(data, undisturbed, t
 def test_a_second_training_of_a_run_is_kept_out(data, tmp_path):
     root = new_root(data, tmp_path / "twice")
     first = start(root)
-    wait_for_first_state(root, first)
+    wait_for_states(root, first, 1)
+    first.send_signal(signal.SIGSTOP)  # or it might be through before the second one has begun
     output, _ = start(root).communicate(timeout=LIMIT_S)
+    first.send_signal(signal.SIGCONT)
     assert "another process trains this run" in output
     finish(first)
 
