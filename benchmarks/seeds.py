@@ -1,7 +1,9 @@
-"""The same recipe with several seeds, how far apart the results are: python benchmarks/seeds.py 0 1 2.
+"""How far apart equal recipes end: python benchmarks/seeds.py FOLDER 0 1 2, for seeds 0 to 2.
 
-Reads the last AP on val of stages 2 and 3 of profile mini from runs that are finished, plain HRNet's and
-HRNet++'s; make them by python -m hrnetpp_lib train --profile mini --architecture hrnet (or hrnetpp) --seed N.
+Seeds differ in weights, order and augmentation; the same seed in another number of threads in nothing but the
+order in which floating-point numbers are added. Reads the last AP on val of stages 2 and 3 of profile mini
+from FOLDER/runs, plain HRNet's and HRNet++'s; make them, with OMP_NUM_THREADS as here, by
+python -m hrnetpp_lib train --profile mini --architecture hrnet (or hrnetpp) --seed N --output FOLDER.
 """
 
 import sys
@@ -9,21 +11,21 @@ from pathlib import Path
 
 from hrnetpp_lib.journal import read_metrics
 from hrnetpp_lib.recipe import HRNET, HRNETPP, get_profile, three_stages
-from hrnetpp_lib.report import provenance, write_json
-
-ROOT = Path(__file__).resolve().parents[1]
+from hrnetpp_lib.report import provenance, read_json, write_json
 
 
 def main() -> None:
-    """Print and keep benchmarks/seeds.json."""
-    profile, rows = get_profile("mini"), {}
-    for seed in map(int, sys.argv[1:]):
+    """Print the figures, and put them into benchmarks/seeds.json by device and number of threads."""
+    runs, profile, rows = Path(sys.argv[1]) / "runs" / "mini", get_profile("mini"), {}
+    for seed in map(int, sys.argv[2:]):
         plain = three_stages(profile, HRNET, seed)[1]
         _, *improved = three_stages(profile, HRNETPP, seed)
-        ends = {run: read_metrics(ROOT / "runs" / "mini", run)[-1]["value"] for run in (plain, *improved)}
+        ends = {run: read_metrics(runs, run)[-1]["value"] for run in (plain, *improved)}
         rows[seed] = {f"{run.architecture.name} {run.stage.name}": ap for run, ap in ends.items()}
         print(seed, rows[seed])
-    write_json(Path(__file__).with_suffix(".json"), {"ap": rows, "provenance": provenance()})
+    kept = Path(__file__).with_suffix(".json")
+    origin = provenance()
+    write_json(kept, read_json(kept) | {origin["device"]: {"ap": rows, "provenance": origin}})
 
 
 if __name__ == "__main__":

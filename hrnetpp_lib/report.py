@@ -78,11 +78,12 @@ def provenance() -> dict[str, object]:
         except PackageNotFoundError:  # conda's opencv may come under another name
             versions[package] = "unknown"
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    instructions = torch.backends.cpu.get_cpu_capability()  # sums round differently with AVX2 and AVX512
     return {
         # Set once by `reproduce`: the notebooks it writes would make the tree look changed.
         "git_revision": os.environ.get("HRNETPP_REVISION") or git_revision(Path(__file__).parent),
         "versions": versions,
-        "device": gpu or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)",
+        "device": gpu or f"CPU ({platform.machine()} {instructions}, {torch.get_num_threads()} threads)",
     }
 
 
