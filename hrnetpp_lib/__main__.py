@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("train", commands.train, "train, or go on with, the stages of one architecture")
     _add_profile(sub)
     _add_architecture(sub)
+    sub.set_defaults(profile=None)  # to know what is given beside --recipe
     _add_machine(sub)
 
     sub = add("evaluate", commands.evaluate, "COCO AP of a checkpoint on the profile's val set")
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_photograph(add("predict", commands.predict, "poses of one photograph"))
 
-    sub = add("check-data", commands.check_data, "count what the profile's readers find")
+    sub = add("check-data", commands.check_data, "count what is there, decode every picture")
     _add_profile(sub)
 
     sub = add("convert-lspe", commands.convert_lspe, "Leeds Sports Pose Extended for the profiles lspet*")
@@ -75,8 +76,8 @@ def _add_photograph(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_architecture(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--architecture", default="hrnetpp", help="hrnetpp (default), hrnet, hrnet+se, ...")
-    sub.add_argument("--seed", type=_at_least(0, int), default=0)
+    sub.add_argument("--architecture", help="hrnetpp (default), hrnet, hrnet+se, ...")
+    sub.add_argument("--seed", type=_at_least(0, int), help="default 0")
 
 
 def _add_machine(sub: argparse.ArgumentParser) -> None:

@@ -233,7 +233,7 @@ def _forbid_unknown_images(image_ids: np.ndarray, path: Path, gt_json: str | Pat
         first = ", ".join(map(str, image_ids[:5])) + (", ..." if len(image_ids) > 5 else "")
         raise HrnetppError(
             f"{path}: {len(image_ids)} image ids are not in {gt_json}: {first}; use the ground truth of the "
-            "same split, or pass allow_unknown_images=True to evaluate on a subset"
+            "same split, or (from Python) pass allow_unknown_images=True to evaluate on a subset"
         )
 
 

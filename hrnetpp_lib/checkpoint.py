@@ -52,9 +52,13 @@ def load_checkpoint(path: Path) -> tuple[HRNet, ModelCard]:
     """Rebuild network and card from a file of `save_checkpoint`; the network is in eval mode.
 
     Raises:
-        HrnetppError: If the file is missing, damaged, or was not written by this package.
+        HrnetppError: If the file is missing, damaged, or was not written by this package, or a weight is not
+            finite.
     """
     model, metadata = load_model(path)
+    spoilt = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if spoilt:
+        raise HrnetppError(f"{path}: {spoilt[0]} is not finite; use another checkpoint, or train anew")
     try:
         content = json.loads(metadata["card"])
         content["skeleton"] = SKELETONS[content["skeleton"]]

@@ -1,12 +1,14 @@
 """What each command of the command line does; heavy imports wait until a command needs them."""
 
 import argparse
-import json
+import os
 import shutil
 from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError, Preempted
+from hrnetpp_lib.preemption import SigtermNotice
 from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, Profile, Run, get_profile, three_stages
+from hrnetpp_lib.recipe_file import read_recipe
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +28,22 @@ def reproduce(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train the three stages of one architecture, or one recipe; go on with them, or find them trained."""
     profile, runs = _runs_to_train(options)
+    mark = _root(options) / "runs" / profile.name / "PREEMPTED"  # launchers do not pass our exit status on
+    is_first_process = int(os.environ.get("RANK", "0")) == 0
+    if is_first_process:
+        mark.unlink(missing_ok=True)
+    try:
+        # What comes before and between the stages can be done again; a stage takes its own notice.
+        with SigtermNotice(at_once=True):
+            _train(runs, profile, options)
+    except Preempted:
+        if is_first_process:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        raise
+
+
+def _train(runs: tuple[Run, ...], profile: Profile, options: argparse.Namespace) -> None:
     from hrnetpp_lib.datasets import load_stage_data, prepare_data
     from hrnetpp_lib.machine import Machine, processes
     from hrnetpp_lib.train import train_stage
@@ -34,38 +52,28 @@ def train(options: argparse.Namespace) -> None:
     machine = Machine(
         options.accumulate, options.compile, options.skip_bad_images, options.tensorboard, options.save_every
     )
-    runs_dir = root / "runs" / profile.name
-    mark = runs_dir / "PREEMPTED"  # for schedulers: launchers do not pass our exit status on
-    if here.is_main_process:
-        mark.unlink(missing_ok=True)
-    try:
-        for run in runs:
-            here.print(run.describe())
-            with here.main_process_first():  # the others find its data made, and its tables cached
-                paths = prepare_data(profile, root / "data")
-                data = load_stage_data(run.stage.dataset, profile, paths)
-            here.print(train_stage(run, data, runs_dir, paths.root, machine), flush=True)
-    except Preempted:
-        if here.is_main_process:
-            mark.touch()
-        raise
+    for run in runs:
+        here.print(run.describe())
+        with here.main_process_first():  # the others find its data made, and its tables cached
+            paths = prepare_data(profile, root / "data")
+            data = load_stage_data(run.stage.dataset, profile, paths)
+        here.print(train_stage(run, data, root / "runs" / profile.name, paths.root, machine), flush=True)
     here.destroy_process_group()
 
 
 def _runs_to_train(options: argparse.Namespace) -> tuple[Profile, tuple[Run, ...]]:
     """What the options name: the stages of a profile, or the run of a recipe.json."""
+    chosen = {name: getattr(options, name) for name in ("profile", "architecture", "seed")}
+    given = [f"--{name}" for name, value in chosen.items() if value is not None]
     if options.recipe:
-        try:
-            run = Run.from_dict(json.loads(options.recipe.read_text()))
-        except (OSError, ValueError) as error:
-            raise HrnetppError(f"{options.recipe}: no recipe can be read from it ({error})") from error
+        if given:
+            raise HrnetppError(f"--recipe {options.recipe} says it all; leave out {', '.join(given)}")
+        run = read_recipe(options.recipe)
         return run.profile, (run,)
-    profile = get_profile(options.profile)
-    if options.architecture not in ARCHITECTURES:
-        raise HrnetppError(
-            f"unknown architecture {options.architecture!r}; choose one of {', '.join(ARCHITECTURES)}"
-        )
-    return profile, three_stages(profile, ARCHITECTURES[options.architecture], options.seed)
+    profile, name = get_profile(options.profile or "mini"), options.architecture or "hrnetpp"
+    if name not in ARCHITECTURES:
+        raise HrnetppError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+    return profile, three_stages(profile, ARCHITECTURES[name], options.seed or 0)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -102,7 +110,7 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def check_data(options: argparse.Namespace) -> None:
-    """Count persons, images and keypoints of the profile's three sets, and look for every image file."""
+    """Count persons, images and keypoints of the profile's three sets, and decode every picture."""
     profile = get_profile(options.profile)
     from hrnetpp_lib.datasets import load_ai_challenger, load_coco, prepare_data
     from hrnetpp_lib.persons import check_images
@@ -111,7 +119,7 @@ def check_data(options: argparse.Namespace) -> None:
     for load in (load_ai_challenger, load_coco):
         data = load(profile, paths)
         for role, table in (("train", data.train), ("val", data.val)):
-            check_images(table)
+            check_images(table, decode=True)
             labelled = int((table.keypoints[:, :, 2] > 0).sum())
             dropped = ", ".join(f"{count} {reason}" for reason, count in table.dropped.items() if count)
             print(

@@ -123,7 +123,10 @@ def how_to_get(profile: Profile) -> str:
             "download joints.mat and the images of Leeds Sports Pose Extended, and give "
             "python -m hrnetpp_lib convert-lspe joints.mat images/"
         )
-    return "download AI Challenger and COCO 2017 into these folders (README, 'The ladder')"
+    return (
+        "download AI Challenger, COCO 2017 and its person detections to these places, and the weights by "
+        "hrnetpp_lib.weights.download (README, 'The ladder')"
+    )
 
 
 def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images: bool = False) -> Path:

@@ -22,7 +22,7 @@ def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
         (h, w, 3) uint8, RGB.
 
     Raises:
-        HrnetppError: If the file is missing, unreadable, not a picture, corrupt or truncated.
+        HrnetppError: If the file is missing, unreadable, not a picture, undecodable or truncated.
     """
     path = Path(path)
     try:
@@ -52,7 +52,8 @@ def decode_image(data: bytes, name: str | Path, upright: bool = False) -> np.nda
         (h, w, 3) uint8, RGB.
 
     Raises:
-        HrnetppError: If data is no picture, corrupt or truncated.
+        HrnetppError: If data is no picture, undecodable or truncated. Damage that JPEG decoders tolerate, as
+            in some pictures of the public sets, gives the pixels that they give.
     """
     # OpenCV may fill what a truncated file lacks with grey and return it, so look for the end ourselves.
     if _is_truncated(data):

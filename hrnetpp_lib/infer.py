@@ -14,6 +14,7 @@ from hrnetpp_lib.durable import replace_durably
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.geometry import invert_matrix, transform_points
 from hrnetpp_lib.heatmap import decode, flip_back
+from hrnetpp_lib.loader import explain_workers
 from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.softargmax import soft_argmax
 
@@ -148,6 +149,9 @@ def predict_boxes(
     Returns:
         N poses in the table's order.
 
+    Raises:
+        HrnetppError: If a picture cannot be read, or a loader process dies.
+
     Reference: HRNet++ report, testing.
     """
     model.eval()
@@ -155,11 +159,13 @@ def predict_boxes(
         BoxCrops(table, card.input_hw, views, card.coordinates), batch_size, num_workers=workers
     )
     parts = []
-    for crops, matrices in loader:
-        per_view = [
-            poses_of_crops(model, card, crops[:, v], matrices[:, v].numpy(), flip) for v in range(len(views))
-        ]
-        parts.append(average(per_view))
+    with explain_workers(lambda ids: f"{table.name}: loader worker {ids[0]} died; use fewer workers"):
+        for crops, matrices in loader:
+            per_view = [
+                poses_of_crops(model, card, crops[:, v], matrices[:, v].numpy(), flip)
+                for v in range(len(views))
+            ]
+            parts.append(average(per_view))
     if not parts:
         return Predictions(np.zeros((0, len(card.skeleton), 2)), np.zeros((0, len(card.skeleton))))
     return Predictions(

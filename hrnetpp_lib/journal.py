@@ -109,30 +109,50 @@ def cut_metrics(run_dir: Path, epochs: int) -> str:
         HrnetppError: If the file cannot be written.
     """
     path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    if len(lines) > epochs:
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    kept = {}
+    for line in text.splitlines():
+        record = _parse(line)
+        if record and record["epoch"] <= epochs:
+            kept[record["epoch"]] = line
+    whole = "".join(f"{kept[epoch]}\n" for epoch in sorted(kept))
+    if text != whole:
         try:
             part = path.with_suffix(".part")
-            part.write_text("".join(lines[:epochs]))
+            part.write_text(whole)
             replace_durably(part, path)
         except OSError as error:
             raise HrnetppError(
                 f"{path}: cannot be written ({error}); make room and give the command again"
             ) from error
-    missing = epochs - len(lines)
+    missing = epochs - len(kept)
     return f"warning: {path} lacks {missing} of the {epochs} epochs that are done" if missing > 0 else ""
+
+
+def _parse(line: str) -> dict | None:
+    """One epoch's record, None where the line is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("epoch"), int) else None
 
 
 def read_metrics(runs_dir: Path, run: Run) -> list[dict]:
     """The epochs of a run, as written to metrics.jsonl.
 
     Raises:
-        HrnetppError: If the run has not been trained.
+        HrnetppError: If the run has not been trained, or a line is damaged.
     """
     path = runs_dir / run.name / "metrics.jsonl"
     if not path.is_file():
         raise HrnetppError(f"{path}: not there; train {run.name} first")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    records = [_parse(line) for line in path.read_text(errors="replace").splitlines()]
+    if None in records:
+        raise HrnetppError(
+            f"{path}: line {records.index(None) + 1} is damaged; delete the line, or the folder to train anew"
+        )
+    return records
 
 
 def describe(record: dict, epochs: int) -> str:

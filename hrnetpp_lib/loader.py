@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,36 +127,44 @@ class Loader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return iter(self._loader)
 
-    @contextlib.contextmanager
-    def explain_deaths(self) -> Iterator[None]:
-        """Around the loop over the batches: torch reports a dead worker wherever the main process is.
-
-        Raises:
-            HrnetppError: If a picture cannot be read, or a worker dies; names the person it was reading.
-        """
-        try:
-            yield
-        except HrnetppError as error:
-            # A worker's exception comes with its traceback in the message; the last line is what we wrote.
-            last = str(error).strip().splitlines()[-1]
-            if "HrnetppError: " not in last:
-                raise
-            raise HrnetppError(last.split("HrnetppError: ", 1)[1]) from error
-        except RuntimeError as error:
-            dead = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-            if dead is None:
-                raise
-            raise HrnetppError(_obituary(dead[1], self._watched)) from error
+    def explain_deaths(self) -> contextlib.AbstractContextManager[None]:
+        """Around the loop over the batches; see `explain_workers`."""
+        return explain_workers(lambda process_ids: _obituary(process_ids, self._watched))
 
 
-def _obituary(process_ids: str, watched: _Watched) -> str:
+@contextlib.contextmanager
+def explain_workers(obituary: Callable[[list[int]], str]) -> Iterator[None]:
+    """Around a loop over loaded batches: torch reports a dead worker wherever the main process is.
+
+    Args:
+        obituary: Gives the message for the process ids of workers that died.
+
+    Raises:
+        HrnetppError: If a picture cannot be read, or a worker dies.
+    """
+    try:
+        yield
+    except HrnetppError as error:
+        # A worker's exception comes with its traceback in the message; the last line is what we wrote.
+        last = str(error).strip().splitlines()[-1]
+        if "HrnetppError: " not in last:
+            raise
+        raise HrnetppError(last.split("HrnetppError: ", 1)[1]) from error
+    except RuntimeError as error:
+        dead = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if dead is None:
+            raise
+        raise HrnetppError(obituary([int(number) for number in dead[1].split(",")])) from error
+
+
+def _obituary(process_ids: list[int], watched: _Watched) -> str:
     """Who died, and over what."""
     lines = []
-    for process_id in process_ids.split(","):
-        at = [person for owner, person in watched.notes.tolist() if owner == int(process_id)]
+    for process_id in process_ids:
+        at = [person for owner, person in watched.notes.tolist() if owner == process_id]
         table = watched.crops.table
         what = f"person {at[0]}, {table.image_path(at[0])}" if at else "its first person"
-        lines.append(f"loader worker {int(process_id)} died while reading {what}")
+        lines.append(f"loader worker {process_id} died while reading {what}")
     return (
         "; ".join(lines) + ". Often memory ran out: use fewer workers, or look at that picture. The same "
         "command goes on from the last saved state"

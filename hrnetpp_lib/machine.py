@@ -19,6 +19,11 @@ from hrnetpp_lib.recipe import Run
 # The other processes wait while the first one scores val; NCCL's own limit is ten minutes.
 _PATIENCE = timedelta(hours=2)
 
+SLOW_BF16 = (
+    "warning: this CPU has no instructions for bf16 and imitates it, many times as slow as fp32. Use another "
+    "machine, or set precision='fp32' in the profile (recipe.py)"
+)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -46,6 +51,11 @@ def processes() -> PartialState:
     On a GPU where there is one, else on the CPU, as in testing.
     """
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def imitates_bf16(device: torch.device) -> bool:
+    """Whether a device computes bf16 by routines for want of instructions, as x86 before AVX512 does."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX")
 
 
 def leave(status: int) -> NoReturn:
@@ -84,6 +94,8 @@ def make_accelerator(run: Run, machine: Machine, folder: Path) -> Accelerator:
         project_dir=str(folder),
     )
     accelerator.init_trackers("tensorboard")
+    if run.profile.precision == "bf16" and imitates_bf16(accelerator.device):
+        accelerator.print(SLOW_BF16)
     return accelerator
 
 

@@ -22,19 +22,22 @@ from hrnetpp_lib.datasets import (
     missing_files,
     prepare_data,
 )
+from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import bbox_ap
 from hrnetpp_lib.hrnet import count_macs
 from hrnetpp_lib.infer import pick_device
 from hrnetpp_lib.keypoints import COCO17
 from hrnetpp_lib.loader import EpochBatches, Loader, number_of_steps, usable_workers
+from hrnetpp_lib.machine import SLOW_BF16, imitates_bf16
 from hrnetpp_lib.memory import bytes_per_crop, free_bytes
+from hrnetpp_lib.persons import PersonTable, check_images
 from hrnetpp_lib.recipe import HRNETPP, Profile, Run, three_stages
 from hrnetpp_lib.step import TrainStep
 from hrnetpp_lib.train import build_model
 
 # Persons with labelled keypoints, by the report and by the official HRNet code's count of train2017.
 REPORTED = {"ai_challenger": (444_000, 5_000), "coco": (149_813, None)}
-_STEPS = 20
+_STEPS, _LONGEST_S = 20, 60.0  # a machine that needs longer is measured over fewer steps
 _CPU_MACS = 4e10  # a step of more than this takes a CPU too long to wait for twenty
 
 
@@ -57,9 +60,16 @@ def plan(profile: Profile, root: Path, gpus: int) -> Iterator[str]:
     yield from _check_data(profile, root, data)
     persons = {name: _persons(name, data) for name in REPORTED}
     device = pick_device()
-    yield f"\nspeed, measured over {_STEPS} steps"
+    yield "\nspeed (a minute or two)"
     model_rate = yield from _measure_model(runs[1], share, device)
-    loader_rate = yield from _measure_loader(runs[1], data)
+    loader_rate = None
+    if "coco" in data:
+        try:
+            loader_rate = yield from _measure_loader(runs[1], data["coco"].train)
+        except HrnetppError as error:
+            yield f"  loader: not measured: {error}"
+    else:
+        yield "  loader: not measured, COCO's pictures are missing"
     yield from _cost(runs, persons, model_rate, device, gpus)
     yield from _bottleneck(profile, model_rate, loader_rate, gpus)
     yield from _disk(runs, root)
@@ -84,6 +94,10 @@ def _check_data(profile: Profile, root: Path, data: dict[str, StageData]) -> Ite
             if profile.data == "public" and reported:
                 line += f" (report: {reported}; {len(table) - reported:+d})"
             yield line
+            try:
+                check_images(table)
+            except HrnetppError as error:
+                yield f"    {error}"
     boxes = paths.boxes_json(profile)
     if "coco" in data and boxes:
         yield f"  {boxes.name}: person box AP {100 * bbox_ap(data['coco'].val_json, boxes):.1f} on val"
@@ -111,17 +125,25 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
         return torch.autocast(device.type, torch.bfloat16, enabled=profile.precision == "bf16")
 
     kept = bytes_per_crop(step, batch, autocast)
-    for done in range(_STEPS + 2):  # the first two pick algorithms and fill caches
-        if done == 2:
-            started = _now(device)
-        with autocast():
-            loss = step(batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    rate = _STEPS * crops / (_now(device) - started)
+
+    def make_steps(most: int) -> tuple[int, float]:
+        done, seconds, started = 0, 0.0, _now(device)
+        while done < most and seconds < _LONGEST_S:
+            with autocast():
+                loss = step(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            done, seconds = done + 1, _now(device) - started
+        return done, seconds
+
+    make_steps(2)  # pick algorithms and fill caches
+    steps, seconds = make_steps(_STEPS)
+    rate = steps * crops / seconds
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
-    yield f"  model on {name}, {crops} crops a step, {profile.precision}: {rate:.2f} crops/s"
+    yield f"  model on {name}, {steps} steps of {crops} crops, {profile.precision}: {rate:.2f} crops/s"
+    if profile.precision == "bf16" and imitates_bf16(device):
+        yield f"  {SLOW_BF16}"
     flop = 6 * macs  # 2 for each multiply-accumulate, forward once and backward twice
     yield f"  = {flop * rate / 1e12:.3f} TFLOP/s ({flop / 1e9:.3g} GFLOP a training crop)"
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -147,12 +169,9 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _measure_loader(run: Run, data: dict[str, StageData]) -> Iterator[str]:
-    """Crops per second of one loader process, None where the pictures are absent."""
-    if "coco" not in data:
-        yield "  loader: not measured, COCO's pictures are missing"
-        return None
-    train, workers = data["coco"].train, usable_workers(run.profile.workers)
+def _measure_loader(run: Run, train: PersonTable) -> Iterator[str]:
+    """Crops per second of one loader process."""
+    workers = usable_workers(run.profile.workers)
     batches = EpochBatches(len(train), min(run.profile.batch_size, len(train)), run.seed)
     crops = 0
     started = time.perf_counter()

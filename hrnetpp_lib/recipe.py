@@ -6,6 +6,7 @@ into a `Run`, whose hash names its folder: a finished run is found again, and ne
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal
 
@@ -253,27 +254,6 @@ class Run:
         """Folder name of the run, below runs/<profile>/."""
         return f"{self.stage.name}-{self.architecture.name}-{self.hash}"
 
-    @classmethod
-    def from_dict(cls, content: dict) -> "Run":
-        """The run whose `dataclasses.asdict` was written to a recipe.json.
-
-        Raises:
-            HrnetppError: If a field is missing or unknown.
-        """
-        try:
-            stage, profile = dict(content["stage"]), dict(content["profile"])
-            stage["augmentation"] = Augmentation(**stage["augmentation"])
-            profile["network"] = Network(**_tuples(profile["network"]))
-            return cls(
-                TrainStage(**stage),
-                Profile(**_tuples(profile)),
-                Architecture(**content["architecture"]),
-                content["seed"],
-                content["previous"],
-            )
-        except (KeyError, TypeError) as error:
-            raise HrnetppError(f"this is no recipe.json of this version of the package ({error})") from error
-
     def describe(self) -> str:
         """The recipe in one block of text, with what the profile scales down from the report."""
         report = next(stage for stage in STAGES if stage.name == self.stage.name)
@@ -297,11 +277,6 @@ class Run:
         return "\n".join(lines)
 
 
-def _tuples(fields_read: dict) -> dict:
-    """json knows lists only; the dataclasses hold tuples."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields_read.items()}
-
-
 def resolve(
     stage: TrainStage,
     profile: Profile,
@@ -321,17 +296,42 @@ def resolve(
         epochs: Overrides the profile's number of epochs (for ablations).
 
     Raises:
-        HrnetppError: If the input size is not a multiple of 32, or a number is out of range.
+        HrnetppError: See `check_run`.
     """
-    if any(side % 32 for side in profile.input_hw):
-        raise HrnetppError(f"profile {profile.name!r}: input_hw {profile.input_hw} must be multiples of 32")
     index = [known.name for known in STAGES].index(stage.name)
     epochs = profile.epochs[index] if epochs is None else epochs
-    if epochs < 1 or profile.batch_size < 1 or profile.heatmap_sigma <= 0:
-        raise HrnetppError(f"profile {profile.name!r}: epochs, batch_size and heatmap_sigma must be positive")
     scale = profile.lr_scales[index]
     budgeted = replace(stage, epochs=epochs, lr_start=stage.lr_start * scale, lr_end=stage.lr_end * scale)
-    return Run(budgeted, profile, architecture, seed, previous.name if previous else None)
+    run = Run(budgeted, profile, architecture, seed, previous.name if previous else None)
+    check_run(run)
+    return run
+
+
+def check_run(run: Run) -> None:
+    """Make sure that a run can be trained.
+
+    Raises:
+        HrnetppError: If the stage is unknown, a name cannot be a folder's, the input size is no multiple of
+            32, or a number is out of range.
+    """
+    stage, profile, augmentation = run.stage, run.profile, run.stage.augmentation
+    if stage.name not in [known.name for known in STAGES]:
+        known = ", ".join(known.name for known in STAGES)
+        raise HrnetppError(f"stage {stage.name!r} is unknown; choose one of {known}")
+    for name in (profile.name, run.architecture.name, run.previous or "none"):
+        if not re.fullmatch(r"[\w+-]+", name):
+            raise HrnetppError(f"name {name!r} cannot be a folder's; use letters, digits, _, + and -")
+    if any(side % 32 or side < 32 for side in profile.input_hw):
+        raise HrnetppError(f"profile {profile.name!r}: input_hw {profile.input_hw} must be multiples of 32")
+    positive = {name: getattr(stage, name) for name in ("epochs", "lr_start", "lr_end", "alpha")}
+    positive |= {name: getattr(profile, name) for name in ("heatmap_sigma", "batch_size", "eval_every")}
+    counts = {"seed": run.seed, "workers": profile.workers, "holdout_persons": profile.holdout_persons}
+    shares = {name: value for name, value in asdict(augmentation).items() if "probability" in name}
+    wrong = [f"{name} {value} must be positive" for name, value in positive.items() if not value > 0]
+    wrong += [f"{name} {value} must not be negative" for name, value in counts.items() if value < 0]
+    wrong += [f"{name} {value} must be 0 to 1" for name, value in shares.items() if not 0 <= value <= 1]
+    if wrong:
+        raise HrnetppError(f"profile {profile.name!r}, {stage.name}: {'; '.join(wrong)}")
 
 
 def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: int = 0) -> tuple[Run, ...]:

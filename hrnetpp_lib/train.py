@@ -26,6 +26,7 @@ from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.loader import EpochBatches, Loader, number_of_steps
 from hrnetpp_lib.machine import Machine, compile_step, make_accelerator
 from hrnetpp_lib.memory import free_bytes, is_out_of_memory, out_of_memory
+from hrnetpp_lib.persons import check_images
 from hrnetpp_lib.preemption import SigtermNotice
 from hrnetpp_lib.progress import EpochBar
 from hrnetpp_lib.recipe import Run
@@ -85,7 +86,8 @@ def train_stage(
 
     Raises:
         HrnetppError: If the loss is not finite or explodes, memory or disk runs out, a picture cannot be
-            read, the data changed since the run was begun, or the start is missing.
+            read (one of val before the first step), the data changed since the run was begun, or the start
+            is missing.
         Preempted: If SIGTERM came; the state is saved.
 
     Reference: HRNet++ report, training.
@@ -178,12 +180,15 @@ class Training:
 
     def run_epochs(self) -> None:
         """Train, evaluate, log and save, epoch by epoch."""
+        if self.accelerator.is_main_process:
+            check_images(self.data.val, decode=True)  # now, rather than after the first epochs
         for epoch in range(self.progress.epoch, self.run.stage.epochs):
             self._train_epoch(epoch)
             record = self._summary(epoch)
             if (epoch + 1) % self.run.profile.eval_every == 0 or epoch + 1 == self.run.stage.epochs:
-                self._save()  # scoring val may take longer than a scheduler waits
-                record |= self._evaluate(epoch)
+                self._save()
+                with self.notice.at_once():  # scoring val may take longer than a scheduler waits
+                    record |= self._evaluate(epoch)
             self._log(record)
             done = {"epoch": epoch + 1, "losses": [], "seconds": 0.0, "bad_images": 0}
             self.progress = replace(self.progress, typical_loss=record["loss"], **done)

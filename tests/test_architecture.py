@@ -13,7 +13,7 @@ SOURCES = MODULES + sorted((ROOT / "tests").glob("*.py"))
 
 # A module imports modules of lower layers only, or of its own layer without going in circles.
 LAYERS = {
-    0: ["__init__", "errors", "keypoints", "recipe", "progress"],
+    0: ["__init__", "errors", "keypoints", "recipe", "recipe_file", "progress"],
     1: ["durable", "coordinates", "geometry", "heatmap", "softargmax", "images", "records"],
     2: ["blocks", "hrnet", "weights", "losses", "augment", "mannequin", "painter", "scene", "synthetic"]
     + ["memory", "preemption", "machine", "resume"],
@@ -69,7 +69,18 @@ def test_no_circles():
 
 
 @pytest.mark.parametrize(
-    "name", ["recipe", "keypoints", "errors", "report", "geometry", "commands", "__main__", "__init__"]
+    "name",
+    [
+        "recipe",
+        "keypoints",
+        "errors",
+        "recipe_file",
+        "report",
+        "geometry",
+        "commands",
+        "__main__",
+        "__init__",
+    ],
 )
 def test_light_modules_load_no_torch(name):
     top = [

@@ -52,3 +52,11 @@ def test_a_card_with_an_unknown_skeleton_is_refused(tmp_path):
     save_checkpoint(HRNet(8, 14, **SMALL), card, tmp_path / "model.safetensors")
     with pytest.raises(HrnetppError, match="aic15"):
         load_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = HRNet(8, 17, blocks_per_branch=1, modules=(1, 1, 1))
+    model.final_layer.bias.data[3] = float("nan")
+    save_checkpoint(model, ModelCard(), tmp_path / "nan.safetensors")
+    with pytest.raises(HrnetppError, match=r"nan.safetensors: final_layer.bias is not finite"):
+        load_checkpoint(tmp_path / "nan.safetensors")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.images import read_image
 from hrnetpp_lib.keypoints import AIC14, COCO17
 from hrnetpp_lib.photo import newest_checkpoint, parse_boxes, predict
+from hrnetpp_lib.recipe import SMOKE, three_stages
 from hrnetpp_lib.scene import render_scene
 
 TINY = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
@@ -278,6 +281,39 @@ def test_check_data_misses_a_deleted_picture(capsys, smoke_root):
     finally:
         picture.write_bytes(content)
     assert picture.name in message and "1 of" in message
+
+
+def test_check_data_finds_a_torn_picture(capsys, smoke_root):
+    picture = sorted((smoke_root / "data/smoke/coco/train2017").iterdir())[2]
+    content = picture.read_bytes()
+    picture.write_bytes(content[:700])
+    try:
+        message = refused(capsys, "check-data", "--profile", "smoke", "--output", smoke_root)
+    finally:
+        picture.write_bytes(content)
+    assert f"{picture}: the image is truncated" in message and "1 of" in message
+
+
+def test_a_recipe_says_it_all(capsys, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(asdict(three_stages(SMOKE)[0]) | {"seed": -3}))
+    assert "seed -3" in refused(capsys, "train", "--recipe", recipe, "--output", tmp_path)
+    for option in (["--seed", "0"], ["--profile", "smoke"], ["--architecture", "hrnet"]):
+        message = refused(capsys, "train", "--recipe", recipe, *option)
+        assert f"--recipe {recipe} says it all; leave out {option[0]}" in message
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+def test_sigterm_before_a_stage_begins_leaves_the_mark(capsys, tmp_path, monkeypatch):
+    def scheduler_sends(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        raise AssertionError
+
+    monkeypatch.setattr("hrnetpp_lib.datasets.prepare_data", scheduler_sends)
+    assert main(["train", "--profile", "smoke", "--output", str(tmp_path)]) == 75
+    assert "the same command goes on" in capsys.readouterr().err
+    assert (tmp_path / "runs/smoke/PREEMPTED").exists()
 
 
 def test_evaluate_prints_the_figures_and_what_they_were_measured_on(capsys, smoke_root, checkpoint):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_data import dotted_table
 from torch.nn import functional as F
 
 from hrnetpp_lib.checkpoint import ModelCard
@@ -142,3 +143,13 @@ def test_real_detections_go_through_the_whole_path(real_data):
     assert 0 < len(coco_results(found, data)) <= 118
     figures = score(found, data)
     assert tuple(figures) == COCO_FIGURES and 0 <= figures["AP"] < 0.2  # an untrained network
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_picture_is_named_in_one_line(tmp_path, workers):
+    table = dotted_table(tmp_path)
+    (tmp_path / "dots.png").write_bytes(b"torn")
+    card = ModelCard(input_hw=(96, 64))
+    with pytest.raises(HrnetppError) as caught:
+        predict_boxes(HRNet(8, blocks_per_branch=1, modules=(1, 1, 1)), card, table, workers=workers)
+    assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)

@@ -41,6 +41,30 @@ def test_metrics_come_back_and_can_be_cut(tmp_path):
     assert read_metrics(tmp_path, run) == []
 
 
+@pytest.mark.parametrize("damage", ["cut", "bytes", "a line lost", "a line twice", "text"])
+def test_damaged_metrics_cost_their_lines_and_no_others(tmp_path, damage):
+    run = resolve(STAGE2, SMOKE)
+    folder = tmp_path / run.name
+    folder.mkdir()
+    lines = [json.dumps(RECORD | {"epoch": epoch}).encode() for epoch in (1, 2, 3)]
+    whole = b"\n".join(lines) + b"\n"
+    content, left = {
+        "cut": (whole[:-40], [1, 2]),
+        "bytes": (whole + b"\xff\xfe\x80", [1, 2, 3]),
+        "a line lost": (b"\n".join([lines[0], lines[2]]) + b"\n", [1, 3]),
+        "a line twice": (whole + lines[2], [1, 2, 3]),
+        "text": (b"3\n" + whole, [1, 2, 3]),
+    }[damage]
+    path = folder / "metrics.jsonl"
+    path.write_bytes(content)
+    if damage in ("cut", "bytes", "text"):
+        with pytest.raises(HrnetppError, match=rf"{path}: line \d is damaged; delete"):
+            read_metrics(tmp_path, run)
+    assert ("lacks 1 of the 3" in cut_metrics(folder, 3)) == (len(left) == 2)
+    append_metrics(folder, RECORD | {"epoch": 4})
+    assert [record["epoch"] for record in read_metrics(tmp_path, run)] == [*left, 4]
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     with pytest.raises(HrnetppError, match="gone"):
         append_metrics(tmp_path / "gone", RECORD)

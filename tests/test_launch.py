@@ -9,7 +9,8 @@ from hrnetpp_lib import launch
 from hrnetpp_lib.checkpoint import load_checkpoint
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.launch import train_in_processes
-from hrnetpp_lib.recipe import SMOKE, STAGE2, Run, resolve
+from hrnetpp_lib.recipe import SMOKE, STAGE2, resolve
+from hrnetpp_lib.recipe_file import read_recipe
 from hrnetpp_lib.train import checkpoint_path
 
 RUN = resolve(STAGE2, replace(SMOKE, synthetic_persons=(16, 8, 4), holdout_persons=2), seed=3)
@@ -19,7 +20,7 @@ def test_two_processes_train_the_very_recipe(tmp_path, capfd):
     train_in_processes(RUN, tmp_path, 2)
     path = checkpoint_path(tmp_path / "runs" / "smoke", RUN.name)
     assert load_checkpoint(path)[1].run == RUN.name
-    assert Run.from_dict(json.loads((path.parent / "recipe.json").read_text())) == RUN
+    assert read_recipe(path.parent / "recipe.json") == RUN
     metrics = json.loads((path.parent / "metrics.jsonl").read_text())
     assert metrics["processes"] == 2 and metrics["metric"] == "COCO AP"
     shown = capfd.readouterr().out

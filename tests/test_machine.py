@@ -50,6 +50,15 @@ def test_runs_of_one_process_may_differ_in_precision(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cpu_that_imitates_bf16_is_warned_of(tmp_path, monkeypatch, capsys):
+    for capability, slow in (("AVX2", True), ("AVX512", False), ("SVE256", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda answer=capability: answer)
+        for precision in ("bf16", "fp32"):
+            make_accelerator(resolve(STAGE2, replace(SMOKE, precision=precision)), Machine(), tmp_path)
+            warned = "imitates it" in capsys.readouterr().out
+            assert warned == (slow and precision == "bf16" and not torch.cuda.is_available())
+
+
 def test_tensorboard_missing_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "is_tensorboard_available", lambda: False)
     with pytest.raises(HrnetppError, match="tensorboard is not installed; install the extra watch"):

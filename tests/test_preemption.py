@@ -4,6 +4,9 @@ import os
 import signal
 import threading
 
+import pytest
+
+from hrnetpp_lib.errors import Preempted
 from hrnetpp_lib.preemption import SigtermNotice
 
 
@@ -27,3 +30,23 @@ def test_in_another_thread_it_does_nothing():
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+def test_where_nothing_can_be_lost_it_raises():
+    with SigtermNotice(at_once=True), pytest.raises(Preempted, match="the same command goes on"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with SigtermNotice() as notice:
+        with pytest.raises(Preempted), notice.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # noted only
+        with pytest.raises(Preempted), notice.at_once():  # one that came before
+            raise AssertionError
+
+
+def test_an_inner_notice_takes_over_and_hands_back():
+    with SigtermNotice(at_once=True):
+        with SigtermNotice() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.received
+        with pytest.raises(Preempted):
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -224,7 +224,8 @@ def test_a_second_training_of_a_run_is_kept_out(data, tmp_path):
 
 def test_the_slurm_script_requeues_what_was_preempted_and_nothing_else(tmp_path):
     """Run with stand-ins for srun and scontrol: what it starts, and when it asks to be queued again."""
-    stand_ins = {"srun": 'echo "$@" >> calls; exit $FAIL', "scontrol": 'echo "scontrol $@" >> calls'}
+    srun = 'echo "$@" >> calls; [ -n "$MARK" ] && touch "$MARK"; exit $FAIL'
+    stand_ins = {"srun": srun, "scontrol": 'echo "scontrol $@" >> calls'}
     for name, body in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -232,18 +233,22 @@ def test_the_slurm_script_requeues_what_was_preempted_and_nothing_else(tmp_path)
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
     slurm |= {"SLURM_CPUS_PER_TASK": "32", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
-    def submit(fail: int) -> tuple[int, str]:
+    mark = tmp_path / "runs/coco/PREEMPTED"
+    mark.parent.mkdir(parents=True)
+
+    def submit(fail: int, mark: str = "") -> tuple[int, str]:
         (tmp_path / "calls").unlink(missing_ok=True)
-        done = subprocess.run(["bash", script], cwd=tmp_path, env=os.environ | slurm | {"FAIL": str(fail)})
+        told = {"FAIL": str(fail), "MARK": mark}
+        done = subprocess.run(["bash", script], cwd=tmp_path, env=os.environ | slurm | told)
         return done.returncode, (tmp_path / "calls").read_text()
 
     status, calls = submit(0)
     assert status == 0 and "--num_machines 2 --num_processes 8" in calls and "-m hrnetpp_lib train" in calls
-    assert "--main_process_port 20007" in calls and "requeue" not in calls + submit(1)[1]
-    (tmp_path / "runs/coco").mkdir(parents=True)
-    (tmp_path / "runs/coco/PREEMPTED").touch()
-    status, calls = submit(1)
+    assert "--main_process_port 20007" in calls and "requeue" not in calls
+    status, calls = submit(1, str(mark))
     assert status == 1 and "scontrol requeue 7" in calls
+    assert mark.exists()  # and the job that fails now, before it has begun, is not queued again for its sake
+    assert "requeue" not in submit(1)[1]
 
 
 def newest_metrics(root: Path) -> bool:

@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from hrnetpp_lib import resume
 from hrnetpp_lib.checkpoint import load_checkpoint
 from hrnetpp_lib.datasets import GROUND_TRUTH_BOXES, convert_lspe, load_stage_data, prepare_data
-from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.journal import read_metrics, read_snapshots
 from hrnetpp_lib.machine import Machine
@@ -210,6 +212,30 @@ def test_unreadable_pictures_are_named_counted_and_replaced(paths, tmp_path, cap
     hit = sum(data.train.image_path(p).name == bad for p in range(len(data.train)))
     warned = capsys.readouterr().out.count(f"its picture cannot be read: {torn / bad}")
     assert warned == read_metrics(tmp_path, run)[0]["bad_images"] == hit
+
+
+def test_a_torn_picture_of_val_is_named_before_the_first_step(paths, tmp_path):
+    run = resolve(STAGE2, PROFILE)
+    data = load_stage_data("coco", PROFILE, paths)
+    torn = tmp_path / "images"
+    shutil.copytree(data.val.image_dir, torn)
+    bad = data.val.image_path(0).name
+    (torn / bad).write_bytes(b"torn")
+    data = replace(data, val=replace(data.val, image_dir=torn))
+    with pytest.raises(HrnetppError, match=f"1 of . images of .* cannot be read, the first: {torn / bad}"):
+        train_stage(run, data, tmp_path, paths.root, Machine(skip_bad_images=True))
+    assert not list(tmp_path.glob("stage2*/states"))
+
+
+def test_sigterm_while_val_is_scored_ends_at_once_and_costs_no_step(paths, tmp_path, monkeypatch):
+    run = resolve(STAGE2, PROFILE, epochs=2)
+    data = load_stage_data("coco", PROFILE, paths)
+    whole = train_stage(run, data, tmp_path / "whole", paths.root).read_bytes()
+    monkeypatch.setattr("hrnetpp_lib.train.validate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="the same command goes on"):
+        train_stage(run, data, tmp_path, paths.root)
+    monkeypatch.undo()
+    assert train_stage(run, data, tmp_path, paths.root).read_bytes() == whole
 
 
 def test_data_that_changed_under_an_interrupted_run_are_refused(paths, tmp_path, monkeypatch):
