@@ -17,7 +17,7 @@ from hrnetpp_lib.recipe import Run
 
 _SAMPLES = 6
 _WIDE = widgets.Layout(width="330px")
-_STYLE = {"description_width": "120px"}
+_STYLE = {"description_width": "140px"}
 _SLIDERS = {  # field of recipe.Augmentation: highest value, step
     "scale_std": (0.5, 0.05),
     "rotation_std_deg": (90.0, 5.0),

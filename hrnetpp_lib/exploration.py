@@ -33,6 +33,11 @@ class Box:
     truth: np.ndarray | None = None
     area: float | None = None
 
+    @property
+    def labelled(self) -> int:
+        """How many keypoints have a label."""
+        return 0 if self.truth is None else int((self.truth[:, 2] > 0).sum())
+
 
 @dataclass(frozen=True)
 class Answer:

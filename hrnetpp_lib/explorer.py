@@ -1,7 +1,9 @@
 """The heatmap explorer for JupyterLab: where a keypoint lands, why, and how sure the network is."""
 
+import contextlib
+import html
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,8 @@ from hrnetpp_lib.exploration import METHODS, Box, ask, compare
 from hrnetpp_lib.gallery import (
     Network,
     Scene,
+    best_labelled,
+    best_match,
     open_networks,
     open_picture,
     open_scenes,
@@ -25,7 +29,12 @@ from hrnetpp_lib.infer import SINGLE_VIEW, TTA_VIEWS
 from hrnetpp_lib.persons import PersonTable
 from hrnetpp_lib.picture import Picture
 
-_SHOWN_WIDTH_PX = 320  # of the whole picture, a little more than its panel has; more only takes time to draw
+_SHOWN_PX = (320, 480)  # width and height of the whole picture, a little more than its panel has
+_HINT = (
+    "Click a person or a keypoint. Drag the box to move it, start outside it to draw another; a click on the "
+    "person brings the first box back."
+)
+_WEAK = f"<b>No keypoint peaks above {views.POSE_THRESHOLD}: this network is too weak to draw a pose.</b> "
 _WIDE = widgets.Layout(width="330px")
 _STYLE = {"description_width": "90px"}
 _TABLE_CSS = (
@@ -37,9 +46,9 @@ _TABLE_CSS = (
 class HeatmapExplorer(widgets.VBox):
     """Choose a picture, a person, a keypoint and a network; see the heatmap and what decoders make of it.
 
-    Click a person in the strip or a keypoint in a picture; drag the box in the left picture, or draw another.
-    A new forward is run when the box, its padding, the network or the views change; all else decodes anew
-    what the network has said.
+    It opens on the person with the most labelled keypoints. Click a person in the strip or a keypoint in a
+    picture; drag the box in the left picture, or draw another. A new forward is run when the box, its
+    padding, the network or the views change; all else decodes anew what the network has said.
 
     Args:
         networks: A checkpoint, a (network, card) pair, or several of them by name.
@@ -60,9 +69,11 @@ class HeatmapExplorer(widgets.VBox):
         self._scenes = open_scenes(people)
         self._uploads = tempfile.TemporaryDirectory(prefix="hrnetpp_")
         self._before_drag: np.ndarray | None = None
+        self._listening = True
         self._make_controls()
         self._make_pictures()
         super().__init__(self._arrange())
+        self.scene.value = best_labelled(self._scenes)
         self._connect()
         self._open_scene()
 
@@ -80,6 +91,7 @@ class HeatmapExplorer(widgets.VBox):
         self.scene = menu([(scene.name, i) for i, scene in enumerate(self._scenes)], "picture")
         self.network = menu(list(self._networks), "network")
         self.keypoint = menu(names, "keypoint")
+        self.person = menu([("1", 0)], "person")
         self.alpha = widgets.FloatLogSlider(
             60, base=10, min=0, max=np.log10(200), step=np.log10(60) / 89, readout_format=".3g",
             description="alpha", layout=_WIDE, style=_STYLE,
@@ -97,7 +109,8 @@ class HeatmapExplorer(widgets.VBox):
         self.upload = widgets.FileUpload(
             accept="image/*", description="upload a picture", layout=widgets.Layout(width="180px")
         )
-        self.message = widgets.HTML()
+        self.message = widgets.HTML(layout=widgets.Layout(min_height="22px"))
+        self.hint = widgets.HTML()
 
     def _make_pictures(self) -> None:
         self.strip = Picture(alt="the people of the picture; click one")
@@ -111,8 +124,9 @@ class HeatmapExplorer(widgets.VBox):
         wrap = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="6px 14px")
         rows = [
             [self.scene, self.network, self.keypoint],
-            [self.path, self.upload, self.message],
-            [self.strip],
+            [self.person, self.path, self.upload],
+            [self.message],
+            [self.strip, self.hint],
             [self.whole, self.crop, widgets.VBox([self.map, self.shape]), self.marginals],
             [self.table, widgets.VBox([self.flip, self.tta])],
             [self.alpha, self.blend, self.padding, self.shift_x, self.shift_y],
@@ -123,9 +137,10 @@ class HeatmapExplorer(widgets.VBox):
         """Which control changes what; `_guard` turns errors into messages."""
 
         def on(control: widgets.Widget, action: Callable[[], None], trait: str = "value") -> None:
-            control.observe(lambda _change: self._guard(action), trait)
+            control.observe(lambda _change: self._listening and self._guard(action), trait)
 
         on(self.scene, self._open_scene)
+        on(self.person, lambda: self._choose_person(self.person.value))
         on(self.network, self._change_network)
         for control in (self.padding, self.shift_x, self.shift_y, self.tta):
             on(control, self._ask)
@@ -145,31 +160,52 @@ class HeatmapExplorer(widgets.VBox):
         try:
             action()
         except HrnetppError as error:
-            self.message.value = f"<b style='color:#D55E00'>{error}</b>"
+            self.message.value = f"<b style='color:#D55E00'>{html.escape(str(error))}</b>"
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """While entered, controls are set without an answer."""
+        self._listening = False
+        try:
+            yield
+        finally:
+            self._listening = True
 
     def _open_scene(self) -> None:
         scene = self._scenes[self.scene.value]
         # Annotations refer to the stored pixels; a picture without them is shown as its camera was held.
         self._image = read_image(scene.path, upright=not scene.boxes)
-        self._reduction = min(1.0, _SHOWN_WIDTH_PX / self._image.shape[1])
+        height, width = self._image.shape[:2]
+        self._reduction = min(1.0, _SHOWN_PX[0] / width, _SHOWN_PX[1] / height)
         shrink = {"fx": self._reduction, "fy": self._reduction, "interpolation": cv2.INTER_AREA}
         self._small = cv2.resize(self._image, None, **shrink)
         self._boxes = list(scene.boxes) or [whole_image_box(self._image)]
-        self._choose_person(0)
+        with self._quietly():
+            self.person.options = [(str(i + 1), i) for i in range(len(self._boxes))]
+        self._choose_person(scene.best_labelled)
 
     def _choose_person(self, person: int) -> None:
-        self._person, self._before_drag = person, None
+        self._before_drag = None
         self._box = self._boxes[person]
-        self.strip.png = views.encode_image(thumbnails(self._image, self._boxes, person))
+        with self._quietly():
+            self.shift_x.value = self.shift_y.value = 0.0
+        self._frame_person(person)
         self._ask()
+
+    def _frame_person(self, person: int) -> None:
+        self._person = person
+        with self._quietly():
+            self.person.value = person
+        self.strip.png = views.encode_image(thumbnails(self._image, self._boxes, person))
 
     def _change_network(self) -> None:
         skeleton = self._networks[self.network.value][1].skeleton
         names = [(name.replace("_", " "), k) for k, name in enumerate(skeleton.names)]
         if self.keypoint.options != tuple(names):
             kept = min(self.keypoint.value, len(names) - 1)
-            self.keypoint.options = names
-            self.keypoint.value = kept
+            with self._quietly():
+                self.keypoint.options = names
+                self.keypoint.value = kept
         self._ask()
 
     def _ask(self) -> None:
@@ -190,6 +226,7 @@ class HeatmapExplorer(widgets.VBox):
         own = METHODS[2] if card.decoder == "soft_argmax" else METHODS[1]
         self._pose = self.answer.positions(card.alpha, self.flip.value)[own]
         self._scores = self.answer.scores(self.flip.value)
+        self.hint.value = (_WEAK if self._scores.max() <= views.POSE_THRESHOLD else "") + _HINT
         pose = np.column_stack([self.answer.to_image(self._pose) * self._reduction, self._scores])
         truth = None if self._truth is None else self._truth * (self._reduction, self._reduction, 1)
         bbox = self._shown_bbox * self._reduction
@@ -248,15 +285,25 @@ class HeatmapExplorer(widgets.VBox):
         x, y, w, h = before = self._before_drag
         is_everything = w * h > 0.9 * size.prod()
         if x <= start[0] <= x + w and y <= start[1] <= y + h and not is_everything:
-            bbox = np.concatenate([before[:2] + end - start, before[2:]])
+            corner = np.clip(before[:2] + end - start, -before[2:] / 2, size - before[2:] / 2)
+            bbox, person = np.concatenate([corner, before[2:]]), self._box
         else:
-            corner = np.minimum(start, end)
-            bbox = np.concatenate([corner, np.maximum(np.abs(end - start), 4)])
+            bbox = np.concatenate([np.minimum(start, end), np.maximum(np.abs(end - start), 4)])
+            person = self._meet(bbox)
         bbox[:2] -= bbox[2:] * (self.shift_x.value, self.shift_y.value)  # `_ask` adds the sliders' shift
-        self._box = Box(bbox, self._box.truth, self._box.area)
+        self._box = Box(bbox, person.truth, person.area)
         if self.whole.gesture["kind"] == "drop":
             self._before_drag = None
         self._ask()
+
+    def _meet(self, bbox: np.ndarray) -> Box:
+        """The known person that a drawn box is around; nobody's truth if it is around none."""
+        person = best_match(bbox, self._boxes)
+        if person is None:
+            return Box(bbox)
+        if person != self._person:
+            self._frame_person(person)
+        return self._boxes[person]
 
     def _touch_crop(self) -> None:
         if self.crop.gesture["kind"] == "click":
@@ -269,15 +316,21 @@ class HeatmapExplorer(widgets.VBox):
         self.keypoint.value = int(np.hypot(*(points - place).T).argmin())
 
     def _take_path(self) -> None:
-        if self.path.value.strip():
-            self._add(open_scenes(self.path.value.strip())[0])
+        path = self.path.value.strip().strip("'\"")
+        if path:
+            self._add(open_scenes(path))
 
     def _take_upload(self) -> None:
         for file in self.upload.value:
-            self._add(open_picture(bytes(file["content"]), file["name"], Path(self._uploads.name)))
+            self._add([open_picture(bytes(file["content"]), file["name"], Path(self._uploads.name))])
 
-    def _add(self, scene: Scene) -> None:
-        read_image(scene.path)  # complains before the menu knows it
-        self._scenes.append(scene)
-        self.scene.options = [(scene.name, i) for i, scene in enumerate(self._scenes)]
-        self.scene.value = len(self._scenes) - 1
+    def _add(self, scenes: list[Scene]) -> None:
+        """New pictures into the menu, and the first of them onto the screen."""
+        read_image(scenes[0].path)  # complains before the menu knows it
+        known = {scene.path for scene in self._scenes}
+        self._scenes += [scene for scene in scenes if scene.path not in known]
+        first = [scene.path for scene in self._scenes].index(scenes[0].path)
+        with self._quietly():
+            self.scene.options = [(scene.name, i) for i, scene in enumerate(self._scenes)]
+            self.scene.value = first
+        self._open_scene()

@@ -1,5 +1,6 @@
 """What an explorer can show: networks by name, and pictures with the people in them."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from hrnetpp_lib.data import View, crops_of_box
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.exploration import Box
 from hrnetpp_lib.hrnet import HRNet
-from hrnetpp_lib.images import read_image
+from hrnetpp_lib.images import decode_image
 from hrnetpp_lib.persons import PersonTable
 
 Network = tuple[HRNet, ModelCard]
@@ -35,6 +36,11 @@ class Scene:
     path: Path
     boxes: tuple[Box, ...] = ()
     rows: tuple[int, ...] = ()
+
+    @property
+    def best_labelled(self) -> int:
+        """Which of the people has the most labelled keypoints; the first of equals."""
+        return max(range(len(self.boxes)), key=lambda i: self.boxes[i].labelled, default=0)
 
 
 def open_networks(networks: Network | Path | str | Mapping[str, Network | Path | str]) -> dict[str, Network]:
@@ -73,10 +79,13 @@ def open_scenes(source: PersonTable | Path | str | Sequence[Path | str]) -> list
     if isinstance(source, PersonTable):
         return _scenes_of_table(source)
     listed = [source] if isinstance(source, (str, Path)) else source
-    paths = [Path(path).expanduser() for path in listed]
-    if len(paths) == 1 and paths[0].is_dir():
-        paths = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in _PICTURES)
-    missing = [path for path in paths if not path.is_file()]
+    try:
+        paths = [Path(path).expanduser() for path in listed]
+        if len(paths) == 1 and paths[0].is_dir():
+            paths = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in _PICTURES)
+        missing = [path for path in paths if not path.is_file()]
+    except (OSError, RuntimeError, ValueError) as error:  # no such home, a name too long, a folder locked
+        raise HrnetppError(f"{source}: cannot be looked at ({error}); check the path") from error
     if missing or not paths:
         raise HrnetppError(
             f"{missing[0] if missing else source}: no picture there; give a .jpg or .png, or a folder of them"
@@ -101,6 +110,33 @@ def _scenes_of_table(table: PersonTable) -> list[Scene]:
     return scenes
 
 
+def best_labelled(scenes: Sequence[Scene]) -> int:
+    """The picture of the person with the most labelled keypoints; of equals the first in their table."""
+
+    def merit(number: int) -> tuple[int, int]:
+        scene = scenes[number]
+        people = zip(scene.boxes, scene.rows, strict=True)
+        return max(((box.labelled, -row) for box, row in people), default=(0, -number))
+
+    return max(range(len(scenes)), key=merit)
+
+
+def best_match(bbox_xywh: np.ndarray, boxes: Sequence[Box], threshold: float = 0.3) -> int | None:
+    """Which box overlaps a given one most; None where no intersection over union reaches the threshold.
+
+    Args:
+        bbox_xywh: (4,) image px.
+        boxes: To choose from.
+        threshold: Of intersection over union.
+    """
+    others = np.array([box.bbox_xywh for box in boxes])
+    start = np.maximum(others[:, :2], bbox_xywh[:2])
+    end = np.minimum(others[:, :2] + others[:, 2:], bbox_xywh[:2] + bbox_xywh[2:])
+    shared = np.maximum(end - start, 0).prod(axis=1)
+    overlap = shared / (others[:, 2:].prod(axis=1) + bbox_xywh[2:].prod() - shared)
+    return int(overlap.argmax()) if overlap.max() >= threshold else None
+
+
 def whole_image_box(image: np.ndarray) -> Box:
     """The box of a picture of which nothing is known."""
     return Box(np.array([0.0, 0.0, image.shape[1], image.shape[0]]))
@@ -112,10 +148,11 @@ def open_picture(data: bytes, name: str, folder: Path) -> Scene:
     Raises:
         HrnetppError: If it is no picture.
     """
-    path = folder / Path(name).name
+    decode_image(data, name)
+    # A folder for each: another picture of the same name must not replace it.
+    path = Path(tempfile.mkdtemp(dir=folder)) / f"picture{Path(name).suffix}"
     path.write_bytes(data)
-    read_image(path)
-    return Scene(path.name, path)
+    return Scene(Path(name).name, path)
 
 
 def thumbnails(image: np.ndarray, boxes: Sequence[Box], chosen: int, height: int = 96) -> np.ndarray:

@@ -13,6 +13,7 @@ from hrnetpp_lib.keypoints import Skeleton
 from hrnetpp_lib.plots import render_images, save
 from hrnetpp_lib.report import write_json
 
+_DRAWN_ABOVE = 0.2  # the score above which a keypoint is drawn, and counts in evaluation
 _PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -101,7 +102,10 @@ def predict(
     if output_dir is not None and not isinstance(image, np.ndarray):
         paths = write_prediction(Path(image), poses, boxes, card.skeleton, Path(output_dir))
         written = f": {paths[0]}, {paths[1]}"
-    print(f"{len(poses)} poses by {checkpoint} ({card.run}, {card.decoder}), boxes {origin}{written}")
+    drawn = f"{(poses[:, :, 2] > _DRAWN_ABOVE).sum()} of {poses[:, :, 2].size} keypoints above {_DRAWN_ABOVE}"
+    print(
+        f"{len(poses)} poses, {drawn}, by {checkpoint} ({card.run}, {card.decoder}), boxes {origin}{written}"
+    )
     return poses
 
 
@@ -111,7 +115,7 @@ def write_prediction(
     """Write `<output>/<image>_poses.json` (COCO results) and `.png` (poses drawn).
 
     Args:
-        image_path: The photograph; its stem is the image id in the json.
+        image_path: The photograph; its stem is the image id in the json, as a number if it is one.
         poses: (N, K, 3) image px and scores.
         boxes_xywh: (N, 4) image px.
         skeleton: Of the poses.
@@ -122,7 +126,7 @@ def write_prediction(
     """
     results = [
         {
-            "image_id": image_path.stem,
+            "image_id": int(image_path.stem) if image_path.stem.isdecimal() else image_path.stem,
             "category_id": 1,
             "keypoints": np.round(pose, 3).ravel().tolist(),
             "bbox": np.round(box, 2).tolist(),
@@ -138,7 +142,7 @@ def write_prediction(
         skeleton,
         boxes=[boxes_xywh],
         columns=1,
-        threshold=0.2,
+        threshold=_DRAWN_ABOVE,
     )
     save(figure, png_path)
     return json_path, png_path

@@ -22,7 +22,8 @@ MARKS = {
     METHODS[2]: ("o", 6, METHOD_COLOURS["regression"]),
     TRUTH: ("*", 9, "#CC79A7"),
 }
-PANEL_IN = (2.8, 2.8)  # four stand side by side in a window of 1280 px
+PANEL_IN = (2.8, 2.8)  # four stand side by side in a window of 1280 px if the crop is 3:4
+POSE_THRESHOLD = 0.05  # keypoints that score no more are not drawn
 
 
 def _panel(title: str, projection: str | None = None) -> tuple[Figure, Axes]:
@@ -58,13 +59,14 @@ def render_box(
         truth: (K, 3) image px and visibility, or None.
     """
     height, width = image.shape[:2]
-    figure = Picture(figsize=(PANEL_IN[0], PANEL_IN[0] * height / width))
+    inches = min(PANEL_IN[0] / width, 1.5 * PANEL_IN[1] / height)  # per px; a tower must not fill the page
+    figure = Picture(figsize=(inches * width, inches * height))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
     ax.imshow(image)
     if truth is not None:
         _draw_truth(ax, truth, skeleton)
-    draw_pose(ax, pose, skeleton, threshold=0.05)
+    draw_pose(ax, pose, skeleton, threshold=POSE_THRESHOLD)
     x, y, w, h = bbox_xywh
     ax.add_patch(mpl.patches.Rectangle((x, y), w, h, fill=False, ec="#F0E442", lw=1.5))
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
@@ -107,7 +109,7 @@ def render_crop(
     ax.imshow(heat_layer(heatmap, (height, width), blend))
     if truth_input is not None:
         _draw_truth(ax, truth_input, skeleton)
-    draw_pose(ax, pose_input, skeleton, threshold=0.05, width=1.2)
+    draw_pose(ax, pose_input, skeleton, threshold=POSE_THRESHOLD, width=1.2)
     ax.plot(*pose_input[keypoint, :2], "o", ms=13, mfc="none", mec="white", mew=1.8)
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     return figure
@@ -129,7 +131,9 @@ def render_contour(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figur
         ax.contour(heatmap, levels=levels, colors="#F0E442", linewidths=0.6)
     _mark(ax, rows)
     ticks = {"xticks": _few(heatmap.shape[1]), "yticks": _few(heatmap.shape[0])}
-    ax.set(xlabel="x (heatmap px)", ylabel="y (heatmap px)", **ticks)
+    # Positions outside the map, as the truth may have, must not shrink it.
+    frame = {"xlim": (-0.5, heatmap.shape[1] - 0.5), "ylim": (heatmap.shape[0] - 0.5, -0.5)}
+    ax.set(xlabel="x (heatmap px)", ylabel="y (heatmap px)", **ticks, **frame)
     ax.grid(False)
     ax.set_position((0.13, 0.31, 0.84, 0.61))
     figure.legend(loc="lower center", ncols=2, fontsize=7, markerscale=0.6)
@@ -146,12 +150,15 @@ def render_surface(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figur
     ax.plot_surface(x, y, heatmap, cmap="inferno", rcount=32, ccount=32, linewidth=0, antialiased=False)
     floor = min(0.0, float(heatmap.min()))
     top = max(0.2, float(heatmap.max()) * 1.1)
+    limits = np.array(heatmap.shape[::-1]) - 1
     for row in rows:
         shape, size, colour = MARKS[row.method]
         (x, y), line = row.xy_heatmap, {"color": colour, "zorder": 10}
+        if not ((row.xy_heatmap >= 0) & (row.xy_heatmap <= limits)).all():
+            continue  # a stem outside the map would stand anywhere
         ax.plot([x, x], [y, y], [floor, top], lw=1, **line)
         ax.plot([x], [y], [top], shape, ms=size, mfc="none", mew=2, **line)
-    ax.set(xlabel="x", ylabel="y", ylim=(heatmap.shape[0] - 1, 0), zlim=(floor, top))
+    ax.set(xlabel="x", ylabel="y", xlim=(0, limits[0]), ylim=(limits[1], 0), zlim=(floor, top))
     ax.tick_params(labelsize=6, pad=0)
     return figure
 
@@ -185,7 +192,10 @@ def render_marginals(heatmap: np.ndarray, alpha: float, rows: Sequence[Row]) -> 
 
 
 def table_html(rows: Sequence[Row]) -> str:
-    """The positions, errors and similarities as an HTML table; dashes where there is no truth."""
+    """The positions, errors and similarities as an HTML table; dashes where there is no truth.
+
+    It always has a row for the truth, so that what stands below it does not jump.
+    """
 
     def cell(value: float, digits: int) -> str:
         return "–" if np.isnan(value) else f"{value:.{digits}f}"
@@ -204,6 +214,9 @@ def table_html(rows: Sequence[Row]) -> str:
             cell(row.oks, 3),
         ]
         lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
+    if TRUTH not in [row.method for row in rows]:
+        mark = f'<span style="color:{MARKS[TRUTH][2]}">&#9632;</span> {TRUTH}'
+        lines.append(f"<tr><td>{mark}</td><td>not labelled</td>{'<td>–</td>' * 4}</tr>")
     return f'<table class="positions">{"".join(lines)}</table>'
 
 

@@ -82,9 +82,13 @@ class Workspace:
         found = {name: path for name, path in found.items() if path.is_file()}
         if not found:
             raise HrnetppError(
-                f"{self.runs}: no finished run to explore. The smallest command that makes some: "
-                f"python -m hrnetpp_lib train --profile {self.profile.name}"
-                + ("" if self.profile.name == "smoke" else ", or with smoke for the profile in seconds")
+                f"{self.runs}: no finished run to explore. Train the networks: python -m hrnetpp_lib train "
+                f"--profile {self.profile.name}"
+                + (
+                    ""
+                    if self.profile.name == "smoke"
+                    else " (smoke takes seconds; then profile = 'smoke' above)"
+                )
             )
         return found
 

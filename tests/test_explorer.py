@@ -11,6 +11,7 @@ from test_data import dotted_table
 
 from hrnetpp_lib.checkpoint import ModelCard
 from hrnetpp_lib.data_explorer import DataExplorer, sample_crops
+from hrnetpp_lib.exploration import Box
 from hrnetpp_lib.explorer import HeatmapExplorer
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.keypoints import AIC14
@@ -108,10 +109,43 @@ def test_on_a_picture_of_which_nothing_is_known_a_box_is_drawn(tmp_path):
     assert drawn.shape[1] / drawn.shape[0] == pytest.approx(4 / 3, rel=0.02)
 
 
-def test_people_are_picked_in_the_strip(explorer):
+def test_people_are_picked_in_the_strip_and_in_the_menu(explorer):
     before = shown(explorer)
     gesture(explorer.strip, "click", [0.9, 0.5], [0.9, 0.5])
-    assert explorer._person == 1 and shown(explorer)["strip"] != before["strip"]
+    assert explorer._person == explorer.person.value == 1 and shown(explorer)["strip"] != before["strip"]
+    explorer.shift_x.value = 0.2
+    explorer.person.value = 0
+    assert explorer._person == 0 and explorer.shift_x.value == 0 and shown(explorer) == before
+
+
+def test_a_drawn_box_meets_the_person_it_is_around_or_nobody(explorer):
+    size = np.array(explorer._image.shape[1::-1], float)
+    x, y, w, h = explorer._boxes[1].bbox_xywh
+    outside = np.array([0.5, 0.5]) / size  # a drag that starts in the box would move it
+    explorer._box = Box(np.array([x, y, 1.0, 1.0]))
+    explorer._ask()
+    gesture(explorer.whole, "drop", ((x + w) / size[0], y / size[1]), (x / size[0], (y + h) / size[1]))
+    assert explorer._person == explorer.person.value == 1 and explorer._truth is explorer._boxes[1].truth
+    gesture(explorer.whole, "drop", outside.tolist(), (6 / size).tolist())
+    assert explorer._truth is None and "not labelled" in explorer.table.value
+
+
+def test_a_box_cannot_leave_the_picture(explorer):
+    gesture(explorer.whole, "drop", [0.5, 0.5], [9.0, -9.0])
+    x, y, w, h = explorer._shown_bbox
+    assert (x + w / 2, y + h / 2) == pytest.approx((explorer._image.shape[1], 0))
+
+
+def test_it_opens_on_the_best_labelled_person(table):
+    table.keypoints[0, np.flatnonzero(table.keypoints[0, :, 2])[:2]] = 0
+    assert HeatmapExplorer(network(1), table)._person == 1
+
+
+def test_a_network_that_is_too_weak_is_called_so(table):
+    model, card = network(1)
+    assert "too weak" not in HeatmapExplorer((model, card), table).hint.value
+    model.final_layer.weight.data *= 1e-3
+    assert "too weak" in HeatmapExplorer((model, card), table).hint.value
 
 
 def test_a_network_of_other_keypoints_has_its_own_menu_and_no_truth(explorer):
@@ -138,8 +172,18 @@ def test_own_pictures_by_path_and_upload_and_mistakes_become_messages(explorer, 
     assert explorer.scene.options[-1][0] == "up.png" and not explorer.message.value
     explorer.path.value = str(tmp_path / "nobody.png")
     assert "nobody.png" in explorer.message.value and len(explorer.scene.options) == 3
-    explorer.upload.value = (uploaded("x.png", b"no"),)
-    assert "x.png" in explorer.message.value and len(explorer.scene.options) == 3
+    explorer.upload.value = (uploaded("up.png", b"no"),)
+    assert "up.png" in explorer.message.value and len(explorer.scene.options) == 3
+    explorer.scene.value = 0
+    explorer.scene.value = 2  # the one before is still what it was
+    assert explorer._image.shape == (50, 40, 3) and not explorer.message.value
+    explorer.path.value = "/<u>/x.png"
+    assert "&lt;u&gt;" in explorer.message.value
+    explorer.path.value = f"'{tmp_path / 'me.png'}'"  # known already
+    assert explorer.scene.value == 1 and len(explorer.scene.options) == 3
+    cv2.imwrite(str(tmp_path / "you.png"), np.zeros((30, 20, 3), np.uint8))
+    explorer.path.value = str(tmp_path)
+    assert [name for name, _ in explorer.scene.options] == ["dots.png", "me.png", "up.png", "you.png"]
 
 
 def test_real_photographs_open(real_data):

@@ -1,6 +1,7 @@
 """What explorers accept: networks in several forms, tables, pictures and folders; and what they refuse."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,7 +10,17 @@ from test_data import dotted_table
 
 from hrnetpp_lib.checkpoint import ModelCard, save_checkpoint
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.gallery import open_networks, open_picture, open_scenes, thumbnails, whole_image_box
+from hrnetpp_lib.exploration import Box
+from hrnetpp_lib.gallery import (
+    Scene,
+    best_labelled,
+    best_match,
+    open_networks,
+    open_picture,
+    open_scenes,
+    thumbnails,
+    whole_image_box,
+)
 from hrnetpp_lib.hrnet import HRNet
 from hrnetpp_lib.recipe import SMOKE
 
@@ -59,9 +70,41 @@ def test_pictures_come_one_by_one_or_by_the_folder(tmp_path):
 
 def test_an_upload_stays_in_its_folder_and_must_be_a_picture(tmp_path):
     data = cv2.imencode(".png", np.zeros((8, 9, 3), np.uint8))[1].tobytes()
-    assert open_picture(data, "../../me.png", tmp_path).path == tmp_path / "me.png"
-    with pytest.raises(HrnetppError, match="no.jpg"):
+    scenes = [open_picture(data, name, tmp_path) for name in ("../../me.png", "me.png", "x" * 300 + ".png")]
+    assert scenes[0].name == scenes[1].name == "me.png" and len({scene.path for scene in scenes}) == 3
+    assert all(tmp_path in scene.path.parents and scene.path.read_bytes() == data for scene in scenes)
+    with pytest.raises(HrnetppError, match=r"^no.jpg"):
         open_picture(b"no picture", "no.jpg", tmp_path)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x.jpg", "x" * 5000, "x\0y.jpg"])
+def test_paths_that_cannot_be_looked_at_are_refused(path):
+    with pytest.raises(HrnetppError):
+        open_scenes(path)
+
+
+def test_the_best_labelled_person_is_found_across_pictures():
+    def box(labelled: int) -> Box:
+        return Box(
+            np.array([0.0, 0, 9, 9]), np.repeat([[1.0, 1, 2], [0, 0, 0]], (labelled, 5 - labelled), axis=0)
+        )
+
+    scenes = [
+        Scene("a", Path("a"), (box(2), box(4)), (7, 5)),
+        Scene("b", Path("b"), (box(4), Box(np.array([0.0, 0, 9, 9]))), (3, 9)),
+        Scene("c", Path("c")),
+    ]
+    assert [scene.best_labelled for scene in scenes] == [1, 0, 0]
+    assert best_labelled(scenes) == 1  # of two with four labels the first row of the table
+    assert best_labelled(scenes[2:]) == 0
+
+
+def test_the_box_that_overlaps_most_by_hand():
+    boxes = [Box(np.array(b, float)) for b in ([0, 0, 10, 10], [20, 0, 10, 10], [22, 0, 10, 10])]
+    assert best_match(np.array([0.0, 0, 10, 5]), boxes) == 0  # 50 / 100
+    assert best_match(np.array([23.0, 0, 10, 10]), boxes) == 2
+    assert best_match(np.array([0.0, 8, 10, 10]), boxes) is None  # 20 / 180
+    assert best_match(np.array([0.0, 8, 10, 10]), boxes, threshold=0.1) == 0
 
 
 def test_thumbnails_frame_the_chosen_one():

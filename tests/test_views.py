@@ -79,10 +79,25 @@ def test_the_whole_picture_with_and_without_truth():
     assert with_truth.shape[1] / with_truth.shape[0] == pytest.approx(90 / 60, rel=0.02)
 
 
+def test_a_truth_far_outside_does_not_shrink_the_map():
+    """Without it and with it, the panel's lower part alone differs: the legend has an entry more."""
+    far = [*ROWS[:3], Row(TRUTH, np.array([-81.0, -465.0]), 9.0, 36.0, 0.0, 0.1)]
+    for render, rows in ((render_contour, slice(0, 190)), (render_surface, slice(0, 280))):
+        with_truth, without = (pixels(render(HEATMAP, r, "left wrist"))[rows] for r in (far, ROWS[:3]))
+        assert (with_truth == without).all(), render.__name__
+
+
+@pytest.mark.parametrize("hw", [(1400, 60), (60, 1400), (90, 60)])
+def test_towers_and_ribbons_stay_small(hw):
+    drawn = pixels(render_box(np.zeros((*hw, 3), np.uint8), np.array([1, 1, 40, 40]), POSE, COCO17, None))
+    assert drawn.shape[0] <= 420 and drawn.shape[1] <= 280
+
+
 def test_the_table_has_numbers_or_dashes():
     html = table_html(ROWS)
     assert html.count("<tr>") == 5 and "6.25, 9.25" in html and "<td>1.20</td>" in html and "0.970" in html
-    assert table_html(UNKNOWN).count("–") == 4
+    unknown = table_html(UNKNOWN)
+    assert unknown.count("–") == 8 and "not labelled" in unknown and "not labelled" not in html
 
 
 def test_marks_differ_in_shape_size_and_grey():

@@ -87,7 +87,7 @@ def test_a_run_is_described_by_all_of_its_epochs(tmp_path):
     ws = workspace("smoke", tmp_path)
     run = three_stages(ws.profile)[1]
     (ws.runs / run.name).mkdir(parents=True)
-    epochs = [{"step": 3, "seconds": 0.015}, {"step": 6, "seconds": 0.005}]
+    epochs = [{"epoch": 1, "step": 3, "seconds": 0.015}, {"epoch": 2, "step": 6, "seconds": 0.005}]
     (ws.runs / run.name / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)) + "\n")
     described = ws.describe_run(run)
     assert described["crops"] == 6 * ws.profile.batch_size
