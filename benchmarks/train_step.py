@@ -57,15 +57,15 @@ def make_batch(run: Run) -> dict[str, torch.Tensor]:
     }
 
 
-def measure(run: Run, variant: Variant) -> tuple[float, float]:
-    """Crops per second, and the seconds of the three steps before that is measured, in which it compiles."""
+def measure(run: Run, variant: Variant) -> float:
+    """Crops per second, after three steps in which caches fill and the compiler does its work."""
     layout = torch.channels_last if variant.fast else torch.contiguous_format
     model = build_model(run, KEYPOINTS).to(memory_format=layout).train()
     step, batch = TrainStep(model, run), make_batch(run)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=variant.fast, foreach=False)
     if variant.compiled:
         step = torch.compile(step)
-    started = begun = time.perf_counter()
+    started = time.perf_counter()
     for i in range(STEPS + 3):
         if i == 3:
             started = time.perf_counter()
@@ -77,11 +77,11 @@ def measure(run: Run, variant: Variant) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
         done = i - 2
-    return done * run.profile.batch_size / (time.perf_counter() - started), started - begun
+    return done * run.profile.batch_size / (time.perf_counter() - started)
 
 
-def measure_in_child(profile: str, environment: dict[str, str]) -> dict[str, tuple[float, float]]:
-    """What `measure` says of every variant, in a new process."""
+def measure_in_child(profile: str, environment: dict[str, str]) -> dict[str, float]:
+    """Crops per second of every variant, in a new process."""
     command = [sys.executable, __file__, profile, "--child"]
     child = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
     return json.loads(child.stdout.splitlines()[-1])
@@ -101,12 +101,9 @@ def main() -> None:
         rounds.append({way + suffix: v for suffix, ways in found.items() for way, v in ways.items()})
     rows = {}
     for way in rounds[0]:
-        speed = statistics.median(r[way][0] for r in rounds)
-        ratio = statistics.median(r[way][0] / r[VARIANTS[0].name][0] for r in rounds)
-        # Of the first round alone: the compiler keeps what it made for the others.
-        first = rounds[0][way][1]
+        speed = statistics.median(r[way] for r in rounds)
+        ratio = statistics.median(r[way] / r[VARIANTS[0].name] for r in rounds)
         rows[way] = {"crops_per_s": round(speed, 1), "times_plain": round(ratio, 2)}
-        rows[way] |= {"first_steps_s": round(first, 1)}
         print(f"{way:54s} {speed:7.1f} crops/s   {ratio:5.2f} x")
     origin = provenance()
     content = {"profile": name, "batch": run.profile.batch_size, "rounds": ROUNDS, "steps": rows}
