@@ -145,8 +145,8 @@ def check_images(table: PersonTable, decode: bool = False) -> None:
     Raises:
         HrnetppError: Naming the first missing or unreadable files and counting them all.
     """
-    used = [table.image_dir / name.decode() for name in table.image_files[np.unique(table.image_index)]]
-    missing = [path.name for path in used if not path.is_file()]
+    used = [name.decode() for name in table.image_files[np.unique(table.image_index)]]
+    missing = [name for name in used if not (table.image_dir / name).is_file()]
     if missing:
         first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise HrnetppError(
@@ -155,7 +155,7 @@ def check_images(table: PersonTable, decode: bool = False) -> None:
         )
     if decode:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes without Python's lock
-            found = pool.map(_complaint, used)
+            found = pool.map(_complaint, [table.image_dir / name for name in used])
             complaints = [complaint for complaint in found if complaint]
         if complaints:
             raise HrnetppError(
