@@ -69,6 +69,7 @@ class HeatmapExplorer(widgets.VBox):
         self._scenes = open_scenes(people)
         self._uploads = tempfile.TemporaryDirectory(prefix="hrnetpp_")
         self._before_drag: np.ndarray | None = None
+        self._panel: views.ContourPanel | None = None
         self._listening = True
         self._make_controls()
         self._make_pictures()
@@ -146,7 +147,7 @@ class HeatmapExplorer(widgets.VBox):
             on(control, self._ask)
         on(self.flip, self._decode)
         on(self.keypoint, self._draw)
-        on(self.alpha, self._draw_map)
+        on(self.alpha, self._draw_positions)
         on(self.shape, self._draw_map)
         on(self.blend, self._draw_crop)
         on(self.upload, self._take_upload)
@@ -259,12 +260,20 @@ class HeatmapExplorer(widgets.VBox):
         self.crop.png = views.encode_png(figure)
 
     def _draw_map(self) -> None:
+        self._panel = None  # of another heatmap
+        self._draw_positions()
+
+    def _draw_positions(self) -> None:
+        """All that alpha moves."""
         heatmap, keypoint, alpha = self._heatmap(), self.keypoint.value, self.alpha.value
         box = Box(self._box.bbox_xywh, self._truth, self._box.area)
         rows = compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
         name = self.answer.card.skeleton.names[keypoint].replace("_", " ")
-        render = views.render_contour if self.shape.value == "contour" else views.render_surface
-        self.map.png = views.encode_png(render(heatmap, rows, name))
+        if self.shape.value == "contour":
+            self._panel = self._panel or views.ContourPanel(heatmap, rows, name)
+            self.map.png = self._panel.draw(rows)
+        else:
+            self.map.png = views.encode_png(views.render_surface(heatmap, rows, name))
         self.marginals.png = views.encode_png(views.render_marginals(heatmap, alpha, rows))
         self.table.value = _TABLE_CSS + views.table_html(rows)
 

@@ -8,6 +8,7 @@ from hrnetpp_lib.exploration import METHODS, TRUTH, Row
 from hrnetpp_lib.keypoints import COCO17
 from hrnetpp_lib.views import (
     MARKS,
+    ContourPanel,
     encode_image,
     encode_png,
     render_box,
@@ -85,6 +86,14 @@ def test_a_truth_far_outside_does_not_shrink_the_map():
     for render, rows in ((render_contour, slice(0, 190)), (render_surface, slice(0, 280))):
         with_truth, without = (pixels(render(HEATMAP, r, "left wrist"))[rows] for r in (far, ROWS[:3]))
         assert (with_truth == without).all(), render.__name__
+
+
+@pytest.mark.parametrize("rows", [ROWS, UNKNOWN], ids=["truth", "no truth"])
+def test_moved_positions_are_drawn_as_if_all_were_drawn_anew(rows):
+    panel = ContourPanel(HEATMAP, rows, "left wrist")
+    for shift in (0, 3, 0):
+        moved = [Row(r.method, r.xy_heatmap + shift, *[float("nan")] * 4) for r in rows]
+        assert panel.draw(moved) == encode_png(render_contour(HEATMAP, moved, "left wrist"))
 
 
 @pytest.mark.parametrize("hw", [(1400, 60), (60, 1400), (90, 60)])
