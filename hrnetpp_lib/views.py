@@ -187,8 +187,11 @@ def render_surface(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figur
             continue  # a stem outside the map would stand anywhere
         ax.plot([x, x], [y, y], [floor, top], lw=1, **line)
         ax.plot([x], [y], [top], shape, ms=size, mfc="none", mew=2, **line)
-    ax.set(xlabel="x", ylabel="y", xlim=(0, limits[0]), ylim=(limits[1], 0), zlim=(floor, top))
-    ax.tick_params(labelsize=6, pad=0)
+    ax.set(xlim=(0, limits[0]), ylim=(limits[1], 0), zlim=(floor, top))
+    ax.set(xticks=_few(heatmap.shape[1]), yticks=_few(heatmap.shape[0]))
+    ax.set_xlabel("x", labelpad=-8)
+    ax.set_ylabel("y", labelpad=-8)
+    ax.tick_params(labelsize=6, pad=-2)
     return figure
 
 
