@@ -198,14 +198,19 @@ def test_memory_that_runs_out_ends_in_advice(paths, tmp_path, monkeypatch):
     assert read_metrics(tmp_path, run)[0]["accumulate"] == 4
 
 
+def with_torn_picture(table, person, folder):
+    """The table with a copy of its pictures, of which one cannot be read."""
+    shutil.copytree(table.image_dir, folder)
+    table = replace(table, image_dir=folder)
+    table.image_path(person).write_bytes(b"torn")
+    return table
+
+
 def test_unreadable_pictures_are_named_counted_and_replaced(paths, tmp_path, capsys):
     run = resolve(STAGE2, PROFILE)
     data = load_stage_data("coco", PROFILE, paths)
-    torn = tmp_path / "images"
-    shutil.copytree(data.train.image_dir, torn)
-    bad = data.train.image_path(3).name
-    (torn / bad).write_bytes(b"torn")
-    data = replace(data, train=replace(data.train, image_dir=torn))
+    data = replace(data, train=with_torn_picture(data.train, 3, tmp_path / "images"))
+    torn, bad = data.train.image_dir, data.train.image_path(3).name
     with pytest.raises(HrnetppError, match=bad):
         train_stage(run, data, tmp_path, paths.root)
     train_stage(run, data, tmp_path, paths.root, Machine(skip_bad_images=True))
@@ -217,12 +222,9 @@ def test_unreadable_pictures_are_named_counted_and_replaced(paths, tmp_path, cap
 def test_a_torn_picture_of_val_is_named_before_the_first_step(paths, tmp_path):
     run = resolve(STAGE2, PROFILE)
     data = load_stage_data("coco", PROFILE, paths)
-    torn = tmp_path / "images"
-    shutil.copytree(data.val.image_dir, torn)
-    bad = data.val.image_path(0).name
-    (torn / bad).write_bytes(b"torn")
-    data = replace(data, val=replace(data.val, image_dir=torn))
-    with pytest.raises(HrnetppError, match=f"1 of . images of .* cannot be read, the first: {torn / bad}"):
+    data = replace(data, val=with_torn_picture(data.val, 0, tmp_path / "images"))
+    bad = data.val.image_path(0)
+    with pytest.raises(HrnetppError, match=f"1 of . images of .* cannot be read, the first: {bad}"):
         train_stage(run, data, tmp_path, paths.root, Machine(skip_bad_images=True))
     assert not list(tmp_path.glob("stage2*/states"))
 
