@@ -1,8 +1,8 @@
 """How far apart equal recipes end: python benchmarks/seeds.py FOLDER 0 1 2, for seeds 0 to 2.
 
-Seeds differ in weights, order and augmentation; the same seed on another CPU, or in another number of threads,
-in nothing but rounding. Reads the last AP on val of stages 2 and 3 of profile mini
-from FOLDER/runs, plain HRNet's and HRNet++'s; make them, with OMP_NUM_THREADS as here, by
+Seeds differ in weights, order and augmentation; the same seed on another CPU, or in another number of
+threads, in nothing but rounding. Reads the last AP on val of stages 2 and 3 of profile mini from FOLDER/runs,
+plain HRNet's and HRNet++'s; make them, with OMP_NUM_THREADS as here, by
 python -m hrnetpp_lib train --profile mini --architecture hrnet (or hrnetpp) --seed N --output FOLDER.
 """
 
