@@ -1,7 +1,7 @@
 """Recipes read back: the run of a recipe.json, as its folder keeps it or somebody edited it."""
 
 import json
-import math
+import sys
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -59,7 +59,7 @@ def _fits(kind: type, value: object) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, parts, value))
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # no NaN either
     return type(value) is kind  # so that True is no 1
 
 

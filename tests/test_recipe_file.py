@@ -35,7 +35,7 @@ WRONG = {
     "stage.dataset": ("foo", 1),
     "stage.loss": ("xyz",),
     "stage.name": ("foo",),
-    "stage.lr_start": ("abc", float("nan"), -1.0),
+    "stage.lr_start": ("abc", float("nan"), float("inf"), 10**400, -1.0),
     "stage.alpha": (0,),
     "stage.coordinates": ("foo",),
     "stage.augmentation.scale_std": ("x",),
