@@ -8,11 +8,11 @@ import statistics
 import time
 from pathlib import Path
 
-from hrnetpp_lib.annotations import read_coco
-from hrnetpp_lib.explorer import HeatmapExplorer
+from hrnetpp_lib.app.workspace import open_workspace
+from hrnetpp_lib.data.annotations import read_coco
+from hrnetpp_lib.evaluate.table import provenance, write_json
+from hrnetpp_lib.explore.heatmap_explorer import HeatmapExplorer
 from hrnetpp_lib.recipe import HRNET, three_stages
-from hrnetpp_lib.report import provenance, write_json
-from hrnetpp_lib.workspace import open_workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 VALUES = {  # control: values to be set one after the other

@@ -9,9 +9,9 @@ python -m hrnetpp_lib train --profile mini --architecture hrnet (or hrnetpp) --s
 import sys
 from pathlib import Path
 
-from hrnetpp_lib.journal import read_metrics
+from hrnetpp_lib.evaluate.table import provenance, read_json, write_json
 from hrnetpp_lib.recipe import HRNET, HRNETPP, get_profile, three_stages
-from hrnetpp_lib.report import provenance, read_json, write_json
+from hrnetpp_lib.train.journal import read_metrics
 
 
 def main() -> None:

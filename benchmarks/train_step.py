@@ -17,11 +17,10 @@ from pathlib import Path
 
 import torch
 
+from hrnetpp_lib.app.reproduce import KEEP_FREED_MEMORY
+from hrnetpp_lib.evaluate.table import provenance, read_json, write_json
 from hrnetpp_lib.recipe import STAGE2, Run, get_profile, resolve
-from hrnetpp_lib.report import provenance, read_json, write_json
-from hrnetpp_lib.reproduce import KEEP_FREED_MEMORY
-from hrnetpp_lib.step import TrainStep
-from hrnetpp_lib.train import build_model
+from hrnetpp_lib.train.loop import TrainStep, build_model
 
 KEYPOINTS, ROUNDS, STEPS, LONGEST_S = 17, 3, 25, 8
 

@@ -8,12 +8,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "HRNet": "hrnet",
-    "create_model": "hrnet",
-    "soft_argmax": "softargmax",
-    "predict": "photo",
-    "COCO17": "keypoints",
-    "AIC14": "keypoints",
+    "HRNet": "model.hrnet",
+    "create_model": "model.hrnet",
+    "soft_argmax": "pose.softargmax",
+    "predict": "app.photo",
+    "COCO17": "pose.keypoints",
+    "AIC14": "pose.keypoints",
 }
 __all__ = sorted(_HOME)
 

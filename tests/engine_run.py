@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from hrnetpp_lib import resume
-from hrnetpp_lib.datasets import load_coco, prepare_data
+from hrnetpp_lib.data.layout import load_coco, prepare_data
 from hrnetpp_lib.errors import Preempted
-from hrnetpp_lib.machine import Machine, leave, processes
 from hrnetpp_lib.recipe import SMOKE, STAGE2, Run, resolve
-from hrnetpp_lib.train import train_stage
+from hrnetpp_lib.train import resume
+from hrnetpp_lib.train.loop import train_stage
+from hrnetpp_lib.train.machine import Machine, leave, processes
 
 PROFILE = replace(SMOKE, synthetic_persons=(36, 8, 4), holdout_persons=2, eval_every=2)
 

@@ -5,10 +5,10 @@ import importlib.util
 import pytest
 from browser import CHROMIUM, copy_notebook, open_explorer, slider_handle
 
-from hrnetpp_lib.checkpoint import load_checkpoint, save_checkpoint
-from hrnetpp_lib.datasets import load_stage_data, prepare_data
+from hrnetpp_lib.data.layout import load_stage_data, prepare_data
+from hrnetpp_lib.model.weights import load_checkpoint, save_checkpoint
 from hrnetpp_lib.recipe import HRNET, SMOKE, three_stages
-from hrnetpp_lib.train import train_stage
+from hrnetpp_lib.train.loop import train_stage
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec("playwright") is None,

@@ -15,16 +15,16 @@ import pytest
 import torch
 
 import hrnetpp_lib
-from hrnetpp_lib import commands
+from hrnetpp_lib import __main__ as commands
 from hrnetpp_lib.__main__ import main
-from hrnetpp_lib.checkpoint import ModelCard, save_checkpoint
+from hrnetpp_lib.app.photo import newest_checkpoint, parse_boxes, predict
+from hrnetpp_lib.data.images import read_image
+from hrnetpp_lib.data.synthetic import render_scene
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.hrnet import HRNet
-from hrnetpp_lib.images import read_image
-from hrnetpp_lib.keypoints import AIC14, COCO17
-from hrnetpp_lib.photo import newest_checkpoint, parse_boxes, predict
+from hrnetpp_lib.model.hrnet import HRNet
+from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 from hrnetpp_lib.recipe import SMOKE, three_stages
-from hrnetpp_lib.scene import render_scene
 
 TINY = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
 
@@ -218,7 +218,7 @@ def test_predict_takes_the_boxes_of_a_detector(capsys, tmp_path, checkpoint, pho
         def detect(self, image):
             return np.array([[10.0, 20.0, 60.0, 90.0], [100.0, 20.0, 50.0, 80.0]]), np.array([0.9, 0.5])
 
-    monkeypatch.setattr("hrnetpp_lib.photo.TransformersDetector", Detector)
+    monkeypatch.setattr("hrnetpp_lib.app.photo.TransformersDetector", Detector)
     arguments = ["predict", str(photograph), "--checkpoint", str(checkpoint), "--detector", "some/model"]
     assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
     assert "2 poses" in (printed := capsys.readouterr().out) and "boxes by some/model" in printed
@@ -245,7 +245,7 @@ def test_predict_in_one_line(checkpoint, photograph, tmp_path, monkeypatch, caps
 
 
 def test_predict_takes_the_regression_network_finished_last(checkpoint, photograph, tmp_path, monkeypatch):
-    monkeypatch.setattr("hrnetpp_lib.photo._PROJECT_ROOT", tmp_path / "nowhere")
+    monkeypatch.setattr("hrnetpp_lib.app.photo._PROJECT_ROOT", tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HrnetppError, match="train --profile mini"):
         predict(photograph)
@@ -315,7 +315,7 @@ def test_sigterm_before_a_stage_begins_leaves_the_mark(capsys, tmp_path, monkeyp
         time.sleep(5)
         raise AssertionError
 
-    monkeypatch.setattr("hrnetpp_lib.datasets.prepare_data", scheduler_sends)
+    monkeypatch.setattr("hrnetpp_lib.data.layout.prepare_data", scheduler_sends)
     assert main(["train", "--profile", "smoke", "--output", str(tmp_path)]) == 75
     assert "the same command goes on" in capsys.readouterr().err
     assert (tmp_path / "runs/smoke/PREEMPTED").exists()

@@ -120,5 +120,7 @@ def test_torchvision_is_nowhere(name):
 
 
 def test_torchvision_is_not_loaded():
-    code = "import sys, hrnetpp_lib.workspace, hrnetpp_lib.photo; sys.exit('torchvision' in sys.modules)"
+    code = (
+        "import sys, hrnetpp_lib.app.workspace, hrnetpp_lib.app.photo; sys.exit('torchvision' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

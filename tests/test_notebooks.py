@@ -8,9 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hrnetpp_lib.datasets import find_real_data
-from hrnetpp_lib.report import METRICS, PAPER_TABLE_1, read_json
-from hrnetpp_lib.reproduce import PROJECT_ROOT, reproduce
+from hrnetpp_lib.app.reproduce import PROJECT_ROOT, reproduce
+from hrnetpp_lib.data.layout import find_real_data
+from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1, read_json
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("[0-9]*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -10,11 +10,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from hrnetpp_lib import charts, plots
-from hrnetpp_lib.bootstrap import Claim
-from hrnetpp_lib.images import read_image
-from hrnetpp_lib.keypoints import AIC14, COCO17
-from hrnetpp_lib.persons import PersonTable
+from hrnetpp_lib import draw as charts
+from hrnetpp_lib import draw as plots
+from hrnetpp_lib.data.images import read_image
+from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.evaluate.score import Claim
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 
 def picture(height: int = 48, width: int = 36, seed: int = 0) -> np.ndarray:
@@ -129,7 +130,7 @@ def test_no_state_is_left_behind(tmp_path):
 
 
 def test_pyplot_is_not_needed():
-    code = "import sys, hrnetpp_lib.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, hrnetpp_lib.draw; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

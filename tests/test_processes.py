@@ -17,8 +17,8 @@ import torch
 from engine_run import PROFILE, small_run
 from safetensors.torch import load_file
 
-from hrnetpp_lib.datasets import prepare_data
-from hrnetpp_lib.train import build_model
+from hrnetpp_lib.data.layout import prepare_data
+from hrnetpp_lib.train.loop import build_model
 
 SCRIPT = Path(__file__).with_name("engine_run.py")
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"

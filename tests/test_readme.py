@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.readme import list_choices, render_readme, table_of_profiles
+from hrnetpp_lib.evaluate.table import write_json
 from hrnetpp_lib.recipe import PROFILES
-from hrnetpp_lib.report import write_json
+from tools.readme import list_choices, render_readme, table_of_profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def test_generated_parts_are_up_to_date():
-    assert render_readme(README) == README, "results changed: python -m hrnetpp_lib.readme writes them anew"
+    assert render_readme(README) == README, "results changed: python -m tools.readme writes them anew"
 
 
 def test_the_table_has_a_column_per_profile_with_results(tmp_path):

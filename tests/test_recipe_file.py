@@ -7,8 +7,16 @@ from dataclasses import asdict, replace
 import pytest
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.recipe import PROFILES, SMOKE, STAGE2, Augmentation, ablation_runs, resolve, three_stages
-from hrnetpp_lib.recipe_file import read_recipe
+from hrnetpp_lib.recipe import (
+    PROFILES,
+    SMOKE,
+    STAGE2,
+    Augmentation,
+    ablation_runs,
+    read_recipe,
+    resolve,
+    three_stages,
+)
 
 
 def write(path, content):

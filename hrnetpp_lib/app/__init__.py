@@ -1,0 +1,1 @@
+"""What users run: the notebooks, a plan, poses of a photograph."""

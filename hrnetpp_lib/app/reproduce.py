@@ -1,0 +1,206 @@
+"""Run the notebooks in order, headless, and keep what they show."""
+
+import ast
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from hrnetpp_lib.data.layout import prepare_data
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.table import git_revision, provenance, read_json, write_json
+from hrnetpp_lib.files import project_root
+from hrnetpp_lib.recipe import get_profile
+
+# glibc returns freed memory to the system, and every training step pays for getting it back.
+KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
+PROJECT_ROOT = project_root()
+
+
+def list_notebooks(only: list[str] | None = None, folder: Path = PROJECT_ROOT / "notebooks") -> list[Path]:
+    """The notebooks in their order, or those whose names start with one of `only`.
+
+    Raises:
+        HrnetppError: If there are none, or an entry of `only` fits none; the message lists them.
+    """
+    notebooks = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise HrnetppError(f"{folder}: no notebooks there; run from a checkout of the project")
+    for wanted in only or []:
+        if not any(path.stem.startswith(wanted) for path in notebooks):
+            names = ", ".join(path.stem for path in notebooks)
+            raise HrnetppError(f"no notebook {wanted!r}; there are {names}")
+    return [path for path in notebooks if not only or path.stem.startswith(tuple(only))]
+
+
+def parse_parameters(settings: list[str]) -> dict[str, object]:
+    """'name=value' strings as notebook parameters; values are Python literals, else text.
+
+    Raises:
+        HrnetppError: If a string has no '='.
+    """
+    parameters: dict[str, object] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise HrnetppError(f"--set {setting}: write it as name=value")
+        try:
+            parameters[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parameters[name] = value
+    return parameters
+
+
+def reproduce(
+    profile_name: str,
+    only: list[str] | None = None,
+    parameters: dict[str, object] | None = None,
+    output: Path = PROJECT_ROOT,
+    notebook_folder: Path = PROJECT_ROOT / "notebooks",
+) -> list[Path]:
+    """Execute the notebooks; after a failure, the next call starts at the notebook that failed.
+
+    Args:
+        profile_name: Name of a profile.
+        only: Prefixes of the notebooks to run; all by default.
+        parameters: Values for their parameters cells.
+        output: Folder that gets notebooks/executed/<profile>, figures/<profile>, runs/ and data/.
+        notebook_folder: Where the sources lie.
+
+    Returns:
+        The executed copies.
+
+    Raises:
+        HrnetppError: If a name is unknown, or a notebook fails; the message names notebook and cell.
+    """
+    output, notebook_folder = output.resolve(), notebook_folder.resolve()
+    _check_profile(profile_name, output)
+    notebooks = list_notebooks(only, notebook_folder)
+    accepted = {path: _defaults(path) for path in notebooks}
+    parameters = _check_parameters(parameters or {}, accepted)
+    _set_environment(notebook_folder)
+    progress_file = output / "runs" / profile_name / "reproduce.json"
+    done = read_json(progress_file) if progress_file.is_file() else {}
+    executed = []
+    started = time.perf_counter()
+    for path in notebooks:
+        mine = {name: value for name, value in parameters.items() if name in accepted[path]}
+        mine |= {"profile": profile_name}
+        if "root" in accepted[path]:
+            # Relative, so that the copies do not tell where the project lies on this machine.
+            mine |= {"root": os.path.relpath(output, notebook_folder)}
+        copy = output / "notebooks" / "executed" / profile_name / path.name
+        # With `only` in it: who asks for one notebook after a failure gets it run, finished or not.
+        fingerprint = hashlib.sha256(path.read_bytes() + json.dumps([mine, only]).encode()).hexdigest()
+        if done.get(path.stem) == fingerprint and copy.is_file():
+            print(f"{path.stem}: done before the failure of the last run, not run again", flush=True)
+        else:
+            _execute(path, copy, mine, profile_name)
+            write_json(progress_file, done := done | {path.stem: fingerprint})
+        executed.append(copy)
+    progress_file.unlink(missing_ok=True)
+    print(f"all {len(executed)} notebooks in {_minutes(time.perf_counter() - started)}; {_peak_memory()}")
+    return executed
+
+
+def _check_profile(profile_name: str, output: Path) -> None:
+    """Say which data are missing before the first notebook starts; synthetic ones the notebook makes."""
+    profile = get_profile(profile_name)
+    if profile.data != "synthetic":
+        prepare_data(profile, output / "data")
+
+
+def _set_environment(notebook_folder: Path) -> None:
+    """Variables that the kernels inherit."""
+    os.environ.update(HRNETPP_HEADLESS="1", JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
+    for name, value in ({"OMP_WAIT_POLICY": "PASSIVE"} | KEEP_FREED_MEMORY).items():
+        os.environ.setdefault(name, value)
+    os.environ["HRNETPP_REVISION"] = git_revision(notebook_folder)
+
+
+def _defaults(path: Path) -> dict[str, object]:
+    """The names and values of a notebook's parameters cell."""
+    cell = papermill.inspect_notebook(str(path))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in cell.items()}
+
+
+def _check_parameters(
+    parameters: dict[str, object], accepted: dict[Path, dict[str, object]]
+) -> dict[str, object]:
+    """The parameters, if each fits a default in some notebook's parameters cell; papermill only warns."""
+    defaults = {name: value for cell in accepted.values() for name, value in cell.items()}
+    valid = sorted(set(defaults) - {"profile", "root"})
+    unknown = sorted(set(parameters) - set(valid))
+    if unknown:
+        raise HrnetppError(f"no notebook has a parameter {', '.join(unknown)}; there are {', '.join(valid)}")
+    for name, value in parameters.items():
+        if type(value) is not type(defaults[name]):
+            raise HrnetppError(
+                f"parameter {name} is {value!r}; give {type(defaults[name]).__name__}, as in "
+                f"{name}={defaults[name]}"
+            )
+    return parameters
+
+
+def _execute(path: Path, copy: Path, parameters: dict[str, object], profile_name: str) -> None:
+    """Run one notebook; on failure its partial copy stays, with the error in it."""
+    print(f"{path.stem}: running ...", flush=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(copy),
+            parameters,
+            kernel_name="python3",
+            cwd=str(path.parent),
+            progress_bar=False,
+            log_output=False,
+            extra_arguments=["--log-level=CRITICAL"],  # a warning about transport for each notebook, else
+        )
+    except DeadKernelError as error:
+        raise HrnetppError(
+            f"{path.name} failed: Python died, perhaps because memory ran out ({_peak_memory()}). "
+            f"The partial copy is {copy}; the same command starts again from this notebook"
+        ) from error
+    except PapermillExecutionError as error:
+        raise HrnetppError(
+            f"{path.name} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}. "
+            f"The partial copy is {copy}; the same command starts again from this notebook"
+        ) from error
+    finally:
+        seconds = time.perf_counter() - started
+        if copy.is_file():
+            _record(copy, path, profile_name, seconds)
+    print(f"{path.stem}: {_minutes(seconds)}; {_peak_memory()}", flush=True)
+
+
+def _record(copy: Path, source: Path, profile_name: str, seconds: float) -> None:
+    """Write the provenance into the copy, finished or not; take machine's paths and widgets' pictures out."""
+    notebook = nbformat.read(copy, as_version=4)
+    notebook.metadata["hrnetpp"] = provenance() | {"profile": profile_name, "seconds": round(seconds, 1)}
+    notebook.metadata["papermill"] |= {"input_path": source.name, "output_path": copy.name}
+    # A widget without its kernel shows nothing, and its saved state is megabytes; figures stand before it.
+    notebook.metadata.pop("widgets", None)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    nbformat.write(notebook, copy)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _peak_memory() -> str:
+    """Largest resident set of any process so far, from the operating system."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return f"peak memory of one process {peak * scale / 2**30:.1f} GiB"

@@ -1,0 +1,237 @@
+"""From boxes to poses: flip test, decoding, test-time augmentation and the ensemble."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrnetpp_lib.data.crops import BoxCrops, View, crops_of_box, normalise
+from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.files import replace_durably
+from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.pose.geometry import invert_matrix, transform_points
+from hrnetpp_lib.pose.heatmap import decode, flip_back
+from hrnetpp_lib.pose.softargmax import soft_argmax
+from hrnetpp_lib.train.loader import explain_workers
+
+SINGLE_VIEW = (View(),)
+# CHOICE: the report gives the scales and the rotations; we take their union, not their product.
+TTA_VIEWS = (View(0.8), View(1.0), View(1.2), View(1.0, -10.0), View(1.0, 10.0))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Poses of N boxes.
+
+    Attributes:
+        keypoints: (N, K, 2) as (x, y) in image px.
+        scores: (N, K), the maximum of each keypoint's flip-averaged raw heatmap.
+    """
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write to an .npz file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, keypoints=self.keypoints, scores=self.scores)
+        replace_durably(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Predictions":
+        """Read a file of `save`.
+
+        Raises:
+            HrnetppError: If the file is missing or not such a file.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file) as arrays:
+                return cls(arrays["keypoints"], arrays["scores"])
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise HrnetppError(
+                f"{path}: no predictions can be read from it ({error}); delete it to predict anew"
+            ) from error
+
+
+def pick_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool = True) -> Tensor:
+    """Heatmaps of crops, averaged with those of the mirrored crops.
+
+    Args:
+        model: In eval mode.
+        crops: (B, h, w, 3) uint8 RGB.
+        card: Gives the keypoints' flip pairs and the shift of the mirrored maps.
+        flip: Whether to run the mirrored crops too.
+
+    Returns:
+        (B, K, h/4, w/4) fp32 raw heatmaps.
+
+    Reference: HRNet++ report, testing: heatmaps are averaged, for both kinds of model.
+    """
+    device = next(model.parameters()).device
+    images = normalise(crops.to(device))
+    heatmaps = model(images).float()
+    if flip:
+        shift = card.coordinates.flip_shift
+        mirrored = flip_back(model(images.flip(-1)).float(), card.skeleton.flip_pairs, shift)
+        heatmaps = 0.5 * (heatmaps + mirrored)
+    return heatmaps
+
+
+def decode_heatmaps(heatmaps: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
+    """Keypoints by the card's decoder.
+
+    Args:
+        heatmaps: (B, K, H, W).
+        card: Names the decoder and its alpha.
+
+    Returns:
+        keypoints (B, K, 2) in heatmap px and scores (B, K), the maxima of the heatmaps.
+    """
+    keypoints, scores = decode(heatmaps)
+    # CHOICE: the confidence is the heatmap's maximum for soft-argmax too; the report does not say.
+    if card.decoder == "soft_argmax":
+        keypoints = soft_argmax(heatmaps, card.alpha)
+    return keypoints, scores
+
+
+def poses_of_crops(
+    model: torch.nn.Module, card: ModelCard, crops: Tensor, matrices: np.ndarray, flip: bool = True
+) -> Predictions:
+    """Decode a batch of crops and bring the keypoints back to the image.
+
+    Args:
+        model: In eval mode.
+        card: How to decode.
+        crops: (B, h, w, 3) uint8 RGB.
+        matrices: (B, 2, 3), image px -> input px.
+        flip: Whether to average with the mirrored crops.
+    """
+    keypoints, scores = decode_heatmaps(forward(model, crops, card, flip), card)
+    keypoints_input = keypoints.cpu().numpy() * card.coordinates.stride_xy(card.input_hw)
+    back = [
+        transform_points(points, invert_matrix(m))
+        for points, m in zip(keypoints_input, matrices, strict=True)
+    ]
+    return Predictions(np.stack(back), scores.cpu().numpy())
+
+
+def predict_boxes(
+    model: torch.nn.Module,
+    card: ModelCard,
+    table: PersonTable,
+    flip: bool = True,
+    views: tuple[View, ...] = SINGLE_VIEW,
+    batch_size: int = 32,
+    workers: int = 0,
+) -> Predictions:
+    """Poses of all boxes of a table; with several views, the mean of their positions and scores.
+
+    Args:
+        model: The network; put into eval mode.
+        card: How to decode.
+        table: N boxes, detected or true.
+        flip: Whether to average each view's heatmaps with the mirrored crop's.
+        views: `SINGLE_VIEW` or `TTA_VIEWS`.
+        batch_size: Boxes per forward.
+        workers: Loader processes.
+
+    Returns:
+        N poses in the table's order.
+
+    Raises:
+        HrnetppError: If a picture cannot be read, or a loader process dies.
+
+    Reference: HRNet++ report, testing.
+    """
+    model.eval()
+    loader = torch.utils.data.DataLoader(
+        BoxCrops(table, card.input_hw, views, card.coordinates), batch_size, num_workers=workers
+    )
+    parts = []
+    with explain_workers(lambda ids: f"{table.name}: loader worker {ids[0]} died; use fewer workers"):
+        for crops, matrices in loader:
+            per_view = [
+                poses_of_crops(model, card, crops[:, v], matrices[:, v].numpy(), flip)
+                for v in range(len(views))
+            ]
+            parts.append(average(per_view))
+    if not parts:
+        return Predictions(np.zeros((0, len(card.skeleton), 2)), np.zeros((0, len(card.skeleton))))
+    return Predictions(
+        np.concatenate([p.keypoints for p in parts]), np.concatenate([p.scores for p in parts])
+    )
+
+
+def average(predictions: list[Predictions]) -> Predictions:
+    """Mean positions and mean scores of several predictions for the same boxes (TTA and ensemble).
+
+    Raises:
+        ValueError: If the predictions are not of the same boxes.
+
+    Reference: HRNet++ report, testing.
+    """
+    shapes = {p.keypoints.shape for p in predictions}
+    if len(shapes) != 1:
+        raise ValueError(f"predictions differ in shape: {sorted(shapes)}; they must be of the same boxes")
+    # CHOICE: scores are averaged like positions; the report speaks of positions only.
+    return Predictions(
+        np.mean([p.keypoints for p in predictions], axis=0), np.mean([p.scores for p in predictions], axis=0)
+    )
+
+
+def predict(
+    model: torch.nn.Module,
+    image: np.ndarray,
+    bboxes_xywh: np.ndarray,
+    flip: bool = True,
+    tta: tuple[View, ...] | None = None,
+    card: ModelCard | None = None,
+) -> np.ndarray:
+    """Poses of the given boxes of one image.
+
+    Args:
+        model: A network; put into eval mode.
+        image: (height, width, 3) uint8 RGB.
+        bboxes_xywh: (N, 4) image px.
+        flip: Whether to average with the mirrored crops.
+        tta: Views to average over, e.g. `TTA_VIEWS`; None for one view.
+        card: How to decode; by default COCO keypoints, 384x288 and the quarter offset.
+
+    Returns:
+        (N, K, 3) as (x, y, score) in image px.
+
+    Raises:
+        HrnetppError: If the image or the boxes have the wrong shape or type, or a box has no area or none in
+            the image.
+    """
+    card = card or ModelCard()
+    boxes = np.asarray(bboxes_xywh, np.float64)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise HrnetppError(f"image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}")
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise HrnetppError(f"bboxes_xywh must be (N, 4), got {boxes.shape}")
+    height, width = image.shape[:2]
+    outside = (boxes[:, :2] >= (width, height)).any(axis=1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1)
+    outside &= (boxes[:, 2:] > 0).all(axis=1)  # those without area have an error of their own
+    if outside.any():
+        box = boxes[outside.argmax()].tolist()
+        raise HrnetppError(f"box {box} lies outside the image of {width}x{height} px; boxes are x, y, w, h")
+    views = tta or SINGLE_VIEW
+    poses = np.zeros((len(boxes), len(card.skeleton), 3))
+    model.eval()
+    for i, box in enumerate(boxes):
+        crops, matrices = crops_of_box(image, box, card.input_hw, views, card.coordinates)
+        per_view = poses_of_crops(model, card, torch.from_numpy(crops), matrices, flip)
+        poses[i, :, :2], poses[i, :, 2] = per_view.keypoints.mean(axis=0), per_view.scores.mean(axis=0)
+    return poses

@@ -1,0 +1,1 @@
+"""Looking at heatmaps and data interactively."""

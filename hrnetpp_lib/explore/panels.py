@@ -1,0 +1,340 @@
+"""The explorers' pictures, each a function from arrays to a Figure: for notebooks, widgets and tests."""
+
+from collections.abc import Sequence
+
+import anywidget
+import cv2
+import matplotlib as mpl
+import numpy as np
+import traitlets
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from hrnetpp_lib.draw import METHOD_COLOURS, STYLE, InlineFigure, draw_pose, heat_layer
+from hrnetpp_lib.explore.session import METHODS, TRUTH, Row
+from hrnetpp_lib.pose.keypoints import Skeleton
+
+# Marker, its size and colour for each position. Shapes differ too, for print in grey; sizes, so that equal
+# positions are all seen.
+MARKS = {
+    METHODS[0]: ("s", 14, "#56B4E9"),
+    METHODS[1]: ("D", 9, METHOD_COLOURS["heatmap"]),
+    METHODS[2]: ("o", 6, METHOD_COLOURS["regression"]),
+    TRUTH: ("*", 9, "#CC79A7"),
+}
+PANEL_IN = (2.8, 2.8)  # four stand side by side in a window of 1280 px if the crop is 3:4
+_DPI = 100
+POSE_THRESHOLD = 0.05  # keypoints that score no more are not drawn
+
+
+def _panel(title: str, projection: str | None = None) -> tuple[Figure, Axes]:
+    """A small figure with one axes at a fixed place: automatic layout costs more time than drawing."""
+    figure = InlineFigure(figsize=PANEL_IN)
+    ax = figure.add_axes((0.13, 0.12, 0.84, 0.78), projection=projection)
+    ax.set_title(title)
+    return figure, ax
+
+
+def _few(cells: int) -> np.ndarray:
+    """Four ticks along an axis; each costs a millisecond, and a slider's move redraws them all."""
+    return np.linspace(0, cells - 1, 4).round().astype(int)
+
+
+def _mark(ax: Axes, rows: Sequence[Row]) -> None:
+    for row in rows:
+        shape, size, colour = MARKS[row.method]
+        ax.plot(*row.xy_heatmap, shape, ms=size, mfc="none", mec=colour, mew=2, label=row.method, zorder=5)
+
+
+@mpl.rc_context(STYLE)
+def render_box(
+    image: np.ndarray, bbox_xywh: np.ndarray, pose: np.ndarray, skeleton: Skeleton, truth: np.ndarray | None
+) -> Figure:
+    """The whole picture with the box, the pose, and the true pose in grey beneath it.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        bbox_xywh: (4,) image px.
+        pose: (K, 3) image px and score.
+        skeleton: Of both poses.
+        truth: (K, 3) image px and visibility, or None.
+    """
+    height, width = image.shape[:2]
+    inches = min(PANEL_IN[0] / width, 1.5 * PANEL_IN[1] / height)  # per px; a tower must not fill the page
+    figure = InlineFigure(figsize=(inches * width, inches * height))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.imshow(image)
+    if truth is not None:
+        _draw_truth(ax, truth, skeleton)
+    draw_pose(ax, pose, skeleton, threshold=POSE_THRESHOLD)
+    x, y, w, h = bbox_xywh
+    ax.add_patch(mpl.patches.Rectangle((x, y), w, h, fill=False, ec="#F0E442", lw=1.5))
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    return figure
+
+
+def _draw_truth(ax: Axes, truth: np.ndarray, skeleton: Skeleton) -> None:
+    labelled = truth[:, 2] > 0
+    segments = [truth[[a, b], :2] for a, b in skeleton.limbs if labelled[a] and labelled[b]]
+    ax.add_collection(LineCollection(segments, colors="white", lw=3.5, alpha=0.55, capstyle="round"))
+    ax.plot(*truth[labelled, :2].T, "*", ms=6, mfc=MARKS[TRUTH][2], mec="white", mew=0.6, ls="")
+
+
+@mpl.rc_context(STYLE)
+def render_crop(
+    crop: np.ndarray,
+    heatmap: np.ndarray,
+    blend: float,
+    pose_input: np.ndarray,
+    skeleton: Skeleton,
+    keypoint: int,
+    truth_input: np.ndarray | None = None,
+) -> Figure:
+    """The crop with a heatmap over it, the pose, and the keypoint in question ringed.
+
+    Args:
+        crop: (h, w, 3) uint8 RGB.
+        heatmap: (H, W).
+        blend: Opacity of the heatmap, 0 to 1.
+        pose_input: (K, 3) input px and score.
+        skeleton: Of the pose.
+        keypoint: Index of the heatmap's keypoint.
+        truth_input: (K, 3) input px and visibility, or None.
+    """
+    height, width = crop.shape[:2]
+    figure = InlineFigure(figsize=(PANEL_IN[1] * width / height, PANEL_IN[1]))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.imshow(crop)
+    ax.imshow(heat_layer(heatmap, (height, width), blend))
+    if truth_input is not None:
+        _draw_truth(ax, truth_input, skeleton)
+    draw_pose(ax, pose_input, skeleton, threshold=POSE_THRESHOLD, width=1.2)
+    ax.plot(*pose_input[keypoint, :2], "o", ms=13, mfc="none", mec="white", mew=1.8)
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def render_contour(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figure:
+    """The heatmap as an image with contours, and where each method puts the keypoint.
+
+    Args:
+        heatmap: (H, W).
+        rows: Of `exploration.compare`.
+        name: The keypoint's.
+    """
+    figure, ax = _panel(f"{name}, peak {heatmap.max():.2f}")
+    ax.imshow(heatmap, cmap="Greys_r", vmin=min(0.0, float(heatmap.min())), vmax=max(0.2, heatmap.max()))
+    if heatmap.max() > heatmap.min():
+        levels = np.linspace(heatmap.min(), heatmap.max(), 7)[1:-1]
+        ax.contour(heatmap, levels=levels, colors="#F0E442", linewidths=0.6)
+    _mark(ax, rows)
+    ticks = {"xticks": _few(heatmap.shape[1]), "yticks": _few(heatmap.shape[0])}
+    # Positions outside the map, as the truth may have, must not shrink it.
+    frame = {"xlim": (-0.5, heatmap.shape[1] - 0.5), "ylim": (heatmap.shape[0] - 0.5, -0.5)}
+    ax.set(xlabel="x (heatmap px)", ylabel="y (heatmap px)", **ticks, **frame)
+    ax.grid(False)
+    ax.set_position((0.13, 0.31, 0.84, 0.61))
+    figure.legend(loc="lower center", ncols=2, fontsize=7, markerscale=0.6)
+    return figure
+
+
+class ContourPanel:
+    """`render_contour` as a PNG whose positions can be moved without drawing the rest again.
+
+    Text and axes take most of the time, and a slider of alpha moves nothing but positions.
+
+    Args:
+        heatmap, rows, name: Of `render_contour`.
+    """
+
+    def __init__(self, heatmap: np.ndarray, rows: Sequence[Row], name: str):
+        self._figure = render_contour(heatmap, rows, name)
+        (self._ax,) = self._figure.axes
+        for mark in self._ax.lines:
+            mark.set_animated(True)  # left out of what is drawn once
+        self._figure.set_dpi(_DPI)
+        self._canvas = FigureCanvasAgg(self._figure)
+        self._canvas.draw()
+        self._background = self._canvas.copy_from_bbox(self._figure.bbox)
+
+    def draw(self, rows: Sequence[Row]) -> bytes:
+        """The PNG with the positions of `rows`, which are of the same methods as before."""
+        self._canvas.restore_region(self._background)
+        for mark, row in zip(self._ax.lines, rows, strict=True):
+            mark.set_data(*row.xy_heatmap[:, None])
+            self._ax.draw_artist(mark)
+        return _encode_canvas(self._canvas)
+
+
+@mpl.rc_context(STYLE)
+def render_surface(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figure:
+    """The heatmap as a surface, with the positions marked on its floor; arguments as `render_contour`."""
+    figure, ax = _panel(f"{name}, peak {heatmap.max():.2f}", projection="3d")
+    ax.computed_zorder = False  # positions stay in sight
+    ax.set_position((0.0, 0.02, 0.92, 0.9))
+    y, x = np.mgrid[: heatmap.shape[0], : heatmap.shape[1]]
+    ax.plot_surface(x, y, heatmap, cmap="inferno", rcount=32, ccount=32, linewidth=0, antialiased=False)
+    floor = min(0.0, float(heatmap.min()))
+    top = max(0.2, float(heatmap.max()) * 1.1)
+    limits = np.array(heatmap.shape[::-1]) - 1
+    for row in rows:
+        shape, size, colour = MARKS[row.method]
+        (x, y), line = row.xy_heatmap, {"color": colour, "zorder": 10}
+        if not ((row.xy_heatmap >= 0) & (row.xy_heatmap <= limits)).all():
+            continue  # a stem outside the map would stand anywhere
+        ax.plot([x, x], [y, y], [floor, top], lw=1, **line)
+        ax.plot([x], [y], [top], shape, ms=size, mfc="none", mew=2, **line)
+    ax.set(xlim=(0, limits[0]), ylim=(limits[1], 0), zlim=(floor, top))
+    ax.set(xticks=_few(heatmap.shape[1]), yticks=_few(heatmap.shape[0]))
+    ax.set_xlabel("x", labelpad=-8)
+    ax.set_ylabel("y", labelpad=-8)
+    ax.tick_params(labelsize=6, pad=-2)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def render_marginals(heatmap: np.ndarray, alpha: float, rows: Sequence[Row]) -> Figure:
+    """The marginals of softmax(alpha * heatmap) along x and y: what soft-argmax takes the mean of.
+
+    Args:
+        heatmap: (H, W).
+        alpha: Inverse temperature.
+        rows: Of `exploration.compare`.
+    """
+    logits = alpha * heatmap.astype(np.float64)
+    mass = np.exp(logits - logits.max())
+    mass /= mass.sum()
+    figure = InlineFigure(figsize=PANEL_IN)
+    for place, axis, label in (((0.19, 0.64, 0.78, 0.27), 0, "x"), ((0.19, 0.17, 0.78, 0.27), 1, "y")):
+        ax = figure.add_axes(place)
+        values = mass.sum(axis=axis)
+        edges = np.arange(len(values) + 1) - 0.5
+        ax.stairs(values, edges, fill=True, color=METHOD_COLOURS["regression"], alpha=0.45)
+        top = max(0.2, float(values.max()))
+        places, colours = [row.xy_heatmap[axis] for row in rows], [MARKS[row.method][2] for row in rows]
+        ax.vlines(places, 0, 1.05 * top, colors=colours, lw=1.6)
+        ax.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 1.05 * top), ylabel="mass")
+        ax.set(xlabel=f"{label} (heatmap px)", xticks=_few(len(values)), yticks=(0, round(top, 2)))
+        ax.grid(False)
+    figure.axes[0].set_title(f"marginals of softmax({alpha:.3g} H)")
+    return figure
+
+
+def table_html(rows: Sequence[Row]) -> str:
+    """The positions, errors and similarities as an HTML table; dashes where there is no truth.
+
+    It always has a row for the truth, so that what stands below it does not jump.
+    """
+
+    def cell(value: float, digits: int) -> str:
+        return "–" if np.isnan(value) else f"{value:.{digits}f}"
+
+    heads = ("", "x, y (heatmap px)", "error (heatmap px)", "error (input px)", "similarity", "OKS")
+    lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
+    for row in rows:
+        colour = MARKS[row.method][2]
+        x, y = row.xy_heatmap
+        cells = [
+            f'<span style="color:{colour}">&#9632;</span> {row.method}',
+            f"{x:.2f}, {y:.2f}",
+            cell(row.error_heatmap, 2),
+            cell(row.error_input, 2),
+            cell(row.similarity, 3),
+            cell(row.oks, 3),
+        ]
+        lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
+    if TRUTH not in [row.method for row in rows]:
+        mark = f'<span style="color:{MARKS[TRUTH][2]}">&#9632;</span> {TRUTH}'
+        lines.append(f"<tr><td>{mark}</td><td>not labelled</td>{'<td>–</td>' * 4}</tr>")
+    return f'<table class="positions">{"".join(lines)}</table>'
+
+
+def encode_png(figure: Figure) -> bytes:
+    """A figure as a PNG file; several times as fast as savefig, and larger."""
+    figure.set_dpi(_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return _encode_canvas(canvas)
+
+
+def _encode_canvas(canvas: FigureCanvasAgg) -> bytes:
+    pixels = cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+
+def encode_image(image: np.ndarray) -> bytes:
+    """(h, w, 3) uint8 RGB as a PNG file."""
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+_JAVASCRIPT = """
+export default {
+  render({ model, el }) {
+    const image = document.createElement("img");
+    image.draggable = false;
+    image.style.cssText = "max-width: 100%; display: block; cursor: crosshair; touch-action: none";
+    el.append(image);
+    let address = null, from = null, sent = 0;
+
+    const show = () => {
+      if (address) URL.revokeObjectURL(address);
+      address = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
+      image.src = address;
+      image.alt = model.get("alt");
+    };
+    const place = (event) => {
+      const frame = image.getBoundingClientRect();
+      return [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height];
+    };
+    const tell = (event, kind) => {
+      sent = performance.now();
+      model.set("gesture", { kind, from, to: place(event), number: model.get("gesture").number + 1 });
+      model.save_changes();
+    };
+    const moved = (event) => {
+      const to = place(event), frame = image.getBoundingClientRect();
+      return Math.hypot((to[0] - from[0]) * frame.width, (to[1] - from[1]) * frame.height) > 4;
+    };
+
+    image.addEventListener("pointerdown", (event) => {
+      from = place(event);
+      image.setPointerCapture(event.pointerId);
+    });
+    image.addEventListener("pointermove", (event) => {
+      if (from && moved(event) && performance.now() - sent > 150) tell(event, "drag");
+    });
+    image.addEventListener("pointerup", (event) => {
+      if (from) tell(event, moved(event) ? "drop" : "click");
+      from = null;
+    });
+    image.addEventListener("pointercancel", (event) => {
+      if (from) tell(event, "drop");
+      from = null;
+    });
+    model.on("change:png", show);
+    show();
+    return () => URL.revokeObjectURL(address);
+  },
+};
+"""
+
+
+class ClickableImage(anywidget.AnyWidget):
+    """A PNG, and what the mouse did on it.
+
+    Attributes:
+        png: The file's bytes.
+        alt: What it shows, for those who do not see it.
+        gesture: kind ('click', 'drag' under way, 'drop' at its end), from and to as (x, y) in shares of width
+            and height, and a running number. Observe it.
+    """
+
+    _esm = _JAVASCRIPT
+    png = traitlets.Bytes().tag(sync=True)
+    alt = traitlets.Unicode().tag(sync=True)
+    gesture = traitlets.Dict({"kind": "", "from": [0, 0], "to": [0, 0], "number": 0}).tag(sync=True)

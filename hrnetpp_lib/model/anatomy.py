@@ -1,0 +1,145 @@
+"""Facts about the parts of HRNet++ that one can measure without training: cost, alignment, bias."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrnetpp_lib.model.hrnet import HRNet, count_macs
+from hrnetpp_lib.pose.geometry import Coordinates
+from hrnetpp_lib.pose.heatmap import flip_back
+from hrnetpp_lib.pose.softargmax import soft_argmax
+from hrnetpp_lib.recipe import ABLATIONS
+
+# Base channels -> architecture -> (million parameters, GMACs at 256x192, GMACs at 384x288), computed
+# independently of this package, with 17 keypoints; convolutions and linear layers only.
+REFERENCE_COST = {
+    32: {
+        "hrnet": (28.536, 7.645, 17.201),
+        "hrnet+se": (28.966, 7.645, 17.202),
+        "hrnet+avgpool": (26.308, 7.208, 16.217),
+        "hrnet+skips": (28.955, 7.827, 17.612),
+        "hrnet+head": (30.114, 7.831, 17.620),
+        "hrnetpp": (28.734, 7.577, 17.047),
+    },
+    48: {
+        "hrnet": (63.596, 15.692, 35.307),
+        "hrnet+se": (64.471, 15.693, 35.307),
+        "hrnet+avgpool": (58.681, 14.783, 33.263),
+        "hrnet+skips": (64.538, 16.102, 36.230),
+        "hrnet+head": (67.145, 16.110, 36.248),
+        "hrnetpp": (64.048, 15.613, 35.129),
+    },
+}
+
+
+def measure_cost(base_channels: int) -> dict[str, tuple[float, float, float]]:
+    """Parameters and multiply-adds of the baseline, each switch alone, and all.
+
+    Args:
+        base_channels: 32 or 48.
+
+    Returns:
+        Architecture -> (million parameters, GMACs at 256x192, GMACs at 384x288).
+
+    Reference: compare `REFERENCE_COST`; official "GFLOPs" are these MACs / 2**30.
+    """
+    cost = {}
+    for architecture in ABLATIONS:
+        with torch.device("meta"):
+            model = HRNet(base_channels, **architecture.switches)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        cost[architecture.name] = (
+            millions,
+            count_macs(model, (256, 192)) / 1e9,
+            count_macs(model, (384, 288)) / 1e9,
+        )
+    return cost
+
+
+def downsampled_blob(levels: int, average: bool, size: int = 64) -> tuple[Tensor, float]:
+    """A centred blob taken down `levels` octaves and back up by nearest upsampling.
+
+    Args:
+        levels: How often resolution is halved.
+        average: 2x2 average pooling if true, else the centre tap of a strided 3x3 convolution.
+        size: Side of the square map; a multiple of 2**levels.
+
+    Returns:
+        The (size, size) map that comes back and how far its centre of mass has moved, in cells of the full
+        resolution, towards larger x and y.
+
+    Reference: HRNet++ report, downsampling.
+    """
+    centre = (size - 1) / 2
+    squared = (torch.arange(size, dtype=torch.float64) - centre) ** 2
+    blob = torch.exp(-(squared[:, None] + squared[None, :]) / (2 * (size / 8) ** 2))[None, None]
+    small = blob
+    for _ in range(levels):
+        # A stride-2, padding-1 3x3 kernel is centred on input cell 2*i: its middle tap reads just that cell.
+        small = torch.nn.functional.avg_pool2d(small, 2) if average else small[..., ::2, ::2]
+    back = torch.nn.functional.interpolate(small, scale_factor=2**levels, mode="nearest")[0, 0]
+    cells = torch.arange(size, dtype=torch.float64)
+    moved = float((back.sum(dim=0) * cells).sum() / back.sum()) - centre
+    return back, moved
+
+
+def soft_argmax_bias(
+    alpha: float,
+    sigma: float,
+    phases: Sequence[float],
+    peak: float = 1.0,
+    centre_xy: tuple[float, float] = (40.0, 40.0),
+    heatmap_hw: tuple[int, int] = (96, 72),
+) -> np.ndarray:
+    """How far soft-argmax misses a Gaussian peak that lies between cells.
+
+    Args:
+        alpha: Inverse temperature.
+        sigma: Of the peak, in cells.
+        phases: Sub-cell shifts of the peak along x, in cells.
+        peak: Height of the Gaussian.
+        centre_xy: Whole cell that the phases are counted from.
+        heatmap_hw: Size of the map in cells.
+
+    Returns:
+        (len(phases),) x error in cells; positive is towards larger x.
+
+    Reference: HRNet++ report, section 2.2.2.
+    """
+    height, width = heatmap_hw
+    y, x = np.mgrid[:height, :width]
+    true_x = centre_xy[0] + np.asarray(phases, np.float64)
+    squared = (x - true_x[:, None, None]) ** 2 + (y - centre_xy[1]) ** 2
+    heatmaps = torch.from_numpy(peak * np.exp(-squared / (2 * sigma**2)))[None]
+    return soft_argmax(heatmaps, alpha)[0, :, 0].double().numpy() - true_x
+
+
+def flip_test_bias(
+    coordinates: Coordinates, x_input: float, input_hw: tuple[int, int] = (256, 192), sigma: float = 2.0
+) -> float:
+    """How far averaging with the mirrored crop moves the keypoint of a perfect network.
+
+    The perfect network draws a Gaussian just where the keypoint is, in the crop and in its mirror image.
+
+    Args:
+        coordinates: The convention, for the network's cells and for the shift of the mirrored map.
+        x_input: Position of the keypoint along x, input px.
+        input_hw: Size of the crop.
+        sigma: Of the Gaussian, in cells.
+
+    Returns:
+        Error of the averaged map's centre of mass, in cells; positive is to the right.
+
+    Reference: Huang et al., CVPR 2020 (UDP).
+    """
+    stride = coordinates.stride_xy(input_hw)[0]
+    cells = torch.arange(input_hw[1] // 4, dtype=torch.float64)
+
+    def network(x: float) -> Tensor:
+        return torch.exp(-((cells - x / stride) ** 2) / (2 * sigma**2))[None, None, None]
+
+    mirrored = flip_back(network(input_hw[1] - 1 - x_input), (), coordinates.flip_shift)
+    average = ((network(x_input) + mirrored) / 2).flatten()
+    return float((average * cells).sum() / average.sum() - x_input / stride)

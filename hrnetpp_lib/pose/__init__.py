@@ -1,0 +1,1 @@
+"""What a keypoint, a crop and a heatmap are: pure functions."""

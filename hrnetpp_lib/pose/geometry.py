@@ -1,0 +1,158 @@
+"""From a person's box to a crop and back: centre and scale, the crop matrix, and points.
+
+Frames: image px, and input px of the crop. Points are (x, y), sizes (height, width).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hrnetpp_lib.errors import HrnetppError
+
+
+def bbox_to_center_scale(
+    bbox_xywh: np.ndarray, input_hw: tuple[int, int], padding: float = 1.25
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and size of boxes, extended to the input's aspect ratio and then padded.
+
+    Args:
+        bbox_xywh: (..., 4) in image px, finite, with positive width and height.
+        input_hw: Gives the aspect ratio.
+        padding: Factor on both sides.
+
+    Returns:
+        center (..., 2) and scale (..., 2) = (w, h) of the padded boxes, both in image px.
+
+    Raises:
+        HrnetppError: If a box is not four finite numbers with positive width and height.
+
+    Reference: HRNet++ report, data and augmentation; official HRNet, _xywh2cs.
+    """
+    boxes = np.asarray(bbox_xywh, np.float64)
+    if boxes.shape[-1:] != (4,):
+        raise HrnetppError(f"boxes of shape {boxes.shape}: give (..., 4) as x, y, w, h")
+    good = np.isfinite(boxes).all(axis=-1) & (boxes[..., 2:] > 0).all(axis=-1)
+    if not good.all():
+        box = boxes[~good][0].tolist()
+        raise HrnetppError(f"box {box}: needs finite x, y and positive w, h; drop it or mend it")
+    size = boxes[..., 2:]
+    aspect = input_hw[1] / input_hw[0]
+    # DEVIATION: the official code leaves out the padding of a box whose centre has x = -1.
+
+    # The size asked of each side by the other one is (h * aspect, w / aspect).
+    scale = np.maximum(size, size[..., ::-1] * [aspect, 1 / aspect]) * padding
+    return boxes[..., :2] + size / 2, scale
+
+
+def crop_matrix(
+    center: np.ndarray, scale: np.ndarray, rotation_deg: float, output_hw: tuple[int, int]
+) -> np.ndarray:
+    """The similarity that takes a padded box to the whole output.
+
+    The box's centre goes to (w/2, h/2) of the output and its width to w: sizes count, not sizes minus one.
+
+    Args:
+        center: (2,) image px.
+        scale: (2,) width and height of the padded box in image px; only the width decides.
+        rotation_deg: The output's upward direction is the image's, turned by this angle from x towards y.
+        output_hw: Height and width of the output in px.
+
+    Returns:
+        (2, 3) float64, image px -> output px.
+
+    Raises:
+        HrnetppError: If a number is not finite or the width is not positive.
+
+    Reference: official HRNet, get_affine_transform.
+    """
+    if not (np.isfinite([*center, *scale, rotation_deg]).all() and scale[0] > 0):
+        raise HrnetppError(
+            f"padded box at {np.asarray(center).tolist()} of size {np.asarray(scale).tolist()}, rotated by "
+            f"{rotation_deg} degrees: needs finite numbers and a positive width"
+        )
+    height, width = output_hw
+    zoom, angle = width / scale[0], np.deg2rad(rotation_deg)
+    cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
+    linear = np.array([[cosine, sine], [-sine, cosine]])
+    offset = np.array([width / 2, height / 2]) - linear @ np.asarray(center, np.float64)
+    return np.column_stack([linear, offset])
+
+
+def invert_matrix(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of an affine map.
+
+    Args:
+        matrix: (2, 3).
+
+    Returns:
+        (2, 3) float64.
+
+    Raises:
+        HrnetppError: If the map squeezes the plane and so has no inverse.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    (a, b), (c, d) = matrix[:, :2]
+    determinant = a * d - b * c
+    if not np.isfinite(matrix).all() or determinant == 0:
+        raise HrnetppError(f"matrix {matrix.tolist()}: has no inverse")
+    linear = np.array([[d, -b], [-c, a]]) / determinant
+    return np.column_stack([linear, -linear @ matrix[:, 2]])
+
+
+def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Apply an affine map to points.
+
+    Args:
+        points_xy: (..., 2).
+        matrix: (2, 3).
+
+    Returns:
+        (..., 2) float64.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    return np.asarray(points_xy, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """One convention.
+
+    Attributes:
+        name: As recipes and checkpoints call it.
+        flip_shift: Cells that the maps of a mirrored crop are moved to the right.
+        size_minus_one: Whether lengths are counted between pixel centres (UDP), so that the outermost cells
+            lie on the outermost pixels, instead of by numbers of pixels.
+    """
+
+    name: str
+    flip_shift: float
+    size_minus_one: bool = False
+
+    def crop_hw(self, input_hw: tuple[int, int]) -> tuple[int, int]:
+        """Output size for `geometry.crop_matrix`: what a padded box is stretched to, in input px."""
+        return (input_hw[0] - 1, input_hw[1] - 1) if self.size_minus_one else input_hw
+
+    def stride_xy(self, input_hw: tuple[int, int]) -> np.ndarray:
+        """(2,) input px per cell, along x and y, of heatmaps at a quarter of the input's size."""
+        size = np.array(input_hw[::-1], np.float64)
+        return (size - 1) / (size / 4 - 1) if self.size_minus_one else np.full(2, 4.0)
+
+
+# CHOICE: the official shift of a whole cell is the default; the report does not mention one.
+OFFICIAL = Coordinates("official", flip_shift=1.0)
+EXACT_SHIFT = Coordinates("exact_shift", flip_shift=0.75)
+UDP = Coordinates("udp", flip_shift=0.0, size_minus_one=True)
+_KNOWN = {convention.name: convention for convention in (OFFICIAL, EXACT_SHIFT, UDP)}
+
+
+def get_coordinates(name: str) -> Coordinates:
+    """The convention of that name.
+
+    Raises:
+        HrnetppError: If it is unknown; the message lists the valid ones.
+
+    Reference: official HRNet (SHIFT_HEATMAP); UDP: Huang et al., CVPR 2020.
+    """
+    if name not in _KNOWN:
+        raise HrnetppError(f"unknown coordinates {name!r}; choose one of {', '.join(_KNOWN)}")
+    return _KNOWN[name]

@@ -1,0 +1,1 @@
+"""One training stage, from a recipe to a checkpoint."""

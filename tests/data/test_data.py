@@ -1,0 +1,166 @@
+"""Crops: what is seen and what is asked for stay together under every augmentation and convention."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hrnetpp_lib.pose.geometry import OFFICIAL, UDP
+from hrnetpp_lib.data.crops import BoxCrops, TrainCrops, View, crops_of_box, normalise, warp
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.pose.geometry import transform_points
+from hrnetpp_lib.pose.keypoints import COCO17
+from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.recipe import MINI, STAGE2, Augmentation, resolve
+
+DOTS = {5: (90, 70), 6: (60, 72), 9: (120, 110), 16: (70, 160)}  # keypoint -> image px
+RUN = resolve(STAGE2, replace(MINI, input_hw=(128, 96), heatmap_sigma=1.5))
+
+
+def dotted_table(folder, dots=DOTS) -> PersonTable:
+    """One person whose labelled keypoints are soft white dots on black."""
+    image = np.zeros((200, 180, 3), np.float32)
+    y, x = np.mgrid[:200, :180]
+    for px, py in dots.values():
+        image += 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 18.0)[..., None]
+    cv2.imwrite(str(folder / "dots.png"), image.clip(0, 255).astype(np.uint8))
+    keypoints = np.zeros((1, 17, 3), np.float32)
+    for k, point in dots.items():
+        keypoints[0, k] = *point, 2
+    return PersonTable(
+        *("dots", COCO17, folder, np.array([b"dots.png"]), np.array([7]), np.array([[200, 180]], np.int32)),
+        *(np.zeros(1, np.int32), np.array([1]), np.array([[40.0, 50.0, 100.0, 130.0]])),
+        *(np.ones(1), np.array([13000.0]), keypoints, {}),
+    )
+
+
+def brightest_near(crop: np.ndarray, point: np.ndarray, reach: int = 7) -> np.ndarray:
+    """Centre of mass of brightness around a point."""
+    y, x = np.mgrid[: crop.shape[0], : crop.shape[1]]
+    weight = crop[..., 0].astype(float) * (np.hypot(x - point[0], y - point[1]) < reach)
+    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+
+
+def inner(sample: dict, margin: int = 8) -> np.ndarray:
+    """Labelled keypoints of a sample, well inside the crop."""
+    points = sample["keypoints_heatmap"] * 4
+    far = (points > margin).all(axis=1) & (points < np.array([96, 128]) - margin).all(axis=1)
+    return np.flatnonzero((sample["keypoint_weight"] > 0) & far)
+
+
+@pytest.mark.parametrize("epoch", range(12))
+def test_keypoints_lie_on_their_dots_whatever_the_augmentation(tmp_path, epoch):
+    one = {9: (88, 112)}  # a single dot, so that no neighbour pulls
+    sample = TrainCrops(dotted_table(tmp_path, one), RUN, epoch)[0]
+    seen = inner(sample)
+    for k in seen:
+        point = sample["keypoints_heatmap"][k] * 4
+        assert np.hypot(*(brightest_near(sample["image"], point) - point)) < 0.6
+        assert np.abs(sample["centres"][k] - sample["keypoints_heatmap"][k]).max() <= 0.5 + 1e-5
+
+
+def test_the_dots_are_seen_in_most_epochs(tmp_path):
+    table = dotted_table(tmp_path, {9: (88, 112)})
+    assert sum(len(inner(TrainCrops(table, RUN, epoch)[0])) for epoch in range(12)) >= 9
+
+
+def test_mirroring_swaps_left_and_right(tmp_path):
+    still = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    flips = {
+        p: replace(RUN, stage=replace(STAGE2, augmentation=replace(still, flip_probability=p)))
+        for p in (0.0, 1.0)
+    }
+    plain, mirrored = (TrainCrops(dotted_table(tmp_path), run)[0] for run in flips.values())
+    assert np.flatnonzero(plain["target_weight"]).tolist() == [5, 6, 9, 16]
+    assert np.flatnonzero(mirrored["target_weight"]).tolist() == [5, 6, 10, 15]
+    # The person's left wrist (9) is now drawn as a right one (10), at the mirrored place.
+    there, here = plain["keypoints_heatmap"][9] * 4, mirrored["keypoints_heatmap"][10] * 4
+    assert here == pytest.approx([96 - there[0], there[1]], abs=1e-4)
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path):
+    table = dotted_table(tmp_path)
+    twice = table.select(np.array([0, 0]))
+    first = TrainCrops(twice, RUN, epoch=3)
+    same = TrainCrops(twice, RUN, epoch=3)[1]
+    assert all(np.array_equal(first[1][name], same[name]) for name in same)
+    others = [first[0], TrainCrops(twice, RUN, 4)[1], TrainCrops(twice, replace(RUN, seed=1), 3)[1]]
+    assert all(not np.array_equal(other["image"], same["image"]) for other in others)
+
+
+def test_targets_are_not_rounded_and_weights_end_at_the_border(tmp_path):
+    still = replace(RUN, stage=replace(STAGE2, augmentation=Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)))
+    outside = {5: (90, 70), 9: (160, 100)}
+    sample = TrainCrops(dotted_table(tmp_path, outside), still)[0]
+    assert sample["keypoint_weight"].tolist() == [0] * 5 + [1] + [0] * 11
+    assert sample["target_weight"][9] == 1  # its patch still reaches into the map
+    # box 100x130 -> 3:4 means 100x133.3; times 1.25 is 125 px on 96, centre (90, 115)
+    assert sample["keypoints_heatmap"][5] == pytest.approx([12.0, (64 - 45 * 96 / 125) / 4], abs=1e-4)
+
+
+def test_udp_samples_agree_with_their_dots_too(tmp_path):
+    run = replace(RUN, stage=replace(STAGE2, coordinates="udp"))
+    sample = TrainCrops(dotted_table(tmp_path, {9: (88, 112)}), run, epoch=1)[0]
+    point = sample["keypoints_heatmap"][9] * UDP.stride_xy((128, 96))
+    assert np.hypot(*(brightest_near(sample["image"], point) - point)) < 0.6
+
+
+def test_views_turn_and_scale_about_the_box(tmp_path):
+    table = dotted_table(tmp_path, {9: (90, 115)})  # the box's centre
+    views = (View(), View(0.5), View(1.0, 90.0))
+    crops, matrices = BoxCrops(table, (128, 96), views)[0]
+    assert crops.shape == (3, 128, 96, 3) and crops.dtype == np.uint8 and matrices.shape == (3, 2, 3)
+    for crop, matrix in zip(crops, matrices, strict=True):
+        assert transform_points(np.array([90.0, 115.0]), matrix) == pytest.approx([48, 64])
+        assert brightest_near(crop, np.array([48.0, 64.0])) == pytest.approx([48, 64], abs=0.4)
+    off_centre = transform_points(np.array([100.0, 115.0]), matrices[1]) - [48, 64]
+    assert off_centre == pytest.approx([10 * 96 / 62.5, 0])  # half the box: twice as large
+    # Turned by +90 degrees, the image's +x direction is the crop's upward one.
+    assert transform_points(np.array([100.0, 115.0]), matrices[2]) == pytest.approx([48, 64 - 10 * 96 / 125])
+
+
+def test_normalise_by_hand():
+    images = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
+    images[1, 2, 5] = torch.tensor([255, 0, 128])
+    result = normalise(images)
+    assert result.shape == (2, 3, 4, 6) and result.dtype == torch.float32
+    expected = [(255 - 123.675) / 58.395, -116.28 / 57.12, (128 - 103.53) / 57.375]
+    assert result[1, :, 2, 5].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_outside_of_the_image_is_black_and_bad_boxes_are_refused(tmp_path):
+    image = np.full((20, 30, 3), 200, np.uint8)
+    shifted = warp(image, np.array([[1.0, 0.0, 10.0], [0.0, 1.0, 0.0]]), (20, 40))
+    assert not shifted[:, :9].any() and (shifted[:19, 11:39] == 200).all()
+    with pytest.raises(HrnetppError, match="positive w, h"):
+        crops_of_box(image, np.array([1.0, 2.0, 0.0, 5.0]), (64, 32), (View(),), OFFICIAL)
+
+
+def test_a_corrupt_picture_is_named(tmp_path):
+    table = dotted_table(tmp_path)
+    (tmp_path / "dots.png").write_bytes(b"not a picture")
+    with pytest.raises(HrnetppError, match="dots.png"):
+        TrainCrops(table, RUN)[0]
+
+
+def test_bad_pictures_are_replaced_on_request_and_always_by_the_same_person(tmp_path):
+    table = dotted_table(tmp_path)
+    table = replace(
+        table.select(np.array([0, 0, 0])),
+        image_files=np.array([b"dots.png", b"torn.jpg"]),
+        image_ids=np.array([7, 8]),
+        image_index=np.array([0, 1, 0], np.int32),
+    )
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no more")
+    with pytest.raises(HrnetppError, match="torn.jpg"):
+        TrainCrops(table, RUN)[1]
+    crops = TrainCrops(table, RUN, skip_bad_images=True)
+    first, again = crops[1], crops[1]
+    assert first["bad"] == 1 and first["person"] in (0, 2) and again["person"] == first["person"]
+    assert np.array_equal(first["image"], again["image"])
+    assert crops[0]["bad"] == -1 and crops[0]["person"] == 0
+    (tmp_path / "dots.png").unlink()
+    with pytest.raises(HrnetppError, match="pictures in a row cannot be read, the first one .*torn.jpg"):
+        crops[1]

@@ -1,0 +1,146 @@
+"""read_image: channel and depth rules, and every way a picture file can be bad."""
+
+import struct
+
+import cv2
+import numpy as np
+import pytest
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.data.images import decode_image, read_image
+
+HEIGHT, WIDTH = 13, 22
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+def encode(image, extension=".png"):
+    return cv2.imencode(extension, image)[1].tobytes()
+
+
+def test_channels_come_as_red_green_blue(tmp_path, rgb):
+    (tmp_path / "a.png").write_bytes(encode(rgb[..., ::-1]))
+    image = read_image(tmp_path / "a.png")
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, rgb)
+    np.testing.assert_array_equal(read_image(str(tmp_path / "a.png")), rgb)
+
+
+def test_grey_is_repeated(rgb):
+    grey = rgb[..., 0]
+    np.testing.assert_array_equal(decode_image(encode(grey), "a"), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_alpha_is_dropped_and_not_blended(rgb):
+    rgba = np.dstack([rgb[..., ::-1], np.zeros((HEIGHT, WIDTH), np.uint8)])
+    np.testing.assert_array_equal(decode_image(encode(rgba), "a"), rgb)
+
+
+@pytest.mark.parametrize("extension", [".png", ".tiff"])
+def test_16_bit_is_scaled_down(extension):
+    deep = np.random.default_rng(1).integers(0, 65536, (HEIGHT, WIDTH, 3), np.uint16)
+    image = decode_image(encode(deep[..., ::-1], extension), "a")
+    assert image.dtype == np.uint8
+    np.testing.assert_allclose(image, deep / 257, atol=1)
+
+
+def test_16_bit_grey(rgb):
+    deep = rgb[..., 1].astype(np.uint16) * 256 + 200
+    np.testing.assert_array_equal(decode_image(encode(deep), "a")[..., 2], rgb[..., 1])
+
+
+def with_exif(jpeg, payload):
+    """The JPEG with an APP1 segment after its start marker."""
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
+
+
+def test_exif_rotation_is_not_applied(rgb):
+    orientation_6 = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)
+    jpeg = with_exif(encode(rgb, ".jpg"), orientation_6)
+    turned = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert turned.shape == (WIDTH, HEIGHT, 3)  # the tag is one that OpenCV obeys unless told otherwise
+    assert decode_image(jpeg, "a").shape == (HEIGHT, WIDTH, 3)
+
+
+def test_missing_file_names_path_and_remedy(tmp_path):
+    with pytest.raises(HrnetppError, match=r"nothing\.jpg.*no such image.*check"):
+        read_image(tmp_path / "nothing.jpg")
+
+
+def test_folder_in_place_of_a_file(tmp_path):
+    with pytest.raises(HrnetppError, match="cannot be read"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"this is text, not pixels", b"BM" + bytes(60)], ids=["empty", "text", "bmp"]
+)
+def test_what_is_no_image(tmp_path, data):
+    (tmp_path / "bad.jpg").write_bytes(data)
+    with pytest.raises(HrnetppError, match=r"bad\.jpg.*no image that OpenCV can decode"):
+        read_image(tmp_path / "bad.jpg")
+
+
+def test_a_jpeg_with_both_ends_but_no_inside():
+    with pytest.raises(HrnetppError, match="no image that OpenCV can decode"):
+        decode_image(b"\xff\xd8\xff\xda\x00\x00\xff\xd9", "hollow.jpg")
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.999])
+def test_truncated_file_is_refused(extension, share):
+    smooth = cv2.GaussianBlur(np.random.default_rng(2).integers(0, 256, (90, 70, 3), np.uint8), (0, 0), 2)
+    data = encode(smooth, extension)
+    assert decode_image(data, "whole").shape == (90, 70, 3)
+    with pytest.raises(HrnetppError, match=r"cut\.jpg.*truncated"):
+        decode_image(data[: max(10, int(share * len(data)))], "cut.jpg")
+
+
+def test_progressive_jpeg_is_checked_too(rgb):
+    progressive = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    assert decode_image(progressive, "a").shape == rgb.shape
+    with pytest.raises(HrnetppError, match="truncated"):
+        decode_image(progressive[:-40], "a")
+
+
+def test_thumbnail_end_does_not_hide_a_truncated_photograph(rgb):
+    jpeg = encode(rgb, ".jpg")
+    photograph = with_exif(jpeg, b"Exif\0\0" + jpeg)
+    assert decode_image(photograph, "a").shape == rgb.shape
+    with pytest.raises(HrnetppError, match="truncated"):
+        decode_image(photograph[:-2], "a")
+
+
+def test_bytes_after_the_end_are_tolerated(rgb):
+    jpeg = encode(rgb, ".jpg")
+    np.testing.assert_array_equal(decode_image(jpeg + bytes(500), "a"), decode_image(jpeg, "a"))
+
+
+def test_real_photographs_pass_and_their_halves_do_not(real_data):
+    paths = sorted((real_data / "coco_mini" / "train2017").glob("*.jpg"))[:12]
+    paths += sorted((real_data / "aic_sample" / "images").glob("*.jpg"))
+    assert len(paths) == 15
+    for path in paths:
+        assert read_image(path).ndim == 3
+        data = path.read_bytes()
+        with pytest.raises(HrnetppError, match="truncated"):
+            decode_image(data[: len(data) // 2], path)
+
+
+def test_photographs_stand_upright_on_request(tmp_path):
+    """EXIF orientation 6: the camera was held on its side, and the picture is to be turned clockwise."""
+    import cv2
+
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[:, :10] = 255  # bright at the left of what is stored
+    data = cv2.imencode(".jpg", image)[1].tobytes()
+    tiff = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"
+    app1 = b"Exif\x00\x00" + tiff
+    data = data[:2] + b"\xff\xe1" + (len(app1) + 2).to_bytes(2, "big") + app1 + data[2:]
+    (tmp_path / "phone.jpg").write_bytes(data)
+    stored, turned = (read_image(tmp_path / "phone.jpg", upright=u) for u in (False, True))
+    assert stored.shape == (20, 30, 3) and stored[:, :8].min() > 200
+    assert turned.shape == (30, 20, 3) and turned[:8].min() > 200 and turned[20:].max() < 60

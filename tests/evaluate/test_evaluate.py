@@ -1,0 +1,536 @@
+"""Similarity, suppression, rescoring and both datasets' figures: by hand, by slow loops, on real files."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.metrics import (
+    COCO_FIGURES,
+    ai_challenger_ap,
+    bbox_ap,
+    coco_ap,
+    keypoint_similarity,
+    oks,
+    oks_nms,
+    rescore,
+    to_coco_results,
+)
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17
+
+poses = arrays(np.float64, (17, 2), elements=st.floats(-500, 500))
+area = st.floats(50, 1e5)
+
+
+def test_similarity_by_hand():
+    true = np.array([[10.0, 20.0, 2], [5.0, 5.0, 2], [0.0, 0.0, 2]])
+    found = np.array([[[13.0, 24.0], [5.0, 5.0], [0.0, 1.0]]])
+    # sigma 0.25, 0.1, 0.05 and area 50: variances 0.25, 0.04, 0.01 and squared distances 25, 0, 1
+    expected = [math.exp(-25 / (2 * 50 * 0.25)), 1.0, math.exp(-1 / (2 * 50 * 0.01))]
+    assert keypoint_similarity(true, found, np.array([50.0]), (0.25, 0.1, 0.05)) == pytest.approx(
+        np.array([expected])
+    )
+    assert oks(true, found, np.array([50.0]), (0.25, 0.1, 0.05)) == pytest.approx([sum(expected) / 3])
+    some = oks(true, found, 50.0, (0.25, 0.1, 0.05), np.array([True, False, True]))
+    assert some == pytest.approx([(expected[0] + expected[2]) / 2])
+    assert oks(true, found, 50.0, (0.25, 0.1, 0.05), np.zeros(3, bool)) == [0.0]
+
+
+@given(poses, poses, area, st.floats(0.1, 10), st.floats(-300, 300))
+def test_oks_properties(a, b, size, zoom, shift):
+    sigmas = COCO17.oks_sigmas
+    assert oks(a, a, size, sigmas) == 1.0
+    value = oks(a, b, size, sigmas)
+    assert 0 <= value <= 1 and value == oks(b, a, size, sigmas)
+    assert oks(a * zoom + shift, b * zoom + shift, size * zoom**2, sigmas) == pytest.approx(value, abs=1e-6)
+    closer = oks(a, a + (b - a) / 2, size, sigmas)
+    assert closer >= value
+
+
+def slow_nms(keypoints, areas, scores, threshold, sigmas) -> list[int]:
+    """The rule one number at a time."""
+    waiting, kept = [int(i) for i in np.asarray(scores).argsort()[::-1]], []
+    while waiting:
+        best = waiting.pop(0)
+        kept.append(best)
+        for other in list(waiting):
+            total = 0.0
+            for (x, y, _), (u, v, _), sigma in zip(keypoints[best], keypoints[other], sigmas, strict=True):
+                mean_area = (areas[best] + areas[other]) / 2
+                total += math.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * (2 * sigma) ** 2 * mean_area))
+            if total / len(sigmas) > threshold:
+                waiting.remove(other)
+    return kept
+
+
+def crowd(seed: int, persons: int, copies: int) -> tuple[np.ndarray, np.ndarray]:
+    """Poses in jittered copies, (persons * copies, 17, 3), and areas of two orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    base = np.repeat(rng.uniform(0, 200, (persons, 17, 2)), copies, axis=0)
+    count = persons * copies
+    noise = rng.normal(0, 1, (count, 17, 2)) * rng.uniform(0, 6, (count, 1, 1))
+    return np.concatenate([base + noise, rng.random((count, 17, 1))], axis=2), rng.uniform(300, 3e4, count)
+
+
+@given(st.integers(0, 999), st.integers(1, 4), st.integers(1, 8), st.integers(1, 50), st.floats(0.3, 0.95))
+def test_nms_is_the_slow_rule_ties_included(seed, persons, copies, levels, threshold):
+    keypoints, areas = crowd(seed, persons, copies)
+    scores = np.random.default_rng(seed).integers(0, levels, len(areas)) / levels
+    kept = oks_nms(keypoints, areas, scores, threshold, COCO17.oks_sigmas)
+    assert kept.tolist() == slow_nms(keypoints, areas, scores, threshold, COCO17.oks_sigmas)
+
+
+def test_nms_by_hand():
+    pose = np.random.default_rng(0).uniform(0, 100, (17, 3))
+    far = pose + 1000
+    keypoints, areas = np.stack([pose, far, pose, far, pose]), np.full(5, 900.0)
+    assert oks_nms(keypoints, areas, np.array([0.3, 0.5, 0.9, 0.1, 0.2])).tolist() == [2, 1]
+    first = np.full(5, 0.5).argsort()[-1]  # of equal scores the last of numpy's default order goes first
+    assert oks_nms(keypoints, areas, np.full(5, 0.5))[0] == first
+    # Suppression asks for more than the threshold: a similarity of exactly 1 passes a threshold of 1.
+    assert oks_nms(keypoints, areas, np.array([5, 4, 3, 2, 1]), threshold=1.0).tolist() == [0, 1, 2, 3, 4]
+    assert oks_nms(keypoints[:0], areas[:0], np.zeros(0)).tolist() == []
+
+
+def test_nms_measures_against_the_mean_area():
+    pose = np.zeros((14, 3))
+    moved = pose + [6.0, 8.0, 0.0]
+    sigmas = np.full(14, 0.05)
+    # exp(-100 / (2 * 0.01 * A)) > 0.5 if A > 7213
+    for areas, kept in (((4000, 10500), [1]), ((4000, 10400), [1, 0]), ((14426, 2), [1])):
+        found = oks_nms(np.stack([pose, moved]), np.array(areas), np.array([1.0, 2.0]), 0.5, sigmas)
+        assert found.tolist() == kept
+
+
+@given(st.integers(0, 999), st.randoms(use_true_random=False))
+def test_nms_does_not_depend_on_the_order_of_the_poses(seed, random):
+    keypoints, areas = crowd(seed, 3, 5)
+    scores = np.random.default_rng(seed).permutation(15) / 15
+    shuffled = np.array(random.sample(range(15), 15))
+    kept = oks_nms(keypoints, areas, scores)
+    again = shuffled[oks_nms(keypoints[shuffled], areas[shuffled], scores[shuffled])]
+    assert kept.tolist() == again.tolist()
+
+
+def test_rescore_by_hand():
+    keypoint_scores = np.array([[0.2, 0.5, 0.9, -0.1], [0.1, 0.2, 0.0, 0.15], [0.21, 0.1, 0.1, 0.1]])
+    scores = rescore(keypoint_scores, np.array([0.5, 1.0, 2.0]))
+    assert scores == pytest.approx([0.5 * 0.7, 0.0, 0.42])
+    assert rescore(keypoint_scores, np.array([1, 1, 1]), threshold=0.5) == pytest.approx([0.9, 0, 0])
+
+
+def test_coco_results_by_hand():
+    rng = np.random.default_rng(0)
+    pose = rng.uniform(0, 100, (17, 2))
+    keypoints = np.stack([pose, pose + 1000, pose, pose]).astype(np.float32)
+    keypoint_scores = np.full((4, 17), 0.5, np.float32)
+    keypoint_scores[2] = 0.75
+    image_ids, bbox_scores = np.array([7, 7, 7, 3]), np.array([0.8, 1.0, 0.8, 0.4])
+    results = to_coco_results(image_ids, keypoints, keypoint_scores, bbox_scores, np.full(4, 1e4))
+    assert [(r["image_id"], r["category_id"]) for r in results] == [(7, 1), (7, 1), (3, 1)]
+    assert [r["score"] for r in results] == pytest.approx([0.6, 0.5, 0.2])
+    triples = np.reshape(results[0]["keypoints"], (17, 3))
+    assert np.array_equal(triples[:, :2], keypoints[2]) and (triples[:, 2] == 0.75).all()
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_keypoints_that_are_not_scored_change_nothing_but_are_written():
+    rng = np.random.default_rng(0)
+    keypoints, keypoint_scores = rng.uniform(0, 99, (6, 17, 2)), rng.uniform(0.3, 1, (6, 17))
+    keypoints[3:] = keypoints[:3]
+    scored = np.arange(17) >= 5
+    wild, wild_scores = keypoints.copy(), keypoint_scores.copy()
+    wild[:, :5] += rng.normal(0, 500, (6, 5, 2))
+    wild_scores[:, :5] = 5
+    rest = (np.ones(6), np.full(6, 4e3))
+    plain = to_coco_results(np.zeros(6, int), keypoints, keypoint_scores, *rest, scored=scored)
+    found = to_coco_results(np.zeros(6, int), wild, wild_scores, *rest, scored=scored)
+    assert len(plain) == 3 and [r["score"] for r in plain] == [r["score"] for r in found]
+    assert len(to_coco_results(np.zeros(6, int), wild, wild_scores, *rest)) == 6
+    assert plain[0]["score"] == pytest.approx(keypoint_scores[:, 5:].mean(axis=1).max())
+    assert np.abs(np.reshape(found[0]["keypoints"], (17, 3))[:5, 2] - 5).max() == 0
+
+
+def test_thresholds_of_results_are_used():
+    keypoints = np.zeros((2, 14, 2))
+    keypoints[1] += 3
+    keypoint_scores = np.tile(np.linspace(0.1, 0.75, 14), (2, 1))
+
+    def results(**options):
+        columns = (np.array([1, 1]), keypoints, keypoint_scores, np.ones(2), np.full(2, 4e3))
+        return to_coco_results(*columns, sigmas=AIC14.oks_sigmas, **options)
+
+    similarity = oks(keypoints[0], keypoints[1], 4e3, AIC14.oks_sigmas)
+    assert len(results(nms_threshold=similarity - 1e-6)) == 1
+    assert len(results(nms_threshold=similarity + 1e-6)) == 2
+    assert results(keypoint_threshold=0.72)[0]["score"] == pytest.approx(0.75)
+
+
+def truth_of(persons: int = 1, box_area: float = 5000.0) -> dict:
+    """COCO annotations of one image with persons side by side, all keypoints visible."""
+    annotations = []
+    for number in range(persons):
+        rng = np.random.default_rng(number)
+        triples = np.column_stack([rng.uniform(0, 80, (17, 2)) + [1000 * number, 0], np.full(17, 2)])
+        record = {"id": number + 1, "image_id": 9, "category_id": 1, "iscrowd": 0, "area": box_area}
+        record |= {"bbox": [1000 * number, 0, 80, 80], "num_keypoints": 17}
+        annotations.append(record | {"keypoints": triples.ravel().tolist()})
+    image = {"id": 9, "width": 3000, "height": 80}
+    return {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+
+
+def result_of(person: dict, score: float = 1.0, shift: np.ndarray | float = 0.0) -> dict:
+    triples = np.reshape(person["keypoints"], (17, 3)) + np.pad(np.zeros((17, 1)) + shift, ((0, 0), (0, 2)))
+    record = {"image_id": person["image_id"], "category_id": 1, "score": score}
+    return record | {"keypoints": triples.ravel().tolist()}
+
+
+def shift_to(similarity: float, box_area: float = 5000.0) -> np.ndarray:
+    """(17, 1) px by which each keypoint must be off for this similarity."""
+    return np.sqrt(-np.log(similarity) * 2 * box_area) * 2 * np.array(COCO17.oks_sigmas)[:, None]
+
+
+def test_coco_ap_by_hand(capsys):
+    truth = truth_of()
+    person = truth["annotations"][0]
+    figures = coco_ap(truth, [result_of(person, shift=shift_to(0.72))])
+    assert tuple(figures) == COCO_FIGURES and capsys.readouterr().out == ""
+    # 0.72 reaches 0.5 to 0.7, five of ten thresholds; 5000 px^2 is a medium person, there is no large one
+    expected = {"AP": 0.5, "AP50": 1, "AP75": 0, "APM": 0.5, "APL": -1}
+    expected |= {"AR": 0.5, "AR50": 1, "AR75": 0, "ARM": 0.5, "ARL": -1}
+    assert figures == pytest.approx(expected)
+    wider = coco_ap(truth, [result_of(person, shift=shift_to(0.72))], sigmas=np.array(COCO17.oks_sigmas) * 9)
+    assert wider["AP"] == pytest.approx(1)
+
+
+def test_coco_ap_over_two_persons_and_twenty_results():
+    truth = truth_of(2)
+    first, second = truth["annotations"]
+    # One of two found: precision 1 up to a recall of 0.5, which is 51 of the 101 points.
+    assert coco_ap(truth, [result_of(first)])["AP"] == pytest.approx(51 / 101)
+    wrong = [result_of(first, score=0.9, shift=5000.0 + 100 * i) for i in range(20)]
+    assert coco_ap(truth, [*wrong[:19], result_of(second, 0.1)])["AR"] == pytest.approx(0.5)
+    assert coco_ap(truth, [*wrong, result_of(second, 0.1)])["AR"] == 0  # the 21st of an image is not seen
+
+
+def test_coco_ap_of_chosen_keypoints():
+    truth = truth_of()
+    shift = np.zeros((17, 1))
+    shift[[0, 3, 4]] = 400
+    results = [result_of(truth["annotations"][0], shift=shift)]
+    right = [k for k in range(17) if k not in (0, 3, 4)]
+    before = copy.deepcopy(truth)
+    assert coco_ap(truth, results, keypoints=right)["AP"] == pytest.approx(1)
+    assert coco_ap(truth, results, keypoints=[0, 3])["AP"] == 0
+    assert coco_ap(truth, results)["AP"] == pytest.approx(0.7)  # OKS 14/17 = 0.82
+    assert truth == before
+    # A person with none of them labelled is not looked for.
+    pair = truth_of(2)
+    pair["annotations"][1]["keypoints"] = ([9, 9, 2] * 5) + [0] * 36
+    body = coco_ap(pair, [result_of(pair["annotations"][0])], keypoints=range(5, 17))
+    assert body["AR"] == pytest.approx(1) and coco_ap(pair, results)["AR"] < 0.5
+
+
+def test_coco_ap_reads_files_and_leaves_results_with_boxes_alone(tmp_path):
+    truth = truth_of()
+    wrong = result_of(truth["annotations"][0], score=2, shift=500.0)
+    results = [wrong | {"bbox": [0, 0, 1, 1]}, result_of(truth["annotations"][0])]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    before = copy.deepcopy((truth, results))
+    assert coco_ap(tmp_path / "truth.json", str(tmp_path / "results.json")) == coco_ap(truth, results)
+    assert (truth, results) == before
+    # By its keypoints the wrong one is of medium size too, by the box that it brings along it is tiny.
+    assert coco_ap(truth, results)["APM"] == pytest.approx(0.5)
+
+
+def test_no_result_scores_zero():
+    assert coco_ap(truth_of(), []) == dict.fromkeys(COCO_FIGURES, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 10}, "result 1: image_id 10 is not in the ground truth"),
+        ({"category_id": 2}, "result 1: category_id 2 is not"),
+        ({"score": float("nan")}, "result 1.*score"),
+        ({"score": None}, "result 1.*score"),
+        ({"score": "0.5"}, "result 1.*score"),
+        ({"score": [0.5]}, "result 1.*score"),
+        ({"image_id": [9]}, "result 1.*image_id"),
+        ({"keypoints": [[1.0, 2.0, 1.0]] * 17}, "result 1.*51 finite"),
+        ({"keypoints": ["1"] * 51}, "result 1.*51 finite"),
+        ({"keypoints": [1.0, float("inf"), 1.0] * 17}, "result 1.*51 finite"),
+        ({"keypoints": [1.0] * 42}, "result 1.*51 finite"),
+        ({"keypoints": "none"}, "result 1.*51 finite"),
+    ],
+)
+def test_bad_results_are_refused(change, message):
+    truth = truth_of()
+    good = result_of(truth["annotations"][0])
+    with pytest.raises(HrnetppError, match=message):
+        coco_ap(truth, [good, good | change])
+
+
+def test_bad_truth_and_files_are_refused(tmp_path):
+    truth = truth_of()
+    results = [result_of(truth["annotations"][0])]
+    with pytest.raises(HrnetppError, match="no list 'categories'"):
+        coco_ap({k: v for k, v in truth.items() if k != "categories"}, results)
+    del truth["annotations"][0]["area"]
+    with pytest.raises(HrnetppError, match="annotation 0.*area"):
+        coco_ap(truth, results)
+    with pytest.raises(HrnetppError, match=r"nothing\.json.*path"):
+        coco_ap(tmp_path / "nothing.json", results)
+    (tmp_path / "half.json").write_text('[{"image_id": 1')
+    with pytest.raises(HrnetppError, match=r"half\.json"):
+        coco_ap(truth_of(), tmp_path / "half.json")
+    with pytest.raises(HrnetppError, match="holds a list"):
+        coco_ap(results, results)
+
+
+@pytest.mark.parametrize(
+    "file", ["coco_mini/annotations/person_keypoints_train2017.json", "coco_test/test_coco.json"]
+)
+def test_ground_truth_scores_one(real_data, file):
+    truth = json.loads((real_data / file).read_text())
+    results = [
+        {"image_id": a["image_id"], "category_id": 1, "keypoints": a["keypoints"], "score": 0.5}
+        for a in truth["annotations"]
+        if a["num_keypoints"] > 0 and not a["iscrowd"]
+    ]
+    assert len(results) >= 12
+    assert coco_ap(real_data / file, results) == pytest.approx(dict.fromkeys(COCO_FIGURES, 1.0))
+    assert coco_ap(truth, results[1:])["AR"] == pytest.approx(1 - 1 / len(results))
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (5, 5)])
+def test_the_ids_of_annotations_do_not_matter(ids):
+    truth = truth_of(2)
+    for person, number in zip(truth["annotations"], ids, strict=True):
+        person["id"] = number
+    poses = [result_of(person) for person in truth["annotations"]]
+    boxes = [
+        {k: p[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1} for p in truth["annotations"]
+    ]
+    assert coco_ap(truth, poses)["AP"] == pytest.approx(1) and bbox_ap(truth, boxes) == pytest.approx(1)
+
+
+def noisy_results(truth: dict, strength: float) -> list[dict]:
+    """Each labelled person, off by noise in proportion to its size, and as many persons who are not there."""
+    rng, results = np.random.default_rng(0), []
+    for person in truth["annotations"]:
+        if person["num_keypoints"] > 0 and not person["iscrowd"]:
+            noise = strength * math.sqrt(person["area"]) * rng.normal(size=(17, 1))
+            results.append(result_of(person, rng.random(), noise))
+            results.append(result_of(person, rng.random() / 2, noise + 70))
+    return results
+
+
+def test_coco_ap_is_a_plain_cocoeval_run_on_real_persons(real_data):
+    file = real_data / "coco_mini" / "annotations" / "person_keypoints_train2017.json"
+    aps = [1.0]
+    for strength in (0.02, 0.08, 0.2):
+        results = noisy_results(json.loads(file.read_text()), strength)
+        coco = COCO(file)
+        plain = COCOeval(coco, coco.loadRes(results), "keypoints")
+        plain.evaluate()
+        plain.accumulate()
+        plain.summarize()
+        figures = coco_ap(file, results)
+        assert list(figures.values()) == plain.stats.tolist()
+        aps.append(figures["AP"])
+    assert sorted(aps, reverse=True) == aps and 0 < aps[-1] < aps[1] < 0.99
+
+
+def test_oks_is_that_of_cocoeval_on_real_persons(real_data):
+    file = real_data / "coco_mini" / "annotations" / "person_keypoints_train2017.json"
+    coco = COCO(file)
+    found = coco.loadRes(noisy_results(coco.dataset, 0.05))
+    evaluation = COCOeval(coco, found, "keypoints")
+    compared = 0
+    for image_id in coco.getImgIds():
+        evaluation._prepare()
+        theirs = np.array(evaluation.computeOks(image_id, 1))
+        persons = coco.loadAnns(coco.getAnnIds(image_id))
+        results = sorted(found.loadAnns(found.getAnnIds(image_id)), key=lambda result: -result["score"])
+        for i, j in np.ndindex(theirs.shape):
+            true = np.reshape(persons[j]["keypoints"], (17, 3))
+            pose = np.reshape(results[i]["keypoints"], (17, 3))
+            if (labelled := true[:, 2] > 0).any():
+                ours = oks(pose, true, persons[j]["area"], COCO17.oks_sigmas, labelled)
+                assert ours == pytest.approx(theirs[i, j], abs=1e-12)
+                compared += 1
+    assert compared > 300
+
+
+def test_bbox_ap(real_data):
+    truth = truth_of()
+    truth["annotations"][0]["bbox"] = [100, 100, 100, 100]
+    truth["annotations"].append(truth["annotations"][0] | {"id": 2, "category_id": 3})  # no person
+    truth["categories"].append({"id": 3, "name": "car"})
+    found = {"image_id": 9, "category_id": 1, "bbox": [100, 100, 100, 82], "score": 0.5}
+    others = [found | {"category_id": 3, "score": 0.9}, found | {"image_id": 8, "score": 0.9}]
+    assert bbox_ap(truth, [found, *others]) == pytest.approx(0.7)  # IoU 0.82
+    assert bbox_ap(truth, others) == 0.0
+    with pytest.raises(HrnetppError, match="detection 0.*4 finite"):
+        bbox_ap(truth, [found | {"bbox": [1, 2, 3]}])
+    with pytest.raises(HrnetppError, match="detection 0.*score"):
+        bbox_ap(truth, [{k: v for k, v in found.items() if k != "score"}])
+    file = real_data / "coco_test" / "test_coco.json"
+    boxes = [a for a in json.loads(file.read_text())["annotations"] if not a["iscrowd"]]
+    assert bbox_ap(file, [box | {"score": 1} for box in boxes]) == pytest.approx(1)
+    real = bbox_ap(file, real_data / "coco_test" / "test_coco_det_AP_H_56.json")
+    assert 0.5 < real < 1
+
+
+def aic_record(image_id: str, humans: dict[str, np.ndarray], boxes: dict[str, list] | None = None) -> dict:
+    record = {
+        "image_id": image_id,
+        "keypoint_annotations": {n: p.ravel().tolist() for n, p in humans.items()},
+    }
+    return record if boxes is None else record | {"human_annotations": boxes}
+
+
+def aic_pose(seed: int, visibility: int = 1) -> np.ndarray:
+    return np.column_stack([np.random.default_rng(seed).uniform(0, 200, (14, 2)), np.full(14, visibility)])
+
+
+BOX = [10, 20, 110, 220]
+
+
+def test_ai_challenger_ap_by_hand():
+    pose = aic_pose(0)
+    moved = pose.copy()
+    # Box area + 1 is 20001; KS 0.72 at sqrt(-ln 0.72 * 2 * 20001) * delta, so OKS 0.72: 0.5 to 0.7 pass
+    moved[:, 1] += np.sqrt(-np.log(0.72) * 2 * 20001) * 2 * np.array(AIC14.oks_sigmas)
+    truth = [aic_record("a", {"human1": pose}, {"human1": BOX})]
+    assert ai_challenger_ap(truth, [aic_record("a", {"h": moved})]) == pytest.approx(
+        {"AP": 0.5, "AP50": 1.0, "AP75": 0.0}
+    )
+    far = aic_record("a", {"x": moved + 500, "y": moved, "z": moved + 900})
+    assert ai_challenger_ap(truth, [far])["AP"] == pytest.approx(0.5 / 3)  # three predicted for one
+    assert ai_challenger_ap(truth, [])["AP"] == 0
+    assert ai_challenger_ap(truth, [aic_record("b", {"h": pose})])["AP"] == 0  # another image's is not seen
+
+
+def test_ai_challenger_area_has_one_px_more():
+    truth = [aic_record("a", {"human1": aic_pose(0)}, {"human1": [5, 5, 5, 5]})]
+    moved = aic_pose(0)
+    moved[:, 0] += np.sqrt(-np.log(0.72) * 2) * 2 * np.array(AIC14.oks_sigmas)
+    assert ai_challenger_ap(truth, [aic_record("a", {"h": moved})])["AP"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("right", "threshold"), [(7, 0.5), (9, 0.75)])
+def test_ai_challenger_thresholds_are_strict(right, threshold):
+    # Of 14 or 12 visible keypoints so many are exact and the rest infinitely far: the mean is the threshold.
+    pose = aic_pose(0)
+    pose[round(right / threshold) :, 2] = 2
+    moved = pose.copy()
+    moved[right:, :2] += 1e6
+    truth = [aic_record("a", {"human1": pose}, {"human1": BOX})]
+    passed = ai_challenger_ap(truth, [aic_record("a", {"h": moved})])["AP"]
+    assert passed == pytest.approx((threshold - 0.5) / 0.5)  # one threshold fewer than with >=
+    moved[right, :2] = pose[right, :2]
+    assert ai_challenger_ap(truth, [aic_record("a", {"h": moved})])["AP"] > passed
+
+
+def test_ai_challenger_counts_only_visible_keypoints():
+    truth = aic_pose(0)
+    truth[3:, 2] = [2, 3] * 5 + [2]
+    wrong = truth.copy()
+    wrong[3:, :2] += 300
+    boxes = {"human1": BOX}
+    figures = ai_challenger_ap([aic_record("a", {"human1": truth}, boxes)], [aic_record("a", {"h": wrong})])
+    assert figures["AP"] == 1
+    hidden = [aic_record("a", {"human1": aic_pose(0, visibility=2)}, boxes)]
+    assert ai_challenger_ap(hidden, [aic_record("a", {"h": aic_pose(0)})])["AP"] == 0
+
+
+def test_ai_challenger_prediction_may_serve_two_and_keys_are_unordered():
+    pose, box = aic_pose(0), {"human1": BOX, "human2": [0, 0, 1, 1]}
+    truth = [aic_record("a", {"human2": pose + [50, 0, 0], "human1": pose}, box)]
+    near = pose.copy()
+    near[:, 0] += 1.5  # far too much for a box of 1 px^2
+    assert ai_challenger_ap(truth, [aic_record("a", {"h": near})])["AP50"] == 0.5
+    twins = [aic_record("a", {"human2": pose, "human1": pose}, {"human1": BOX, "human2": BOX})]
+    assert ai_challenger_ap(twins, [aic_record("a", {"h": pose})])["AP"] == 1
+
+
+def slow_ai_challenger_ap(truth: list, predicted: list) -> float:
+    """The challenge's definition, person by person and keypoint by keypoint."""
+    by_image = {record["image_id"]: record["keypoint_annotations"] for record in predicted}
+    similarities, denominator = [], 0
+    for record in truth:
+        candidates = by_image.get(record["image_id"], {})
+        persons = record["keypoint_annotations"]
+        denominator += max(len(persons), len(candidates))
+        for name, person in persons.items():
+            x1, y1, x2, y2 = record["human_annotations"][name]
+            best = 0.0
+            for pose in candidates.values():
+                terms = []
+                for k in range(14):
+                    if person[3 * k + 2] == 1:
+                        squared = (person[3 * k] - pose[3 * k]) ** 2 + (
+                            person[3 * k + 1] - pose[3 * k + 1]
+                        ) ** 2
+                        delta = 2 * AIC14.oks_sigmas[k]
+                        terms.append(math.exp(-squared / (2 * delta**2 * ((x2 - x1) * (y2 - y1) + 1))))
+                best = max(best, sum(terms) / len(terms) if terms else 0.0)
+            similarities.append(best)
+    return (
+        sum(sum(s > t for s in similarities) / denominator for t in np.linspace(0.5, 0.95, 10).tolist()) / 10
+    )
+
+
+def test_ai_challenger_on_the_official_example(real_data):
+    folder = real_data / "aic_sample" / "official_example"
+    files = folder / "keypoint_annotations_example.json", folder / "keypoint_predictions_example.json"
+    truth, predicted = (json.loads(file.read_text()) for file in files)
+    # Everything is found but the 9 persons of the three images without a prediction.
+    assert ai_challenger_ap(*files)["AP"] == pytest.approx(1 - 9 / 2761, abs=1e-12)
+    assert slow_ai_challenger_ap(truth, predicted) == pytest.approx(1 - 9 / 2761, abs=1e-12)
+    rng = np.random.default_rng(0)
+    for record in predicted[::2]:
+        for name, pose in list(record["keypoint_annotations"].items()):
+            moved = np.reshape(pose, (14, 3)) + rng.normal(0, rng.uniform(0, 9), (14, 3))
+            record["keypoint_annotations"][name] = moved.ravel().tolist()
+            if rng.random() < 0.1:
+                record["keypoint_annotations"][name + "again"] = pose
+    value = ai_challenger_ap(truth, predicted)["AP"]
+    assert 0.3 < value < 0.95
+    assert value == pytest.approx(slow_ai_challenger_ap(truth, predicted), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("truth_change", "result_change"),
+    [
+        ({"human_annotations": {}}, {}),
+        ({"human_annotations": {"other": BOX}}, {}),
+        ({"human_annotations": {"human1": BOX, "other": BOX}}, {}),
+        ({"keypoint_annotations": {"human1": [1.0] * 41}}, {}),
+        ({}, {"keypoint_annotations": {"h": [1.0] * 84}}),
+        ({}, {"keypoint_annotations": {"h": [float("nan")] * 42}}),
+        ({}, {"keypoint_annotations": None}),
+    ],
+)
+def test_bad_ai_challenger_records_are_refused(truth_change, result_change):
+    truth = aic_record("a", {"human1": aic_pose(0)}, {"human1": BOX}) | truth_change
+    result = aic_record("a", {"h": aic_pose(0)}) | result_change
+    with pytest.raises(HrnetppError, match="annotation 0" if truth_change else "result 0"):
+        ai_challenger_ap([truth], [result])
+
+
+def test_ai_challenger_image_twice_is_refused():
+    truth = aic_record("a", {"human1": aic_pose(0)}, {"human1": BOX})
+    with pytest.raises(HrnetppError, match="result 1.*once"):
+        ai_challenger_ap([truth], [aic_record("a", {"h": aic_pose(0)})] * 2)

@@ -1,0 +1,155 @@
+"""Inference with a network that is known to be right: it lights up where the picture is bright."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_data import dotted_table
+from torch.nn import functional as F
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.infer import TTA_VIEWS, Predictions, average, forward, predict, predict_boxes
+from hrnetpp_lib.evaluate.metrics import COCO_FIGURES
+from hrnetpp_lib.model.hrnet import HRNet
+from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.pose.geometry import EXACT_SHIFT, UDP
+from hrnetpp_lib.pose.keypoints import COCO17
+
+HW = (128, 96)
+CARD = ModelCard(COCO17, HW)
+
+
+class BrightnessNetwork(torch.nn.Module):
+    """Heatmaps of red brightness for keypoint 0, and of green and blue for the pair (1, 2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        lowest = images.amin(dim=(2, 3), keepdim=True)
+        # Cell i answers for input px 4*i, so take every fourth pixel of the smoothed picture.
+        smooth = F.avg_pool2d(F.pad(images - lowest, (3, 3, 3, 3)), 7, stride=1)[:, :, ::4, ::4]
+        maps = torch.zeros(len(images), 17, images.shape[2] // 4, images.shape[3] // 4)
+        maps[:, :3] = smooth / 4
+        return maps
+
+
+def dotted_image(dots: dict[int, tuple[float, float]]) -> np.ndarray:
+    y, x = np.mgrid[:240, :320]
+    image = np.zeros((240, 320, 3))
+    for channel, (px, py) in dots.items():
+        image[..., channel] = 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * 15.0**2))
+    return image.astype(np.uint8)
+
+
+BOX = np.array([[100.0, 40.0, 120.0, 160.0]])
+DOT = (150.0, 100.0)
+
+
+@pytest.mark.parametrize("tta", [None, TTA_VIEWS], ids=["single", "tta"])
+@pytest.mark.parametrize("decoder", ["quarter_offset", "soft_argmax"])
+@pytest.mark.parametrize("coordinates", [CARD.coordinates, EXACT_SHIFT, UDP], ids=lambda c: c.name)
+def test_a_dot_is_found_where_it_is(tta, decoder, coordinates):
+    card = replace(CARD, decoder=decoder, coordinates=coordinates, alpha=12.0)
+    poses = predict(BrightnessNetwork(), dotted_image({0: DOT}), BOX, flip=False, tta=tta, card=card)
+    assert poses.shape == (1, 17, 3)
+    # A cell is 4 * 150 / 96 = 6.25 image px; the quarter offset is good to an eighth of a cell at best.
+    # UDP's cells are 4.04 input px, which this stride-4 network does not know: up to half a px a cell.
+    tolerance = {"quarter_offset": 1.6, "soft_argmax": 0.7}[decoder] + (2.5 if coordinates is UDP else 0)
+    assert np.hypot(*(poses[0, 0, :2] - DOT)) < tolerance
+    assert 0.1 < poses[0, 0, 2] < 2
+
+
+def test_the_official_flip_test_is_an_eighth_of_a_cell_off_and_the_exact_shift_is_not():
+    card = replace(CARD, decoder="soft_argmax", alpha=12.0)
+    network, found = BrightnessNetwork(), {}
+    for convention in (CARD.coordinates, EXACT_SHIFT):
+        pose = predict(network, dotted_image({0: DOT}), BOX, card=replace(card, coordinates=convention))
+        found[convention.name] = pose[0, 0, 0] - DOT[0]
+    cell = 4 * 150 / 96
+    assert found["official"] - found["exact_shift"] == pytest.approx(cell / 8, abs=0.15)
+    assert abs(found["exact_shift"]) < 0.3
+
+
+def test_the_flip_test_swaps_pairs():
+    crops = torch.zeros(2, 128, 96, 3, dtype=torch.uint8)
+    crops[:, 60:68, 20:28, 1] = 255  # green: keypoint 1, left of the middle
+    maps = forward(BrightnessNetwork(), crops, CARD)
+    # The mirrored picture shows green as keypoint 1 again, which comes back as keypoint 2.
+    assert maps[0, 1].max() == pytest.approx(maps[0, 2].max().item(), rel=0.1)
+    single = forward(BrightnessNetwork(), crops, CARD, flip=False)
+    assert single[0, 2].max() < 0.01 and maps.shape == (2, 17, 32, 24)
+
+
+def test_tta_returns_the_mean_of_its_views():
+    network, image = BrightnessNetwork(), dotted_image({0: DOT, 1: (120, 80), 2: (180, 150)})
+    parts = [predict(network, image, BOX, tta=(view,), card=CARD) for view in TTA_VIEWS]
+    assert predict(network, image, BOX, tta=TTA_VIEWS, card=CARD) == pytest.approx(np.mean(parts, axis=0))
+
+
+def test_average_by_hand_and_of_other_boxes():
+    a = Predictions(np.zeros((2, 17, 2)), np.ones((2, 17)))
+    b = Predictions(np.full((2, 17, 2), 4.0), np.full((2, 17), 0.5))
+    mean = average([a, b])
+    assert (mean.keypoints == 2).all() and (mean.scores == 0.75).all()
+    with pytest.raises(ValueError, match="same boxes"):
+        average([a, Predictions(np.zeros((3, 17, 2)), np.ones((3, 17)))])
+
+
+def test_predictions_round_trip_and_missing_file(tmp_path):
+    saved = Predictions(np.random.rand(3, 17, 2), np.random.rand(3, 17))
+    saved.save(tmp_path / "new" / "p.npz")
+    loaded = Predictions.load(tmp_path / "new" / "p.npz")
+    assert np.array_equal(loaded.keypoints, saved.keypoints) and np.array_equal(loaded.scores, saved.scores)
+    with pytest.raises(HrnetppError, match="other.npz"):
+        Predictions.load(tmp_path / "other.npz")
+    torn = (tmp_path / "new" / "p.npz").read_bytes()[:500]
+    (tmp_path / "torn.npz").write_bytes(torn)
+    with pytest.raises(HrnetppError, match="torn.npz.*delete it to predict anew"):
+        Predictions.load(tmp_path / "torn.npz")
+
+
+def test_no_box_gives_no_pose_and_bad_input_is_refused():
+    image = dotted_image({0: DOT})
+    assert predict(BrightnessNetwork(), image, np.zeros((0, 4)), card=CARD).shape == (0, 17, 3)
+    with pytest.raises(HrnetppError, match="uint8 RGB"):
+        predict(BrightnessNetwork(), image.astype(np.float32), BOX, card=CARD)
+    with pytest.raises(HrnetppError, match=r"\(N, 4\)"):
+        predict(BrightnessNetwork(), image, BOX[0], card=CARD)
+    with pytest.raises(
+        HrnetppError, match=r"\[-30.0, 5.0, 20.0, 40.0\] lies outside the image of 320x240 px"
+    ):
+        predict(BrightnessNetwork(), image, np.array([[9, 9, 60, 80], [-30, 5, 20, 40]]), card=CARD)
+    with pytest.raises(HrnetppError, match="positive w, h"):
+        predict(BrightnessNetwork(), image, np.array([[0.0, 0, 0, 9]]), card=CARD)
+
+
+def test_real_detections_go_through_the_whole_path(real_data):
+    from hrnetpp_lib.data.annotations import read_coco, read_coco_detections
+    from hrnetpp_lib.data.layout import StageData
+    from hrnetpp_lib.evaluate.score import coco_results, score
+
+    folder = real_data / "coco_test"
+    truth = folder / "test_coco.json"
+    boxes = read_coco_detections(folder / "test_coco_det_AP_H_56.json", truth, folder)
+    assert len(boxes) == 118
+    torch.manual_seed(0)
+    network = HRNet(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1)
+    found = predict_boxes(network, replace(CARD, input_hw=(64, 64)), boxes)
+    assert found.keypoints.shape == (118, 17, 2) and np.isfinite(found.keypoints).all()
+    data = StageData(read_coco(truth, folder), boxes, "COCO AP", "a detector", truth)
+    assert 0 < len(coco_results(found, data)) <= 118
+    figures = score(found, data)
+    assert tuple(figures) == COCO_FIGURES and 0 <= figures["AP"] < 0.2  # an untrained network
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_picture_is_named_in_one_line(tmp_path, workers):
+    table = dotted_table(tmp_path)
+    (tmp_path / "dots.png").write_bytes(b"torn")
+    card = ModelCard(input_hw=(96, 64))
+    with pytest.raises(HrnetppError) as caught:
+        predict_boxes(HRNet(8, blocks_per_branch=1, modules=(1, 1, 1)), card, table, workers=workers)
+    assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)

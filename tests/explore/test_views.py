@@ -1,0 +1,120 @@
+"""The explorers' pictures: they show what they are given, and read well in colour and in grey."""
+
+import cv2
+import numpy as np
+import pytest
+
+from hrnetpp_lib.explore.panels import (
+    MARKS,
+    ContourPanel,
+    encode_image,
+    encode_png,
+    render_box,
+    render_contour,
+    render_crop,
+    render_marginals,
+    render_surface,
+    table_html,
+)
+from hrnetpp_lib.explore.session import METHODS, TRUTH, Row
+from hrnetpp_lib.pose.keypoints import COCO17
+
+RNG = np.random.default_rng(0)
+HEATMAP = np.exp(-((np.mgrid[:24, :16][1] - 6.0) ** 2 + (np.mgrid[:24, :16][0] - 9.0) ** 2) / 8)
+POSE = np.column_stack([RNG.uniform(5, 55, (17, 2)), np.ones(17)])
+ROWS = [
+    Row(METHODS[0], np.array([6.0, 9.0]), 0.5, 2.0, 0.9, 0.8),
+    Row(METHODS[1], np.array([6.25, 9.25]), 0.3, 1.2, 0.95, 0.82),
+    Row(METHODS[2], np.array([6.1, 9.3]), 0.2, 0.8, 0.97, 0.84),
+    Row(TRUTH, np.array([6.2, 9.4]), 0.0, 0.0, 1.0, 1.0),
+]
+UNKNOWN = [Row(METHODS[0], np.array([6.0, 9.0]), *[float("nan")] * 4)]
+
+
+def pixels(figure) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(encode_png(figure), np.uint8), cv2.IMREAD_COLOR)
+
+
+@pytest.mark.parametrize("render", [render_contour, render_surface])
+@pytest.mark.parametrize("rows", [ROWS, UNKNOWN], ids=["truth", "no truth"])
+def test_maps_show_their_positions(render, rows):
+    drawn = pixels(render(HEATMAP, rows, "left wrist"))
+    assert drawn.shape == (280, 280, 3) and drawn.std() > 20
+    moved = [Row(r.method, r.xy_heatmap + 3, 0.0, 0.0, 1.0, 1.0) for r in rows]
+    assert (pixels(render(HEATMAP, moved, "left wrist")) != drawn).any()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, -0.3])
+def test_flat_maps_are_drawn_without_complaint(value):
+    flat = np.full((24, 16), value)
+    for render in (render_contour, render_surface):
+        assert pixels(render(flat, ROWS, "nose")).std() > 0
+    assert pixels(render_marginals(flat, 60.0, ROWS)).std() > 0
+
+
+def test_marginals_are_those_of_the_softmax():
+    figure = render_marginals(HEATMAP, 30.0, ROWS)
+    mass = np.exp(30 * HEATMAP) / np.exp(30 * HEATMAP).sum()
+    for ax, axis in zip(figure.axes, (0, 1), strict=True):
+        (steps,) = ax.patches
+        assert steps.get_data().values == pytest.approx(mass.sum(axis=axis), abs=1e-6)
+        assert sorted(segment[0][0] for segment in ax.collections[0].get_segments()) == pytest.approx(
+            sorted(row.xy_heatmap[axis] for row in ROWS)
+        )
+    assert figure.axes[0].get_xlim() == (-0.5, 15.5) and figure.axes[1].get_xlim() == (-0.5, 23.5)
+    assert np.isfinite(pixels(render_marginals(1e4 * HEATMAP, 200.0, ROWS))).all()
+
+
+def test_the_crop_keeps_its_aspect_and_the_blend_shows():
+    crop = RNG.integers(0, 255, (96, 64, 3)).astype(np.uint8)
+    drawn = [pixels(render_crop(crop, HEATMAP, b, POSE, COCO17, 9, POSE)) for b in (0.0, 0.9)]
+    assert drawn[0].shape[0] / drawn[0].shape[1] == pytest.approx(96 / 64, rel=0.02)
+    assert np.abs(drawn[0].astype(int) - drawn[1]).mean() > 1
+
+
+def test_the_whole_picture_with_and_without_truth():
+    image = np.full((60, 90, 3), 120, np.uint8)
+    box = np.array([10.0, 5.0, 40.0, 50.0])
+    with_truth, without = (pixels(render_box(image, box, POSE, COCO17, truth)) for truth in (POSE + 3, None))
+    assert with_truth.shape == without.shape and (with_truth != without).any()
+    assert with_truth.shape[1] / with_truth.shape[0] == pytest.approx(90 / 60, rel=0.02)
+
+
+def test_a_truth_far_outside_does_not_shrink_the_map():
+    """Without it and with it, the panel's lower part alone differs: the legend has an entry more."""
+    far = [*ROWS[:3], Row(TRUTH, np.array([-81.0, -465.0]), 9.0, 36.0, 0.0, 0.1)]
+    for render, rows in ((render_contour, slice(0, 190)), (render_surface, slice(0, 280))):
+        with_truth, without = (pixels(render(HEATMAP, r, "left wrist"))[rows] for r in (far, ROWS[:3]))
+        assert (with_truth == without).all(), render.__name__
+
+
+@pytest.mark.parametrize("rows", [ROWS, UNKNOWN], ids=["truth", "no truth"])
+def test_moved_positions_are_drawn_as_if_all_were_drawn_anew(rows):
+    panel = ContourPanel(HEATMAP, rows, "left wrist")
+    for shift in (0, 3, 0):
+        moved = [Row(r.method, r.xy_heatmap + shift, *[float("nan")] * 4) for r in rows]
+        assert panel.draw(moved) == encode_png(render_contour(HEATMAP, moved, "left wrist"))
+
+
+@pytest.mark.parametrize("hw", [(1400, 60), (60, 1400), (90, 60)])
+def test_towers_and_ribbons_stay_small(hw):
+    drawn = pixels(render_box(np.zeros((*hw, 3), np.uint8), np.array([1, 1, 40, 40]), POSE, COCO17, None))
+    assert drawn.shape[0] <= 420 and drawn.shape[1] <= 280
+
+
+def test_the_table_has_numbers_or_dashes():
+    html = table_html(ROWS)
+    assert html.count("<tr>") == 5 and "6.25, 9.25" in html and "<td>1.20</td>" in html and "0.970" in html
+    unknown = table_html(UNKNOWN)
+    assert unknown.count("–") == 8 and "not labelled" in unknown and "not labelled" not in html
+
+
+def test_marks_differ_in_shape_size_and_grey():
+    shapes, _, colours = zip(*MARKS.values(), strict=True)
+    assert len(set(shapes)) == len(set(colours)) == 4
+
+
+def test_an_image_comes_back_from_its_png():
+    image = RNG.integers(0, 255, (5, 7, 3)).astype(np.uint8)
+    decoded = cv2.imdecode(np.frombuffer(encode_image(image), np.uint8), cv2.IMREAD_COLOR)
+    assert np.array_equal(decoded[..., ::-1], image)

@@ -1,0 +1,355 @@
+"""The network: the official one with all switches off, the report's four changes with them on."""
+
+import pytest
+import torch
+from official_hrnet import OfficialForward, official_shapes
+from torch import nn
+from torch.nn import functional as F
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.model.hrnet import (
+    BasicBlock,
+    Bottleneck,
+    HRNet,
+    SqueezeExcite,
+    count_macs,
+    create_model,
+    downsample,
+    hrnetpp_w48,
+)
+
+ALL_ON = {"se": True, "avgpool_down": True, "skips": True, "subpixel_head": True}
+SMALL = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
+
+
+def small(base_channels: int = 8, num_keypoints: int = 5, **switches) -> HRNet:
+    torch.manual_seed(0)
+    return HRNet(base_channels, num_keypoints, **(SMALL | switches))
+
+
+def on_meta(*args, **switches) -> HRNet:
+    with torch.device("meta"):
+        return HRNet(*args, **switches)
+
+
+def shake(model: nn.Module) -> nn.Module:
+    """Weights of ordinary size and BN statistics far from 0 and 1, so that every layer matters."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.ndim >= 2:
+            tensor.data.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.data.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+# --- All switches off
+
+
+@pytest.mark.parametrize(("base_channels", "params"), [(32, 28_536_113), (48, 63_595_745)])
+def test_state_dict_is_the_official_one(base_channels, params):
+    model = on_meta(base_channels)
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+    assert shapes == official_shapes(base_channels, 17)
+    assert len(shapes) == 1754
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+def test_forward_is_the_official_one_in_float64():
+    depth = {"modules": (1, 2, 2), "blocks_per_branch": 2, "layer1_blocks": 2}
+    model = shake(small(**depth)).double().eval()
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        expected = OfficialForward(model.state_dict())(images, (1, 2, 2), 2, 2)
+        actual = model(images)
+    assert actual.shape == (2, 5, 16, 24) and actual.dtype == torch.float64
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_training_step_is_the_official_one():
+    model = shake(small()).double().train()
+    twin = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    leaves = {name: twin[name].requires_grad_() for name, _ in model.named_parameters()}
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    model(images).square().mean().backward()
+    OfficialForward(twin, training=True)(images, (1, 1, 1), 1, 1).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, leaves[name].grad, rtol=1e-8, atol=1e-10)
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            torch.testing.assert_close(buffer, twin[name], rtol=1e-9, atol=1e-9)
+        else:
+            assert buffer == 1
+
+
+def test_initial_weights_follow_the_official_rule():
+    model = small(base_channels=16, stem_channels=32)
+    convs = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, nn.Conv2d)])
+    assert convs.std().item() == pytest.approx(1e-3, rel=0.01) and abs(convs.mean().item()) < 1e-5
+    assert not model.final_layer.bias.any()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(m.momentum == 0.1 and m.eps == 1e-5 for m in norms)
+    assert all((m.weight == 1).all() and (m.bias == 0).all() for m in norms)
+
+
+COST = [  # switches, then parameters in millions, GMACs at 256x192 and 384x288: for W32, for W48
+    ((), (28.536, 7.645, 17.201), (63.596, 15.692, 35.307)),
+    (("se",), (28.966, 7.645, 17.202), (64.471, 15.693, 35.307)),
+    (("avgpool_down",), (26.308, 7.208, 16.217), (58.681, 14.783, 33.263)),
+    (("skips",), (28.955, 7.827, 17.612), (64.538, 16.102, 36.230)),
+    (("subpixel_head",), (30.114, 7.831, 17.620), (67.145, 16.110, 36.248)),
+    (tuple(ALL_ON), (28.734, 7.577, 17.047), (64.048, 15.613, 35.129)),
+]
+
+
+@pytest.mark.parametrize("base_channels", [32, 48])
+@pytest.mark.parametrize(("switches", "w32", "w48"), COST, ids=["+".join(row[0]) or "plain" for row in COST])
+def test_parameters_and_macs(base_channels, switches, w32, w48):
+    model = on_meta(base_channels, **dict.fromkeys(switches, True))
+    params = sum(p.numel() for p in model.parameters()) / 1e6
+    macs = [count_macs(model, size) / 1e9 for size in ((256, 192), (384, 288))]
+    assert [round(value, 3) for value in (params, *macs)] == list(w32 if base_channels == 32 else w48)
+
+
+def test_count_macs_by_hand_and_without_side_effects():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4))
+    assert count_macs(model, (6, 10)) == 3 * 5 * 4 * 3 * 9
+    assert model.training and model[1].num_batches_tracked == 0
+    assert not model[0]._forward_hooks
+    assert model[0].weight.device.type == "cpu"
+
+
+# --- Squeeze and excite
+
+
+@pytest.mark.parametrize(("base_channels", "hidden"), [(32, {4, 8, 16, 32}), (48, {6, 12, 24, 48, 32})])
+def test_every_residual_unit_has_a_gate(base_channels, hidden):
+    model = on_meta(base_channels, se=True)
+    gates = [m for m in model.modules() if isinstance(m, SqueezeExcite)]
+    units = [m for m in model.modules() if isinstance(m, (BasicBlock, Bottleneck))]
+    assert len(gates) == len(units) == 108
+    assert all(m.se.expand.out_channels == m.out_channels for m in units)
+    assert {gate.reduce.out_channels for gate in gates} == hidden
+
+
+@pytest.mark.parametrize(("bias", "gate"), [(0.0, 0.5), (3.0, 0.952574)])
+def test_gates_start_at_the_sigmoid_of_their_bias(bias, gate):
+    model = small(se=True, se_bias=bias)
+    unit = model.stage4[0].branches[1][0]
+    x = torch.rand(2, 16, 6, 4)
+    torch.testing.assert_close(unit.se(x), gate * x, rtol=1e-5, atol=1e-6)
+
+
+def test_gate_multiplies_the_residual_before_the_sum():
+    unit = small(se=True).stage2[0].branches[0][0]
+    shake(unit).eval()
+    x = torch.rand(2, 8, 6, 4)
+    residual = unit.bn2(unit.conv2(torch.relu(unit.bn1(unit.conv1(x)))))
+    mean = residual.mean((2, 3))
+    hidden = torch.relu(mean @ unit.se.reduce.weight[:, :, 0, 0].T + unit.se.reduce.bias)
+    gate = torch.sigmoid(hidden @ unit.se.expand.weight[:, :, 0, 0].T + unit.se.expand.bias)
+    torch.testing.assert_close(unit(x), torch.relu(residual * gate[:, :, None, None] + x))
+
+
+# --- Downsampling
+
+
+def test_only_the_stem_keeps_strided_convs():
+    model, plain = on_meta(48, avgpool_down=True), on_meta(48)
+    strided = [name for name, m in model.named_modules() if getattr(m, "stride", 1) == (2, 2)]
+    assert strided == ["conv1", "conv2"]
+    pools = [name for name, m in model.named_modules() if isinstance(m, nn.AvgPool2d)]
+    places = [
+        sum(name.startswith(prefix) for name in pools) for prefix in ("trans", "stage2", "stage3", "stage4")
+    ]
+    assert places == [3, 1, 16, 20]
+    assert model.transition1[0][0].kernel_size == (3, 3)
+
+    def relus(m):
+        return sum(isinstance(layer, nn.ReLU) for layer in m.modules())
+
+    assert relus(model) == relus(plain)
+    assert sum(p.numel() for p in on_meta(48, avgpool_down=True, downsampling="conv3x3").parameters()) == sum(
+        p.numel() for p in plain.parameters()
+    )
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(("how", "shift"), [("strided", 1.0), ("chain", 0.0), ("single_pool", 0.0)])
+def test_average_pooling_keeps_a_blob_centred(how, shift, levels):
+    """Stride 2 moves the centre of mass by (2^n - 1)/2 px after nearest upsampling, pooling by nothing."""
+    x, y = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
+    blob = torch.exp(-((x - 31.5) ** 2 + (y - 47.5) ** 2) / (2 * 8.0**2))[None, None]
+    down = blob
+    for factor in [2**levels] if how == "single_pool" else [2] * levels:
+        conv = downsample(1, 1, how, relu=False, factor=factor)[:-1]  # without BN
+        conv[-1].weight.data.fill_(1 / conv[-1].weight.numel())
+        down = conv(down)
+    up = F.interpolate(down, scale_factor=2**levels, mode="nearest")[0, 0]
+    centre = torch.stack([(up * axis).sum() / up.sum() for axis in (x, y)])
+    expected = torch.tensor([31.5, 47.5]) + shift * (2**levels - 1) / 2
+    torch.testing.assert_close(centre, expected, rtol=0, atol=0.02)
+
+
+def test_single_pool_has_one_conv_per_path():
+    model = on_meta(16, modules=(1, 1, 2), avgpool_down=True, downsampling="single_pool")
+    path = model.stage4[0].fuse_layers[3][0]
+    assert path[0].kernel_size == 8 and path[1].weight.shape == (128, 16, 1, 1)
+    assert [type(layer) for layer in path[2:]] == [nn.BatchNorm2d]
+
+
+# --- Skips
+
+
+def test_skips_join_every_pair_of_blocks_two_or_more_apart():
+    model = on_meta(48, skips=True)
+    branches = {1: 2, 2: 3, 3: 3, 4: 3, 5: 3, 6: 4, 7: 4, 8: 4}
+    expected = {
+        f"m{source}_m{target}_branch{branch}": (48 * 2**branch,) * 2 + (1, 1)
+        for source in branches
+        for target in range(source + 2, 9)
+        for branch in range(branches[source])
+    }
+    assert {name: tuple(skip[0].weight.shape) for name, skip in model.skips.items()} == expected
+    assert [sum(name.endswith(f"branch{b}") for name in expected) for b in range(4)] == [21, 21, 15, 1]
+    assert all(len(skip) == 1 and skip[0].bias is None for skip in model.skips.values())
+    assert len(on_meta(48, skips=True, skip_sources="adjacent").skips) == 58 + 7 + 7 + 6 + 2
+    assert len(on_meta(48, skips=True, skip_sources="same_stage").skips) == 3 * 3 + 4 * 1
+    assert len(on_meta(48, skips=True, skip_bn=True).skips["m1_m3_branch0"]) == 2
+
+
+@pytest.mark.parametrize("sources", ["later", "adjacent"])
+def test_skips_add_the_fused_outputs_of_earlier_blocks(sources):
+    model = small(modules=(1, 2, 1), skips=True, skip_sources=sources).eval()
+    for number, skip in enumerate(model.skips.values(), start=1):
+        skip[0].weight.data.copy_(number * torch.eye(skip[0].weight.shape[0])[:, :, None, None])
+    blocks = [*model.stage2, *model.stage3, *model.stage4]
+    inputs, outputs = {}, {}
+
+    def record(block, args, out):
+        number = blocks.index(block) + 1
+        inputs[number], outputs[number] = [x.clone() for x in args[0]], [x.clone() for x in out]
+
+    for block in blocks:
+        block.register_forward_hook(record)
+    shake(model.stage2), shake(model.stage3)
+    with torch.no_grad():
+        model(torch.randn(2, 3, 64, 32))
+        for target in range(2, 5):
+            for branch, actual in enumerate(inputs[target]):
+                fed = outputs[target - 1]
+                transition = {2: model.transition2, 4: model.transition3}.get(target)
+                new = branch == len(fed)
+                expected = transition[branch](fed[-1]) if new else fed[branch]
+                for source in range(1, target):
+                    key = f"m{source}_m{target}_branch{branch}"
+                    if key in model.skips:
+                        scale = list(model.skips).index(key) + 1
+                        expected = expected + scale * outputs[source][branch]
+                torch.testing.assert_close(actual, expected)
+
+
+# --- Head
+
+
+def test_last_block_does_not_fuse_before_the_subpixel_head():
+    model = on_meta(48, subpixel_head=True)
+    assert [len(block.fuse_layers) for block in model.stage4] == [4, 4, 0]
+    ups = [tuple(up[0].weight.shape) for up in model.head.up]
+    assert ups == [(768, 384, 3, 3), (384, 192, 3, 3), (192, 96, 3, 3)]
+    merges = [tuple(merge[0].weight.shape) for merge in model.head.merge]
+    assert merges == [(192, 384, 1, 1), (96, 192, 1, 1), (48, 96, 1, 1)]
+    order = [type(layer) for layer in model.head.up[0]]
+    assert order == [nn.Conv2d, nn.PixelShuffle, nn.BatchNorm2d, nn.ReLU]
+
+
+def test_subpixel_upsampling_starts_as_nearest():
+    up = small(subpixel_head=True).head.up[0]
+    x = torch.randn(2, 64, 3, 5)
+    nearest = F.interpolate(F.conv2d(x, up[0].weight[::4], padding=1), scale_factor=2, mode="nearest")
+    assert nearest.abs().max() > 0
+    torch.testing.assert_close(up[1](up[0](x)), nearest)
+    assert up[0].weight[::4].std().item() == pytest.approx(1e-3, rel=0.05)
+
+
+def test_head_decodes_from_low_to_high_resolution():
+    head = shake(small(subpixel_head=True).head).eval()
+    features = [torch.randn(2, 8 * 2**r, 24 // 2**r, 16 // 2**r) for r in range(4)]
+    x = features[3]
+    for n, high in enumerate((features[2], features[1], features[0])):
+        up = torch.relu(head.up[n][2](F.pixel_shuffle(head.up[n][0](x), 2)))
+        x = torch.relu(head.merge[n][1](head.merge[n][0](torch.cat([up, high], 1))))
+    torch.testing.assert_close(head(features), x)
+    assert x.shape == (2, 8, 24, 16)
+
+
+@pytest.mark.parametrize(
+    ("how", "up", "merge"),
+    [("subpixel_1x1", (128, 64, 1, 1), 64), ("nearest", (32, 64, 1, 1), 64), ("sum", (128, 64, 3, 3), 32)],
+)
+def test_head_variants(how, up, merge):
+    model = small(subpixel_head=True, head=how)
+    assert tuple(model.head.up[0][0].weight.shape) == up
+    assert tuple(model.head.merge[0][0].weight.shape) == (32, merge, 1, 1)
+    assert model(torch.randn(2, 3, 32, 64)).shape == (2, 5, 8, 16)
+
+
+@pytest.mark.parametrize("switches", [ALL_ON, ALL_ON | {"head": "sum", "skip_bn": True}])
+def test_gradients_reach_every_parameter(switches):
+    model = shake(small(**switches)).train()
+    model(torch.randn(3, 3, 64, 96)).square().sum().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_final_layer_runs_in_fp32_under_autocast():
+    model = shake(small(**ALL_ON)).eval()
+    seen = {}
+
+    def record(_, args, out):
+        seen["input"], seen["output"] = args[0], out
+
+    model.final_layer.register_forward_hook(record)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        heatmaps = model(torch.randn(1, 3, 32, 64))
+        assert model.conv1(torch.randn(1, 3, 32, 64)).dtype == torch.bfloat16
+    assert heatmaps.dtype == seen["input"].dtype == torch.float32
+    exact = F.conv2d(seen["input"], model.final_layer.weight, model.final_layer.bias)
+    torch.testing.assert_close(heatmaps, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 64, 48), (2, 3, 48, 64), (2, 1, 64, 64), (3, 64, 64), (2, 64, 64, 3), (1, 3, 0, 64)]
+)
+def test_bad_images_are_refused(shape):
+    with pytest.raises(ValueError, match=r"multiples of 32|\(B, 3, h, w\)"):
+        small()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"head": "bilinear", "subpixel_head": True}, "subpixel, subpixel_1x1, nearest, sum"),
+        ({"downsampling": "conv3x3"}, "no effect without avgpool_down"),
+        ({"se_bias": 3.0}, "no effect without se"),
+        ({"modules": (1, 4)}, "modules"),
+        ({"modules": (1, 0, 3)}, "positive"),
+        ({"num_keypoints": 0}, "num_keypoints must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(switches, message):
+    with pytest.raises(HrnetppError, match=message):
+        small(**switches)
+
+
+def test_create_model_by_name():
+    with torch.device("meta"):
+        model = create_model("hrnetpp_w48", num_keypoints=14, skips=False)
+        twin = hrnetpp_w48(14, skips=False)
+        plain = create_model("hrnet_w32", se=True)
+    assert model.config == twin.config
+    assert model.config["se"] and not model.config["skips"] and model.config["num_keypoints"] == 14
+    assert plain.config["base_channels"] == 32 and plain.config["se"] and not plain.config["avgpool_down"]
+    with pytest.raises(HrnetppError, match="hrnet_w32, hrnet_w48, hrnetpp_w32, hrnetpp_w48"):
+        create_model("hrnet_w18")

@@ -1,0 +1,130 @@
+"""Boxes, crop matrices and points: by hand, against OpenCV's three-point transform, and round trips."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.pose.geometry import bbox_to_center_scale, crop_matrix, invert_matrix, transform_points
+
+INPUT_HW = (384, 288)
+coordinate = st.floats(-2000, 2000)
+extent = st.floats(1, 1500)
+angle = st.floats(-180, 180)
+
+
+@pytest.mark.parametrize(
+    ("box", "center", "scale"),
+    [
+        ((10, 20, 30, 40), (25, 40), (37.5, 50)),  # 3:4 already
+        ((10, 20, 60, 40), (40, 40), (75, 100)),  # too wide: the height grows to 80
+        ((10, 20, 30, 80), (25, 60), (75, 100)),  # too tall: the width grows to 60
+        ((-31, 20, 60, 40), (-1, 40), (75, 100)),  # padded like any other
+    ],
+)
+def test_box_by_hand(box, center, scale):
+    found = bbox_to_center_scale(np.array(box), INPUT_HW)
+    assert found[0] == pytest.approx(center) and found[1] == pytest.approx(scale)
+
+
+def test_many_boxes_at_once_and_padding():
+    boxes = np.random.default_rng(0).uniform(1, 90, (2, 5, 4))
+    centers, scales = bbox_to_center_scale(boxes, (64, 96), padding=1.0)
+    assert centers.shape == scales.shape == (2, 5, 2)
+    for i, j in np.ndindex(2, 5):
+        center, scale = bbox_to_center_scale(boxes[i, j], (64, 96), padding=1.0)
+        assert np.array_equal(centers[i, j], center) and np.array_equal(scales[i, j], scale)
+        assert scale[0] / scale[1] == pytest.approx(1.5)
+        assert (scale >= boxes[i, j, 2:] - 1e-9).all() and np.isclose(scale, boxes[i, j, 2:]).any()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(0, 0, 0, 5), (0, 0, 5, 0), (0, 0, -3, 5), (np.nan, 0, 5, 5), (0, 0, 5, np.inf), (0, 0, 5)],
+)
+def test_bad_boxes_are_refused(box):
+    with pytest.raises(HrnetppError, match="box"):
+        bbox_to_center_scale(np.array(box), INPUT_HW)
+
+
+def test_the_bad_box_among_good_ones_is_named():
+    with pytest.raises(HrnetppError, match=r"7\.0, 8\.0, 0\.0, 9\.0"):
+        bbox_to_center_scale(np.array([[1, 2, 3, 4], [7, 8, 0, 9], [1, 2, 3, 4]]), INPUT_HW)
+
+
+def test_crop_matrix_by_hand():
+    matrix = crop_matrix(np.array([100, 50]), np.array([144, 192]), 0.0, INPUT_HW)
+    assert matrix == pytest.approx(np.array([[2, 0, -56], [0, 2, 92]]))
+    corners = np.array([[100 - 72, 50 - 96], [100 + 72, 50 + 96]])
+    assert transform_points(corners, matrix) == pytest.approx(np.array([[0, 0], [288, 384]]))
+
+
+def test_quarter_turn_by_hand():
+    # The image's up (0, -1), turned by 90 degrees from x towards y, is (1, 0): it becomes the output's up.
+    matrix = crop_matrix(np.array([100, 50]), np.array([144, 192]), 90.0, INPUT_HW)
+    points = transform_points(np.array([[101, 50], [100, 51]]), matrix)
+    assert points == pytest.approx(np.array([[144, 190], [146, 192]]))
+
+
+def three_point_matrix(center, scale, rotation_deg, output_hw) -> np.ndarray:
+    """By OpenCV from three pairs of points: the middle, the top, and a right angle from the two."""
+    height, width = output_hw
+    radians = np.radians(rotation_deg)
+    up = np.array([np.sin(radians), -np.cos(radians)]) * scale[0] / 2
+    source = [center, center + up, center + up + [up[1], -up[0]]]
+    middle = np.array([width / 2, height / 2])
+    target = [middle, middle + [0, -width / 2], middle + [-width / 2, -width / 2]]
+    return cv2.getAffineTransform(np.array(source, np.float32), np.array(target, np.float32))
+
+
+@given(st.tuples(st.floats(0, 640), st.floats(0, 640)), st.floats(40, 800), angle)
+def test_agrees_with_three_point_transform(center, width, rotation):
+    center, scale = np.array(center), np.array([width, width / 0.75])
+    ours = crop_matrix(center, scale, rotation, INPUT_HW)
+    theirs = three_point_matrix(center, scale, rotation, INPUT_HW)
+    # OpenCV's points are float32, hence the tolerance.
+    points = center + np.array([[-0.5, -0.5], [0.5, -0.5], [0.1, 0.4]]) * scale
+    assert np.abs(transform_points(points, ours) - transform_points(points, theirs)).max() < 2e-3
+
+
+@given(st.tuples(coordinate, coordinate), extent, angle, st.tuples(coordinate, coordinate))
+def test_there_and_back(center, width, rotation, point):
+    matrix = crop_matrix(np.array(center), np.array([width, width]), rotation, (96, 72))
+    back = transform_points(transform_points(np.array(point), matrix), invert_matrix(matrix))
+    assert np.abs(back - point).max() < 1e-8
+    assert transform_points(np.array(center), matrix) == pytest.approx((36, 48), abs=1e-7)
+
+
+@given(extent, angle)
+def test_it_is_a_similarity_without_mirror(width, rotation):
+    linear = crop_matrix(np.array([3, 4]), np.array([width, 1]), rotation, (96, 72))[:, :2]
+    assert np.allclose(linear @ linear.T, np.eye(2) * (72 / width) ** 2)
+    assert np.linalg.det(linear) > 0
+
+
+def test_inverse_agrees_with_opencv_for_a_general_map():
+    matrix = np.array([[2.0, 0.3, 5.0], [-0.7, 1.1, -4.0]])
+    assert invert_matrix(matrix) == pytest.approx(cv2.invertAffineTransform(matrix), rel=1e-12)
+
+
+def test_points_keep_their_shape_and_rounding_is_left_to_others():
+    points = transform_points(np.full((2, 3, 4, 2), 0.25, np.float32), [[2, 0, 1], [0, 3, 0]])
+    assert points.shape == (2, 3, 4, 2) and points.dtype == np.float64
+    assert np.array_equal(points[1, 2, 3], [1.5, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("center", "scale", "rotation"),
+    [((0, 0), (0, 1), 0), ((0, 0), (-2, 1), 0), ((np.nan, 0), (2, 1), 0), ((0, 0), (2, 1), np.inf)],
+)
+def test_bad_crops_are_refused(center, scale, rotation):
+    with pytest.raises(HrnetppError, match="padded box"):
+        crop_matrix(np.array(center), np.array(scale), rotation, INPUT_HW)
+
+
+@pytest.mark.parametrize("linear", [[[1, 2], [2, 4]], [[np.nan, 0], [0, 1]]])
+def test_map_without_inverse_is_refused(linear):
+    with pytest.raises(HrnetppError, match="no inverse"):
+        invert_matrix(np.column_stack([linear, [5, 6]]))

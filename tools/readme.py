@@ -1,0 +1,77 @@
+"""What is generated in README.md: Table 1 of all profiles, the choices and departures in the code.
+
+`python -m tools.readme` rewrites them; a test holds README against the code and the results.
+"""
+
+import re
+from pathlib import Path
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent, read_json
+from hrnetpp_lib.recipe import PROFILES
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+def list_choices(library: Path = PROJECT_ROOT / "hrnetpp_lib") -> list[str]:
+    """Every line marked CHOICE or DEVIATION, as markdown bullets, file by file."""
+    bullets = []
+    for path in sorted(library.rglob("*.py")):
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if mark := re.match(r"\s*# (CHOICE|DEVIATION): (.*)", line):
+                words = [mark[2]]
+                for following in lines[number + 1 :]:  # the comment may go on over several lines
+                    if not (more := re.match(r"\s*# (?!CHOICE:|DEVIATION:)(.*)", following)):
+                        break
+                    words.append(more[1])
+                bullets.append(f"* {mark[1].lower()}, `{path.name}`: {' '.join(words)}")
+    return bullets
+
+
+def table_of_profiles(figures: Path) -> list[str]:
+    """The report's AP beside that of every profile with results, as lines of markdown.
+
+    Args:
+        figures: The folder of figures/<profile>/results.json.
+    """
+    names = [name for name in PROFILES if name != "smoke" and (figures / name / "results.json").is_file()]
+    results = {name: read_json(figures / name / "results.json") for name in names}
+    rows = [["method", "report: AP"], ["---"] * (2 + 2 * len(names))]
+    for name in names:
+        rows[0] += [f"[`{name}`](figures/{name}/table_1.md): AP", "minus first row"]
+    for index, (method, paper) in enumerate(PAPER_TABLE_1.items()):
+        cells = [method, f"{paper[0]:.1f}"]
+        for name in names:
+            row = results[name]["rows"][index]
+            cells.append(percent(row["metrics"]["AP"], *row["interval"]))
+            cells.append(percent(*row["difference"], sign="+") if row["difference"] else "")
+        rows.append(cells)
+    return (
+        [f"* `{name}`: {content['data']}" for name, content in results.items()]
+        + [""]
+        + [f"| {' | '.join(cells)} |" for cells in rows]
+    )
+
+
+def render_readme(text: str, root: Path = PROJECT_ROOT) -> str:
+    """README's text with its generated parts made anew.
+
+    Raises:
+        HrnetppError: If a marker is missing.
+    """
+    parts = {
+        "<!-- table 1 -->": ("<!-- end of table 1 -->", "\n".join(table_of_profiles(root / "figures"))),
+        "<!-- choices -->": ("<!-- end of choices -->", "\n".join(list_choices())),
+    }
+    for start, (end, content) in parts.items():
+        if start not in text or end not in text:
+            raise HrnetppError(f"README.md: markers {start} and {end} are not both there; put them back")
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    readme = PROJECT_ROOT / "README.md"
+    readme.write_text(render_readme(readme.read_text()))
