@@ -10,8 +10,9 @@ from pathlib import Path
 
 from hrnetpp_lib.app.workspace import open_workspace
 from hrnetpp_lib.data.annotations import read_coco
-from hrnetpp_lib.evaluate.table import provenance, write_json
+from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.explore.heatmap_explorer import HeatmapExplorer
+from hrnetpp_lib.files import write_json
 from hrnetpp_lib.recipe import HRNET, three_stages
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from hrnetpp_lib.data.annotations import read_ai_challenger, read_coco
 from hrnetpp_lib.data.cache import read_cached
 from hrnetpp_lib.data.persons import PersonTable
-from hrnetpp_lib.evaluate.table import provenance, write_json
+from hrnetpp_lib.evaluate.table import provenance
+from hrnetpp_lib.files import write_json
 from hrnetpp_lib.pose.keypoints import COCO17
 
 COCO_PERSONS, AIC_PERSONS, AIC_PER_IMAGE, COCO_PER_IMAGE, WORKERS = 150_000, 450_000, 2, 2, 4

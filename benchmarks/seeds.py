@@ -9,7 +9,8 @@ python -m hrnetpp_lib train --profile mini --architecture hrnet (or hrnetpp) --s
 import sys
 from pathlib import Path
 
-from hrnetpp_lib.evaluate.table import provenance, read_json, write_json
+from hrnetpp_lib.evaluate.table import provenance
+from hrnetpp_lib.files import read_json, write_json
 from hrnetpp_lib.recipe import HRNET, HRNETPP, get_profile, three_stages
 from hrnetpp_lib.train.journal import read_metrics
 
@@ -25,7 +26,7 @@ def main() -> None:
         print(seed, rows[seed])
     kept = Path(__file__).with_suffix(".json")
     origin = provenance()
-    write_json(kept, read_json(kept) | {origin["device"]: {"ap": rows, "provenance": origin}})
+    write_json(kept, read_json(kept, dict) | {origin["device"]: {"ap": rows, "provenance": origin}})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from hrnetpp_lib.app.reproduce import KEEP_FREED_MEMORY
-from hrnetpp_lib.evaluate.table import provenance, read_json, write_json
+from hrnetpp_lib.evaluate.table import provenance
+from hrnetpp_lib.files import read_json, write_json
 from hrnetpp_lib.recipe import STAGE2, Run, get_profile, resolve
 from hrnetpp_lib.train.loop import TrainStep, build_model
 
@@ -107,7 +108,7 @@ def main() -> None:
     origin = provenance()
     content = {"profile": name, "batch": run.profile.batch_size, "rounds": ROUNDS, "steps": rows}
     kept = Path(__file__).with_suffix(".json")
-    write_json(kept, read_json(kept) | {origin["device"]: content | {"provenance": origin}})
+    write_json(kept, read_json(kept, dict) | {origin["device"]: content | {"provenance": origin}})
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.function(options)
     except Preempted as error:
-        print(error, file=sys.stderr)
+        print(error.message, file=sys.stderr)
         return Preempted.EXIT_CODE
     except (HrnetppError, OSError) as error:
         # In one write, so that the lines of several processes do not run into one another.

@@ -10,7 +10,8 @@ import pytest
 
 from hrnetpp_lib.app.reproduce import PROJECT_ROOT, reproduce
 from hrnetpp_lib.data.layout import find_real_data
-from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1, read_json
+from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1
+from hrnetpp_lib.files import read_json
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("[0-9]*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -179,21 +180,21 @@ def test_every_figure_a_notebook_names_is_there(smoke):
 
 def test_every_notebook_leaves_its_results(smoke):
     for path in NOTEBOOKS:
-        results = read_json(smoke[0] / "runs" / "smoke" / "results" / f"{path.stem[:2]}.json")
+        results = read_json(smoke[0] / "runs" / "smoke" / "results" / f"{path.stem[:2]}.json", dict)
         assert results["provenance"]["profile"] == "smoke"
 
 
 def test_real_labels_given_back_score_one(smoke):
     if not find_real_data(PROJECT_ROOT):
         pytest.skip("no real photographs and annotations on this machine; set HRNETPP_TEST_DATA")
-    checks = read_json(smoke[0] / "runs/smoke/results/01.json")["real"]
+    checks = read_json(smoke[0] / "runs/smoke/results/01.json", dict)["real"]
     values = [value for check in checks for name, value in check.items() if name.endswith("of the labels")]
     assert values == [1.0] * len(values) and len(values) == 3
 
 
 def test_table_1_has_six_measured_rows(smoke):
     figures = smoke[0] / "figures" / "smoke"
-    results = read_json(figures / "results.json")
+    results = read_json(figures / "results.json", dict)
     assert [row["method"] for row in results["rows"]] == list(PAPER_TABLE_1)
     assert results["profile"] == "smoke"
     for row in results["rows"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.table import write_json
+from hrnetpp_lib.files import write_json
 from hrnetpp_lib.recipe import PROFILES
 from tools.readme import list_choices, render_readme, table_of_profiles
 

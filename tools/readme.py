@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent, read_json
+from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent
+from hrnetpp_lib.files import read_json
 from hrnetpp_lib.recipe import PROFILES
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,7 @@ def table_of_profiles(figures: Path) -> list[str]:
         figures: The folder of figures/<profile>/results.json.
     """
     names = [name for name in PROFILES if name != "smoke" and (figures / name / "results.json").is_file()]
-    results = {name: read_json(figures / name / "results.json") for name in names}
+    results = {name: read_json(figures / name / "results.json", dict) for name in names}
     rows = [["method", "report: AP"], ["---"] * (2 + 2 * len(names))]
     for name in names:
         rows[0] += [f"[`{name}`](figures/{name}/table_1.md): AP", "minus first row"]

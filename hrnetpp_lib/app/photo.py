@@ -9,8 +9,7 @@ from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.draw import render_images, save
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import predict as predict_poses
-from hrnetpp_lib.evaluate.table import write_json
-from hrnetpp_lib.files import project_root
+from hrnetpp_lib.files import project_root, write_json
 from hrnetpp_lib.model.weights import load_checkpoint
 from hrnetpp_lib.pose.keypoints import Skeleton
 

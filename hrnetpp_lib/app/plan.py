@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from hrnetpp_lib.data.crops import TrainCrops
+from hrnetpp_lib.data.crops import Sample, TrainCrops
 from hrnetpp_lib.data.layout import (
     StageData,
     data_paths,
@@ -98,7 +98,7 @@ def _check_data(profile: Profile, root: Path, data: dict[str, StageData]) -> Ite
                 yield f"    {error}"
     boxes = paths.boxes_json(profile)
     if "coco" in data and boxes:
-        yield f"  {boxes.name}: person box AP {100 * bbox_ap(data['coco'].val_json, boxes):.1f} on val"
+        yield f"  {boxes.name}: person box AP {100 * bbox_ap(paths.coco_json('val'), boxes):.1f} on val"
 
 
 def _persons(name: str, data: dict[str, StageData]) -> tuple[int, str]:
@@ -116,7 +116,7 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
     crops = share if device.type == "cuda" else max(2, min(share, int(_CPU_MACS // macs)))
     step = TrainStep(model.to(device, memory_format=torch.channels_last).train(), run)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
-    batch = {name: tensor.to(device) for name, tensor in _random_batch(run, crops).items()}
+    batch = Sample(*(tensor.to(device) for tensor in _random_batch(run, crops)))
     available = free_bytes(device)
 
     def autocast() -> torch.autocast:
@@ -152,13 +152,18 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
     return rate
 
 
-def _random_batch(run: Run, crops: int) -> dict[str, torch.Tensor]:
+def _random_batch(run: Run, crops: int) -> Sample:
     (height, width), (rows, columns) = run.profile.input_hw, run.profile.heatmap_hw
-    return {
-        "image": torch.randint(0, 256, (crops, height, width, 3), dtype=torch.uint8),
-        "centres": torch.randint(0, min(rows, columns), (crops, len(COCO17), 2)),
-        "target_weight": torch.ones(crops, len(COCO17)),
-    }
+    keypoints = (crops, len(COCO17))
+    return Sample(
+        image=torch.randint(0, 256, (crops, height, width, 3), dtype=torch.uint8),
+        peaks=torch.randint(0, min(rows, columns), (*keypoints, 2)),
+        target_weight=torch.ones(keypoints),
+        keypoints_heatmap=torch.rand(*keypoints, 2),
+        keypoint_weight=torch.ones(keypoints),
+        person=torch.zeros(crops),
+        bad=torch.zeros(crops),
+    )
 
 
 def _now(device: torch.device) -> float:
@@ -173,10 +178,10 @@ def _measure_loader(run: Run, train: PersonTable) -> Iterator[str]:
     batches = EpochBatches(len(train), min(run.profile.batch_size, len(train)), run.seed)
     crops = 0
     started = time.perf_counter()
-    loader = Loader(TrainCrops(train, run), batches, workers, pin_memory=False)
+    loader = Loader(TrainCrops.of_run(train, run), batches, workers, pin_memory=False)
     with loader.explain_deaths():
         for batch in islice(loader, _STEPS):
-            crops += len(batch["image"])
+            crops += len(batch.image)
     rate = crops / (time.perf_counter() - started)
     each = rate / max(workers, 1)
     yield f"  loader with {workers} processes, {crops} crops: {rate:.1f} crops/s, {each:.1f} a process"

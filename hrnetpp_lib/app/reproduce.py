@@ -16,8 +16,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from hrnetpp_lib.data.layout import prepare_data
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.table import git_revision, provenance, read_json, write_json
-from hrnetpp_lib.files import project_root
+from hrnetpp_lib.evaluate.table import git_revision, provenance
+from hrnetpp_lib.files import project_root, read_json, write_json
 from hrnetpp_lib.recipe import get_profile
 
 # glibc returns freed memory to the system, and every training step pays for getting it back.
@@ -88,7 +88,7 @@ def reproduce(
     parameters = _check_parameters(parameters or {}, accepted)
     _set_environment(notebook_folder)
     progress_file = output / "runs" / profile_name / "reproduce.json"
-    done = read_json(progress_file) if progress_file.is_file() else {}
+    done = read_json(progress_file, dict) if progress_file.is_file() else {}
     executed = []
     started = time.perf_counter()
     for path in notebooks:

@@ -13,6 +13,7 @@ from hrnetpp_lib.data.layout import DataPaths, StageData, load_stage_data, prepa
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import table as report
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
+from hrnetpp_lib.files import read_json, sha256, write_json
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
 from hrnetpp_lib.recipe import Profile, Run, get_profile
@@ -107,7 +108,7 @@ class Workspace:
 
     def checkpoint_hash(self, run: Run) -> dict[str, str]:
         """The run's name and the SHA-256 of its checkpoint, for provenance."""
-        return {run.name: report.sha256(self._checkpoint(run))}
+        return {run.name: sha256(self._checkpoint(run))}
 
     def describe_data(self, data: StageData) -> str:
         """What a result was trained and measured on, in words."""
@@ -148,11 +149,11 @@ class Workspace:
     def save_results(self, notebook: str, content: dict) -> None:
         """Write a notebook's results with their provenance to runs/<profile>/results/<notebook>.json."""
         provenance = report.provenance() | {"profile": self.profile.name}
-        report.write_json(self.runs / "results" / f"{notebook}.json", content | {"provenance": provenance})
+        write_json(self.runs / "results" / f"{notebook}.json", content | {"provenance": provenance})
 
     def results(self, notebook: str) -> dict:
         """What `save_results` wrote."""
-        return report.read_json(self.runs / "results" / f"{notebook}.json")
+        return read_json(self.runs / "results" / f"{notebook}.json", dict)
 
 
 def open_workspace(profile_name: str, root: str | Path) -> Workspace:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hrnetpp_lib.data.crops import BoxCrops, View, crops_of_box, normalise
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.files import replace_durably
+from hrnetpp_lib.files import whole_file
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import invert_matrix, transform_points
 from hrnetpp_lib.pose.heatmap import decode, flip_back
@@ -37,10 +37,8 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write to an .npz file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        np.savez(part, keypoints=self.keypoints, scores=self.scores)
-        replace_durably(part, path)
+        with whole_file(path) as part:
+            np.savez(part, keypoints=self.keypoints, scores=self.scores)
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":

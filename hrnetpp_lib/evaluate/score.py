@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -12,8 +11,8 @@ from accelerate.utils import gather_object
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hrnetpp_lib.data.layout import StageData
-from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.data.layout import Metric, StageData
+from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, Predictions, predict_boxes
 from hrnetpp_lib.evaluate.metrics import ai_challenger_ap, coco_ap, to_coco_results
 from hrnetpp_lib.model.hrnet import HRNet
@@ -43,7 +42,7 @@ def validate(
         np.concatenate([share.keypoints for _, share in shares])[order],
         np.concatenate([share.scores for _, share in shares])[order],
     )
-    return {"metric": data.metric, "value": score(predictions, data)["AP"], "boxes": data.boxes}
+    return {"metric": data.metric.value, "value": score(predictions, data)["AP"], "boxes": data.boxes}
 
 
 def score(predictions: Predictions, data: StageData) -> dict[str, float]:
@@ -53,9 +52,39 @@ def score(predictions: Predictions, data: StageData) -> dict[str, float]:
         predictions: One pose per row of data.val.
         data: COCO data give the ten COCO figures, AI Challenger data AP, AP50 and AP75.
     """
-    if data.metric == "COCO AP":
-        return coco_ap(data.val_json, coco_results(predictions, data))
+    if data.metric is Metric.COCO_AP:
+        return coco_ap(coco_document(data.truth), coco_results(predictions, data))
     return ai_challenger_ap(*_ai_challenger_records(predictions, data.val))
+
+
+def coco_document(truth: CocoTruth) -> dict:
+    """What pycocotools reads of a COCO file."""
+    annotations = [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": 1,
+            "bbox": bbox,
+            "area": area,
+            "iscrowd": int(crowd),
+            "num_keypoints": count,
+            "keypoints": keypoints,
+        }
+        for number, (image_id, bbox, area, crowd, count, keypoints) in enumerate(
+            zip(
+                truth.image_ids[truth.image_index].tolist(),
+                truth.bboxes_xywh.tolist(),
+                truth.areas.tolist(),
+                truth.crowd.tolist(),
+                truth.num_keypoints.tolist(),
+                truth.keypoints.reshape(len(truth), -1).tolist(),
+                strict=True,
+            ),
+            start=1,
+        )
+    ]
+    images = [{"id": image_id} for image_id in truth.image_ids.tolist()]
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1}]}
 
 
 def coco_results(predictions: Predictions, data: StageData) -> list[dict]:
@@ -152,13 +181,11 @@ class Draws:
         return Claim(better, worse, paper[better][0] - paper[worse][0], 100 * ours, 100 * low, 100 * high)
 
 
-def paired_bootstrap(
-    gt_json: str | Path, results: dict[str, list[dict]], draws: int = 200, seed: int = 0
-) -> Draws:
+def paired_bootstrap(truth: dict, results: dict[str, list[dict]], draws: int = 200, seed: int = 0) -> Draws:
     """Score all methods on the same random samples of images, drawn with replacement.
 
     Args:
-        gt_json: COCO keypoint annotations.
+        truth: Of `coco_document`.
         results: Method -> COCO keypoint results.
         draws: How many samples.
         seed: Of the sampling.
@@ -166,7 +193,9 @@ def paired_bootstrap(
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(gt_json))
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
         evaluations = {method: _evaluate(coco, found) for method, found in results.items()}
     images = len(coco.getImgIds())
     rng = np.random.default_rng(seed)
@@ -212,4 +241,4 @@ def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 
         seed: Of the sampling.
     """
     results = {method: coco_results(found, data) for method, found in predictions.items()}
-    return paired_bootstrap(data.val_json, results, draws, seed)
+    return paired_bootstrap(coco_document(data.truth), results, draws, seed)

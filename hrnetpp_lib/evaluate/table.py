@@ -1,7 +1,5 @@
 """Results that say where they come from: provenance, results.json and the report's Table 1 beside ours."""
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -10,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.files import write_json
 
 METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR")
 
@@ -51,12 +50,6 @@ class Row:
     seed: int = 0
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def git_revision(folder: Path) -> str:
     """Commit of the checkout, with '-dirty' behind it if tracked files differ; 'unknown' outside git."""
     try:
@@ -85,28 +78,6 @@ def provenance() -> dict[str, object]:
         "versions": versions,
         "device": gpu or f"CPU ({platform.machine()} {instructions}, {torch.get_num_threads()} threads)",
     }
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON to a temporary name beside the file, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict:
-    """Read a notebook's results.
-
-    Raises:
-        HrnetppError: If the file is not there or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise HrnetppError(
-            f"{path}: no results to read ({error}); run the notebook that writes it"
-        ) from error
 
 
 def write_results(folder: Path, profile_name: str, data: str, rows: list[Row], runs: list[dict]) -> Path:

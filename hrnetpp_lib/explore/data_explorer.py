@@ -5,7 +5,7 @@ from dataclasses import replace
 import ipywidgets as widgets
 import numpy as np
 
-from hrnetpp_lib.data.crops import TrainCrops
+from hrnetpp_lib.data.crops import Sample, TrainCrops
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.draw import render_heatmaps, render_images
@@ -29,7 +29,7 @@ _SLIDERS = {  # field of recipe.Augmentation: highest value, step
 
 def sample_crops(
     table: PersonTable, run: Run, person: int, reroll: int, number: int = _SAMPLES
-) -> list[dict]:
+) -> list[Sample]:
     """Training samples of one person, as `data.TrainCrops` gives them.
 
     Args:
@@ -39,7 +39,7 @@ def sample_crops(
         reroll: Which handful; the same number gives the same samples.
         number: How many.
     """
-    return [TrainCrops(table, run, epoch=reroll * number + i)[person] for i in range(number)]
+    return [TrainCrops.of_run(table, run, epoch=reroll * number + i)[person] for i in range(number)]
 
 
 class DataExplorer(widgets.VBox):
@@ -142,10 +142,9 @@ class DataExplorer(widgets.VBox):
         run = replace(self._run, stage=stage)
         self._crops = sample_crops(self._table, run, self._person, self._reroll)
         poses = [
-            [np.column_stack([crop["keypoints_heatmap"] * 4, crop["keypoint_weight"] * 2])]
-            for crop in self._crops
+            [np.column_stack([crop.keypoints_heatmap * 4, crop.keypoint_weight * 2])] for crop in self._crops
         ]
-        crops = [crop["image"] for crop in self._crops]
+        crops = [crop.image for crop in self._crops]
         figure = render_images(crops, poses, self._table.skeleton, columns=_SAMPLES)
         self.samples.png = views.encode_png(figure)
         self._draw_target()
@@ -154,8 +153,8 @@ class DataExplorer(widgets.VBox):
         profile, keypoint = self._run.profile, self.keypoint.value
         maps = [
             encode(
-                4 * crop["keypoints_heatmap"],
-                crop["target_weight"],
+                4 * crop.keypoints_heatmap,
+                crop.target_weight,
                 profile.input_hw,
                 profile.heatmap_hw,
                 self.sigma.value,
@@ -163,5 +162,5 @@ class DataExplorer(widgets.VBox):
             for crop in self._crops
         ]
         titles = ["target" if target.any() else "no target" for target in maps]
-        crops = [crop["image"] for crop in self._crops]
+        crops = [crop.image for crop in self._crops]
         self.target.png = views.encode_png(render_heatmaps(crops, maps, titles, columns=_SAMPLES))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hrnetpp_lib.model.hrnet import HRNet, count_macs
-from hrnetpp_lib.pose.geometry import Coordinates
+from hrnetpp_lib.pose.geometry import PixelConvention
 from hrnetpp_lib.pose.heatmap import flip_back
 from hrnetpp_lib.pose.softargmax import soft_argmax
 from hrnetpp_lib.recipe import ABLATIONS
@@ -117,7 +117,7 @@ def soft_argmax_bias(
 
 
 def flip_test_bias(
-    coordinates: Coordinates, x_input: float, input_hw: tuple[int, int] = (256, 192), sigma: float = 2.0
+    coordinates: PixelConvention, x_input: float, input_hw: tuple[int, int] = (256, 192), sigma: float = 2.0
 ) -> float:
     """How far averaging with the mirrored crop moves the keypoint of a perfect network.
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.files import replace_durably
+from hrnetpp_lib.files import whole_file
 from hrnetpp_lib.model.hrnet import HRNet
-from hrnetpp_lib.pose.geometry import OFFICIAL, Coordinates, get_coordinates
+from hrnetpp_lib.pose.geometry import OFFICIAL, PixelConvention, get_convention
 from hrnetpp_lib.pose.keypoints import COCO17, SKELETONS, Skeleton
 from hrnetpp_lib.recipe import Run
 
@@ -79,13 +79,14 @@ def save_model(model: HRNet, path: Path | str, metadata: dict[str, str]) -> None
         metadata: Kept in the file's header.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f"{path.name}.tmp")
     # One entry only: the library writes several in no fixed order, and equal networks would differ in bytes.
     header = json.dumps(metadata | {_CONFIG_KEY: json.dumps(model.config)}, sort_keys=True)
-    save_file(tensors, temporary, metadata={_HEADER_KEY: header})
-    replace_durably(temporary, path)
+    with whole_file(path) as part:
+        try:
+            save_file(tensors, part, metadata={_HEADER_KEY: header})
+        except SafetensorError as error:  # so it reports a full disk
+            raise OSError(str(error)) from error
 
 
 def load_model(path: Path | str) -> tuple[HRNet, dict[str, str]]:
@@ -253,14 +254,14 @@ class ModelCard:
     input_hw: tuple[int, int] = (384, 288)
     decoder: Literal["quarter_offset", "soft_argmax"] = "quarter_offset"
     alpha: float = 60.0
-    coordinates: Coordinates = OFFICIAL
+    coordinates: PixelConvention = OFFICIAL
     run: str = ""
 
     @classmethod
     def of_run(cls, run: Run, skeleton: Skeleton) -> "ModelCard":
         """The card of the network that a training run makes."""
         stage = run.stage
-        coordinates = get_coordinates(stage.coordinates)
+        coordinates = get_convention(stage.coordinates)
         return cls(skeleton, run.profile.input_hw, stage.decoder, stage.alpha, coordinates, run.name)
 
 
@@ -285,7 +286,7 @@ def load_checkpoint(path: Path) -> tuple[HRNet, ModelCard]:
     try:
         content = json.loads(metadata["card"])
         content["skeleton"] = SKELETONS[content["skeleton"]]
-        content["coordinates"] = get_coordinates(content["coordinates"])
+        content["coordinates"] = get_convention(content["coordinates"])
         content["input_hw"] = tuple(content["input_hw"])
         card = ModelCard(**content)
     except (KeyError, TypeError, ValueError) as error:

@@ -114,7 +114,7 @@ def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class PixelConvention:
     """One convention.
 
     Attributes:
@@ -139,13 +139,13 @@ class Coordinates:
 
 
 # CHOICE: the official shift of a whole cell is the default; the report does not mention one.
-OFFICIAL = Coordinates("official", flip_shift=1.0)
-EXACT_SHIFT = Coordinates("exact_shift", flip_shift=0.75)
-UDP = Coordinates("udp", flip_shift=0.0, size_minus_one=True)
+OFFICIAL = PixelConvention("official", flip_shift=1.0)
+EXACT_SHIFT = PixelConvention("exact_shift", flip_shift=0.75)
+UDP = PixelConvention("udp", flip_shift=0.0, size_minus_one=True)
 _KNOWN = {convention.name: convention for convention in (OFFICIAL, EXACT_SHIFT, UDP)}
 
 
-def get_coordinates(name: str) -> Coordinates:
+def get_convention(name: str) -> PixelConvention:
     """The convention of that name.
 
     Raises:

@@ -38,22 +38,25 @@ def encode(
 
     Reference: official HRNet, JointsDataset.generate_target.
     """
-    centres, weight = locate(keypoints_input, labelled, input_hw, heatmap_hw, sigma)
-    maps = draw(torch.from_numpy(centres[None]), torch.from_numpy(weight[None]), heatmap_hw, sigma)
+    stride_xy = np.array(input_hw[::-1]) / np.array(heatmap_hw[::-1])
+    peaks, weight = locate(np.asarray(keypoints_input, np.float64) / stride_xy, labelled, heatmap_hw, sigma)
+    maps = draw(torch.from_numpy(peaks[None]), torch.from_numpy(weight[None]), heatmap_hw, sigma)
     return maps[0].numpy(), weight
 
 
 def locate(
-    keypoints_input: np.ndarray,
-    labelled: np.ndarray,
-    input_hw: tuple[int, int],
-    heatmap_hw: tuple[int, int],
-    sigma: float,
+    keypoints_heatmap: np.ndarray, labelled: np.ndarray, heatmap_hw: tuple[int, int], sigma: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first half of `encode`, with its arguments: which cell each keypoint is drawn on.
+    """The first half of `encode`: which cell each keypoint is drawn on.
+
+    Args:
+        keypoints_heatmap: (K, 2) as (x, y) in heatmap px.
+        labelled: (K,) bool or 0/1.
+        heatmap_hw: Heatmap height and width in cells.
+        sigma: Standard deviation in cells, > 0.
 
     Returns:
-        centres (K, 2) int64 as (x, y) in cells, perhaps outside the map, and target_weight (K,) float32.
+        peaks (K, 2) int64 as (x, y) in cells, perhaps outside the map, and target_weight (K,) float32.
 
     Raises:
         ValueError: If sigma is not positive, or a labelled keypoint is not finite.
@@ -61,24 +64,23 @@ def locate(
     if sigma <= 0:
         raise ValueError(f"sigma must be > 0, got {sigma}")
     labelled = np.asarray(labelled) > 0
-    points = np.where(labelled[:, None], np.asarray(keypoints_input, np.float64), 0.0)
+    points = np.where(labelled[:, None], np.asarray(keypoints_heatmap, np.float64), 0.0)
     if not np.isfinite(points).all():
         raise ValueError(f"keypoint {int(np.argmin(np.isfinite(points).all(1)))} is labelled but not finite")
     size_xy = np.array(heatmap_hw[::-1])
-    stride_xy = np.array(input_hw[::-1]) / size_xy
     # The official rule rounds half up but truncates towards zero, so that -0.5 < position < 0 counts as 0.
-    centres = np.trunc(points / stride_xy + 0.5).astype(np.int64)
+    peaks = np.trunc(points + 0.5).astype(np.int64)
     # CHOICE: the official patch is only defined for a whole 3 sigma; ours is cut at the last cell within it.
     radius = int(3 * sigma)
-    outside = (centres - radius >= size_xy) | (centres + radius + 1 < 0)
-    return centres, (labelled & ~outside.any(axis=1)).astype(np.float32)
+    outside = (peaks - radius >= size_xy) | (peaks + radius + 1 < 0)
+    return peaks, (labelled & ~outside.any(axis=1)).astype(np.float32)
 
 
-def draw(centres: Tensor, target_weight: Tensor, heatmap_hw: tuple[int, int], sigma: float) -> Tensor:
+def draw(peaks: Tensor, target_weight: Tensor, heatmap_hw: tuple[int, int], sigma: float) -> Tensor:
     """The second half of `encode`, for a batch and on any device: it only looks values up, so all agree.
 
     Args:
-        centres: (B, K, 2) whole cells as (x, y).
+        peaks: (B, K, 2) whole cells as (x, y).
         target_weight: (B, K), 0 for an empty map.
         heatmap_hw: Heatmap height and width in cells.
         sigma: Standard deviation in cells, > 0.
@@ -91,12 +93,12 @@ def draw(centres: Tensor, target_weight: Tensor, heatmap_hw: tuple[int, int], si
     # In fp32, as the official code computes it.
     patch = np.exp(-(distance[:, None] ** 2 + distance**2) / (2 * sigma**2)).astype(np.float32)
     patch[-1] = patch[:, -1] = 0  # everything further away than 3 sigma
-    table = torch.from_numpy(patch).to(centres.device)
+    table = torch.from_numpy(patch).to(peaks.device)
     height, width = heatmap_hw
-    cells_x = torch.arange(width, device=centres.device)
-    cells_y = torch.arange(height, device=centres.device)
-    away_x = (cells_x - centres[..., :1]).abs().clamp(max=radius + 1)  # (B, K, W)
-    away_y = (cells_y - centres[..., 1:]).abs().clamp(max=radius + 1)  # (B, K, H)
+    cells_x = torch.arange(width, device=peaks.device)
+    cells_y = torch.arange(height, device=peaks.device)
+    away_x = (cells_x - peaks[..., :1]).abs().clamp(max=radius + 1)  # (B, K, W)
+    away_y = (cells_y - peaks[..., 1:]).abs().clamp(max=radius + 1)  # (B, K, H)
     return table[away_y[..., :, None], away_x[..., None, :]] * target_weight[:, :, None, None]
 
 

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.draw import render_heatmaps, save
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import forward
-from hrnetpp_lib.files import replace_durably
+from hrnetpp_lib.files import whole_file, write_json
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.recipe import Run
@@ -59,15 +58,8 @@ def write_origin(run_dir: Path, run: Run, data: dict[str, int]) -> None:
     Raises:
         HrnetppError: If they cannot be written.
     """
-    try:
-        for name, content in (("recipe", asdict(run)), ("data", data)):
-            part = run_dir / f"{name}.part"
-            part.write_text(json.dumps(content, indent=2))
-            replace_durably(part, run_dir / f"{name}.json")
-    except OSError as error:
-        raise HrnetppError(
-            f"{run_dir}: cannot be written to ({error}); make room and give the command again"
-        ) from error
+    write_json(run_dir / "recipe.json", run)
+    write_json(run_dir / "data.json", data)
 
 
 def read_data(run_dir: Path) -> dict[str, int] | None:
@@ -120,14 +112,8 @@ def cut_metrics(run_dir: Path, epochs: int) -> str:
             kept[record["epoch"]] = line
     whole = "".join(f"{kept[epoch]}\n" for epoch in sorted(kept))
     if text != whole:
-        try:
-            part = path.with_suffix(".part")
+        with whole_file(path) as part:
             part.write_text(whole)
-            replace_durably(part, path)
-        except OSError as error:
-            raise HrnetppError(
-                f"{path}: cannot be written ({error}); make room and give the command again"
-            ) from error
     missing = epochs - len(kept)
     return f"warning: {path} lacks {missing} of the {epochs} epochs that are done" if missing > 0 else ""
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from hrnetpp_lib.data.crops import TrainCrops
+from hrnetpp_lib.data.crops import Sample, TrainCrops
 from hrnetpp_lib.errors import HrnetppError
 
 
@@ -88,7 +88,7 @@ class _Watched(Dataset):
     def __len__(self) -> int:
         return len(self.crops)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Sample:
         worker = get_worker_info()
         if worker is not None:
             self.notes[worker.id] = torch.tensor([os.getpid(), index])
@@ -124,7 +124,7 @@ class Loader:
             self._watched, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory
         )
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Sample]:
         return iter(self._loader)
 
     def explain_deaths(self) -> contextlib.AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch.utils.data import default_collate
 
-from hrnetpp_lib.data.crops import TrainCrops, normalise
+from hrnetpp_lib.data.crops import Sample, TrainCrops, normalise
 from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.data.persons import check_images
 from hrnetpp_lib.errors import HrnetppError, Preempted
@@ -146,7 +146,7 @@ class Training:
         persons, size = len(data.train), run.profile.batch_size
         self.steps = number_of_steps(data.train.name, persons, size, processes * machine.accumulate)
         self.batches = EpochBatches(persons, size, run.seed, rank, processes)
-        self.crops = TrainCrops(data.train, run, skip_bad_images=machine.skip_bad_images)
+        self.crops = TrainCrops.of_run(data.train, run, skip_bad_images=machine.skip_bad_images)
         self.card = ModelCard.of_run(run, data.train.skeleton)
         model = build_model(run, len(self.card.skeleton))
         self.model = model.to(accelerator.device, memory_format=torch.channels_last)
@@ -231,7 +231,7 @@ class Training:
                     self._save()
         bar.close()
 
-    def _optimise(self, batch: dict[str, torch.Tensor], lr: float) -> tuple[float, bool, int]:
+    def _optimise(self, batch: Sample, lr: float) -> tuple[float, bool, int]:
         """One step of Adam on this process's share of a batch.
 
         Returns:
@@ -255,7 +255,7 @@ class Training:
             if not fits:  # out here the failed step's activations are free
                 step = TrainStep(self.model, self.run)
                 raise out_of_memory(step, part, self.free_bytes, self.accelerator.autocast)
-        said = [total, total.new_tensor(self.notice.received), (batch["bad"] >= 0).sum().to(total)]
+        said = [total, total.new_tensor(self.notice.received), (batch.bad >= 0).sum().to(total)]
         loss, stops, bad = self.accelerator.reduce(torch.stack(said), "sum").tolist()
         loss /= self.accelerator.num_processes
         self._check_loss(loss, batch)  # before it can spoil the weights
@@ -264,26 +264,26 @@ class Training:
         self.optimizer.zero_grad()
         return loss, stops > 0, int(bad)
 
-    def _check_loss(self, loss: float, batch: dict[str, torch.Tensor]) -> None:
+    def _check_loss(self, loss: float, batch: Sample) -> None:
         progress = self.progress
         typical = progress.typical_loss or (progress.losses[0] if progress.losses else 0.0)
         # A first batch may have no labelled keypoint, and no loss.
         if math.isfinite(loss) and (loss <= _EXPLODED * typical or not typical):
             return
-        persons = ", ".join(map(str, batch["person"].tolist()))
+        persons = ", ".join(map(str, batch.person.tolist()))
         raise HrnetppError(
             f"{self.run.name}: loss is {loss:g} at step {progress.step + 1}, epoch {progress.epoch + 1} "
             f"(typical: {typical:g}), on persons {persons} of {self.crops.table.name}. The last saved "
             "state is good; look at these persons, or lower the profile's lr_scales"
         )
 
-    def _report_bad_images(self, batch: dict[str, torch.Tensor]) -> None:
-        for person in batch["bad"][batch["bad"] >= 0].tolist():
+    def _report_bad_images(self, batch: Sample) -> None:
+        for person in batch.bad[batch.bad >= 0].tolist():
             path = self.crops.table.image_path(person)
             print(f"warning: person {person} replaced, its picture cannot be read: {path}", flush=True)
 
-    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+    def _to_device(self, batch: Sample) -> Sample:
+        return Sample(*(tensor.to(self.accelerator.device, non_blocking=True) for tensor in batch))
 
     def _summary(self, epoch: int) -> dict:
         """The training figures of an epoch."""
@@ -332,11 +332,11 @@ class Training:
             resume.save_state(self.folder / "states", self.model, self.optimizer, self.progress)
 
 
-def _parts(batch: dict[str, torch.Tensor], number: int) -> Iterator[tuple[dict[str, torch.Tensor], bool]]:
+def _parts(batch: Sample, number: int) -> Iterator[tuple[Sample, bool]]:
     """A batch in equal parts, each with whether it is the last one."""
-    size = len(batch["image"]) // number
+    size = len(batch.image) // number
     for i in range(number):
-        yield {name: tensor[i * size : (i + 1) * size] for name, tensor in batch.items()}, i + 1 == number
+        yield Sample(*(tensor[i * size : (i + 1) * size] for tensor in batch)), i + 1 == number
 
 
 def learning_rate(stage: TrainStage, step: int, steps: int) -> float:
@@ -344,7 +344,7 @@ def learning_rate(stage: TrainStage, step: int, steps: int) -> float:
     return stage.lr_end + (stage.lr_start - stage.lr_end) / 2 * (1 + math.cos(math.pi * step / steps))
 
 
-def batch_loss(run: Run, heatmaps: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def batch_loss(run: Run, heatmaps: torch.Tensor, batch: Sample) -> torch.Tensor:
     """The stage's loss of one batch.
 
     Args:
@@ -353,11 +353,11 @@ def batch_loss(run: Run, heatmaps: torch.Tensor, batch: dict[str, torch.Tensor])
         batch: A collated batch of `data.TrainCrops`, on the same device.
     """
     if run.stage.loss == "heatmap_mse":
-        weight = batch["target_weight"]
-        target = draw(batch["centres"], weight, heatmaps.shape[-2:], run.profile.heatmap_sigma)
+        weight = batch.target_weight
+        target = draw(batch.peaks, weight, heatmaps.shape[-2:], run.profile.heatmap_sigma)
         return heatmap_mse(heatmaps.float(), target, weight)
     keypoints = soft_argmax(heatmaps, run.stage.alpha)
-    return keypoint_l1(keypoints, batch["keypoints_heatmap"], batch["keypoint_weight"])
+    return keypoint_l1(keypoints, batch.keypoints_heatmap, batch.keypoint_weight)
 
 
 class TrainStep(torch.nn.Module):
@@ -367,6 +367,6 @@ class TrainStep(torch.nn.Module):
         super().__init__()
         self.model, self.run = model, run
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: Sample) -> torch.Tensor:
         # Under bf16 the network leaves autocast before its last convolution: heatmaps and losses are fp32.
-        return batch_loss(self.run, self.model(normalise(batch["image"])), batch)
+        return batch_loss(self.run, self.model(normalise(batch.image)), batch)

@@ -22,6 +22,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import is_tensorboard_available
 
+from hrnetpp_lib.data.crops import Sample
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.recipe import Run
 
@@ -108,9 +109,7 @@ def make_accelerator(run: Run, machine: Machine, folder: Path) -> Accelerator:
     return accelerator
 
 
-def compile_step(
-    network: torch.nn.Module, batch: dict[str, torch.Tensor], say: Callable[[str], None]
-) -> torch.nn.Module:
+def compile_step(network: torch.nn.Module, batch: Sample, say: Callable[[str], None]) -> torch.nn.Module:
     """The network compiled, or itself where that fails; tried on a batch, whose traces are removed.
 
     Args:
@@ -146,7 +145,7 @@ _PHRASES = (
 )
 
 
-def kept_for_backward(step: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
+def kept_for_backward(step: torch.nn.Module, batch: Sample) -> int:
     """Bytes of activations that one forward keeps for its backward.
 
     Args:
@@ -195,7 +194,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def bytes_per_crop(
     step: torch.nn.Module,
-    batch: dict[str, torch.Tensor],
+    batch: Sample,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> int:
     """What one crop more adds to `kept_for_backward`; weights that autocast copies are counted by no crop.
@@ -207,15 +206,14 @@ def bytes_per_crop(
     """
     with autocast():
         one, two = (
-            kept_for_backward(step, {name: tensor[:n].clone() for name, tensor in batch.items()})
-            for n in (1, 2)
+            kept_for_backward(step, Sample(*(tensor[:n].clone() for tensor in batch))) for n in (1, 2)
         )
-    return two - one if len(batch["image"]) > 1 else one
+    return two - one if len(batch.image) > 1 else one
 
 
 def out_of_memory(
     step: torch.nn.Module,
-    batch: dict[str, torch.Tensor],
+    batch: Sample,
     available: int,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> HrnetppError:
@@ -227,7 +225,7 @@ def out_of_memory(
         available: `free_bytes` before the first step.
         autocast: The precision that the step was run in.
     """
-    crops = len(batch["image"])
+    crops = len(batch.image)
     step.zero_grad(set_to_none=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

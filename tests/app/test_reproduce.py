@@ -8,7 +8,7 @@ import pytest
 
 from hrnetpp_lib.app.reproduce import PROJECT_ROOT, list_notebooks, parse_parameters, reproduce
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.table import read_json
+from hrnetpp_lib.files import read_json
 
 LOG = "with open(f'{root}/log.txt', 'a') as log:\n    print(NAME, profile, seed, file=log)"
 
@@ -223,7 +223,7 @@ def test_a_changed_notebook_or_parameter_runs_again_after_a_failure(broken):
     with pytest.raises(HrnetppError):
         run(broken)
     (broken / "repaired").touch()
-    assert len(read_json(broken / "runs/smoke/reproduce.json")) == 1
+    assert len(read_json(broken / "runs/smoke/reproduce.json", dict)) == 1
     write_notebook(broken / "notebooks", "01_first", "print('changed')")
     run(broken, parameters={"seed": 9})
     assert [line.split()[0] for line in log_of(broken)].count("01_first") == 2

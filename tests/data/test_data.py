@@ -45,25 +45,25 @@ def brightest_near(crop: np.ndarray, point: np.ndarray, reach: int = 7) -> np.nd
 
 def inner(sample: dict, margin: int = 8) -> np.ndarray:
     """Labelled keypoints of a sample, well inside the crop."""
-    points = sample["keypoints_heatmap"] * 4
+    points = sample.keypoints_heatmap * 4
     far = (points > margin).all(axis=1) & (points < np.array([96, 128]) - margin).all(axis=1)
-    return np.flatnonzero((sample["keypoint_weight"] > 0) & far)
+    return np.flatnonzero((sample.keypoint_weight > 0) & far)
 
 
 @pytest.mark.parametrize("epoch", range(12))
 def test_keypoints_lie_on_their_dots_whatever_the_augmentation(tmp_path, epoch):
     one = {9: (88, 112)}  # a single dot, so that no neighbour pulls
-    sample = TrainCrops(dotted_table(tmp_path, one), RUN, epoch)[0]
+    sample = TrainCrops.of_run(dotted_table(tmp_path, one), RUN, epoch)[0]
     seen = inner(sample)
     for k in seen:
-        point = sample["keypoints_heatmap"][k] * 4
-        assert np.hypot(*(brightest_near(sample["image"], point) - point)) < 0.6
-        assert np.abs(sample["centres"][k] - sample["keypoints_heatmap"][k]).max() <= 0.5 + 1e-5
+        point = sample.keypoints_heatmap[k] * 4
+        assert np.hypot(*(brightest_near(sample.image, point) - point)) < 0.6
+        assert np.abs(sample.peaks[k] - sample.keypoints_heatmap[k]).max() <= 0.5 + 1e-5
 
 
 def test_the_dots_are_seen_in_most_epochs(tmp_path):
     table = dotted_table(tmp_path, {9: (88, 112)})
-    assert sum(len(inner(TrainCrops(table, RUN, epoch)[0])) for epoch in range(12)) >= 9
+    assert sum(len(inner(TrainCrops.of_run(table, RUN, epoch)[0])) for epoch in range(12)) >= 9
 
 
 def test_mirroring_swaps_left_and_right(tmp_path):
@@ -72,39 +72,39 @@ def test_mirroring_swaps_left_and_right(tmp_path):
         p: replace(RUN, stage=replace(STAGE2, augmentation=replace(still, flip_probability=p)))
         for p in (0.0, 1.0)
     }
-    plain, mirrored = (TrainCrops(dotted_table(tmp_path), run)[0] for run in flips.values())
-    assert np.flatnonzero(plain["target_weight"]).tolist() == [5, 6, 9, 16]
-    assert np.flatnonzero(mirrored["target_weight"]).tolist() == [5, 6, 10, 15]
+    plain, mirrored = (TrainCrops.of_run(dotted_table(tmp_path), run)[0] for run in flips.values())
+    assert np.flatnonzero(plain.target_weight).tolist() == [5, 6, 9, 16]
+    assert np.flatnonzero(mirrored.target_weight).tolist() == [5, 6, 10, 15]
     # The person's left wrist (9) is now drawn as a right one (10), at the mirrored place.
-    there, here = plain["keypoints_heatmap"][9] * 4, mirrored["keypoints_heatmap"][10] * 4
+    there, here = plain.keypoints_heatmap[9] * 4, mirrored.keypoints_heatmap[10] * 4
     assert here == pytest.approx([96 - there[0], there[1]], abs=1e-4)
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path):
     table = dotted_table(tmp_path)
     twice = table.select(np.array([0, 0]))
-    first = TrainCrops(twice, RUN, epoch=3)
-    same = TrainCrops(twice, RUN, epoch=3)[1]
+    first = TrainCrops.of_run(twice, RUN, epoch=3)
+    same = TrainCrops.of_run(twice, RUN, epoch=3)[1]
     assert all(np.array_equal(first[1][name], same[name]) for name in same)
-    others = [first[0], TrainCrops(twice, RUN, 4)[1], TrainCrops(twice, replace(RUN, seed=1), 3)[1]]
+    others = [first[0], TrainCrops.of_run(twice, RUN, 4)[1], TrainCrops.of_run(twice, replace(RUN, seed=1), 3)[1]]
     assert all(not np.array_equal(other["image"], same["image"]) for other in others)
 
 
 def test_targets_are_not_rounded_and_weights_end_at_the_border(tmp_path):
     still = replace(RUN, stage=replace(STAGE2, augmentation=Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)))
     outside = {5: (90, 70), 9: (160, 100)}
-    sample = TrainCrops(dotted_table(tmp_path, outside), still)[0]
-    assert sample["keypoint_weight"].tolist() == [0] * 5 + [1] + [0] * 11
-    assert sample["target_weight"][9] == 1  # its patch still reaches into the map
+    sample = TrainCrops.of_run(dotted_table(tmp_path, outside), still)[0]
+    assert sample.keypoint_weight.tolist() == [0] * 5 + [1] + [0] * 11
+    assert sample.target_weight[9] == 1  # its patch still reaches into the map
     # box 100x130 -> 3:4 means 100x133.3; times 1.25 is 125 px on 96, centre (90, 115)
-    assert sample["keypoints_heatmap"][5] == pytest.approx([12.0, (64 - 45 * 96 / 125) / 4], abs=1e-4)
+    assert sample.keypoints_heatmap[5] == pytest.approx([12.0, (64 - 45 * 96 / 125) / 4], abs=1e-4)
 
 
 def test_udp_samples_agree_with_their_dots_too(tmp_path):
     run = replace(RUN, stage=replace(STAGE2, coordinates="udp"))
-    sample = TrainCrops(dotted_table(tmp_path, {9: (88, 112)}), run, epoch=1)[0]
-    point = sample["keypoints_heatmap"][9] * UDP.stride_xy((128, 96))
-    assert np.hypot(*(brightest_near(sample["image"], point) - point)) < 0.6
+    sample = TrainCrops.of_run(dotted_table(tmp_path, {9: (88, 112)}), run, epoch=1)[0]
+    point = sample.keypoints_heatmap[9] * UDP.stride_xy((128, 96))
+    assert np.hypot(*(brightest_near(sample.image, point) - point)) < 0.6
 
 
 def test_views_turn_and_scale_about_the_box(tmp_path):
@@ -142,7 +142,7 @@ def test_a_corrupt_picture_is_named(tmp_path):
     table = dotted_table(tmp_path)
     (tmp_path / "dots.png").write_bytes(b"not a picture")
     with pytest.raises(HrnetppError, match="dots.png"):
-        TrainCrops(table, RUN)[0]
+        TrainCrops.of_run(table, RUN)[0]
 
 
 def test_bad_pictures_are_replaced_on_request_and_always_by_the_same_person(tmp_path):
@@ -155,8 +155,8 @@ def test_bad_pictures_are_replaced_on_request_and_always_by_the_same_person(tmp_
     )
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no more")
     with pytest.raises(HrnetppError, match="torn.jpg"):
-        TrainCrops(table, RUN)[1]
-    crops = TrainCrops(table, RUN, skip_bad_images=True)
+        TrainCrops.of_run(table, RUN)[1]
+    crops = TrainCrops.of_run(table, RUN, skip_bad_images=True)
     first, again = crops[1], crops[1]
     assert first["bad"] == 1 and first["person"] in (0, 2) and again["person"] == first["person"]
     assert np.array_equal(first["image"], again["image"])

@@ -14,12 +14,10 @@ from hrnetpp_lib.evaluate.table import (
     Row,
     git_revision,
     provenance,
-    read_json,
-    sha256,
     table_1,
-    write_json,
     write_results,
 )
+from hrnetpp_lib.files import read_json, sha256, write_json
 
 
 def row(method: str = "ensemble", **metrics: float) -> Row:
@@ -128,7 +126,7 @@ def test_json_comes_back_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "a" / "b.json"
     write_json(path, {"x": [1, 2.5, None], "y": "ü"})
     write_json(path, {"x": [1, 2.5, None], "y": "ß"})
-    assert read_json(path) == {"x": [1, 2.5, None], "y": "ß"}
+    assert read_json(path, dict) == {"x": [1, 2.5, None], "y": "ß"}
     assert [file.name for file in path.parent.iterdir()] == ["b.json"]
     assert path.read_text().endswith("}\n")
 
@@ -138,7 +136,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     write_json(path, {"kept": 1})
     with pytest.raises(TypeError):
         write_json(path, {"bad": object()})
-    assert read_json(path) == {"kept": 1}
+    assert read_json(path, dict) == {"kept": 1}
 
 
 @pytest.mark.parametrize("content", [None, "", '{"half": [1,'])
@@ -147,5 +145,5 @@ def test_missing_and_broken_results_are_named(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(HrnetppError, match="run the notebook that writes it") as caught:
-        read_json(path)
+        read_json(path, dict)
     assert str(path) in str(caught.value)

@@ -16,7 +16,7 @@ from hrnetpp_lib.pose.geometry import (
     UDP,
     bbox_to_center_scale,
     crop_matrix,
-    get_coordinates,
+    get_convention,
     transform_points,
 )
 from hrnetpp_lib.pose.heatmap import flip_back
@@ -62,6 +62,6 @@ def test_udps_outermost_cells_lie_on_the_outermost_pixels():
 
 
 def test_unknown_name_lists_the_valid_ones():
-    assert get_coordinates("udp") is UDP
+    assert get_convention("udp") is UDP
     with pytest.raises(HrnetppError, match="official, exact_shift, udp"):
-        get_coordinates("dark")
+        get_convention("dark")

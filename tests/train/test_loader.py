@@ -62,12 +62,12 @@ def six_persons(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_bring_what_the_dataset_gives(tmp_path, workers):
-    crops, sampler = TrainCrops(six_persons(tmp_path), RUN), EpochBatches(6, 2, seed=3)
+    crops, sampler = TrainCrops.of_run(six_persons(tmp_path), RUN), EpochBatches(6, 2, seed=3)
     sampler.start_at(4, 1)
     found = list(iterate(crops, sampler, workers))
-    assert [batch["person"].tolist() for batch in found] == list(sampler)
-    sample = TrainCrops(crops.table, RUN, epoch=4)[found[0]["person"][1].item()]
-    assert np.array_equal(found[0]["image"][1].numpy(), sample["image"])
+    assert [batch.person.tolist() for batch in found] == list(sampler)
+    sample = TrainCrops.of_run(crops.table, RUN, epoch=4)[found[0].person[1].item()]
+    assert np.array_equal(found[0].image[1].numpy(), sample.image)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -75,7 +75,7 @@ def test_a_corrupt_picture_is_named_in_one_line(tmp_path, workers):
     table = six_persons(tmp_path)
     (tmp_path / "dots.png").write_bytes(b"torn")
     with pytest.raises(HrnetppError) as caught:
-        list(iterate(TrainCrops(table, RUN), EpochBatches(6, 2, 0), workers))
+        list(iterate(TrainCrops.of_run(table, RUN), EpochBatches(6, 2, 0), workers))
     assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)
 
 

@@ -21,7 +21,7 @@ class Step(torch.nn.Module):
         self.layer, self.norm = torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5)
 
     def forward(self, batch):
-        return self.norm(self.layer(batch["image"])).square().mean()
+        return self.norm(self.layer(batch.image)).square().mean()
 
 
 def test_alone_this_process_is_the_main_one():

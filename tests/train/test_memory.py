@@ -20,7 +20,7 @@ class Step(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(5))
 
     def forward(self, batch):
-        x = batch["image"].float()  # (B, 7, 5)
+        x = batch.image.float()  # (B, 7, 5)
         return (x * self.weight).square().mean()
 
 

@@ -36,13 +36,13 @@ def test_heatmap_stages_take_half_the_squared_error_to_the_gaussians():
     total = 0.0
     for b in range(2):
         for k in range(3):
-            x0, y0 = batch["centres"][b, k].tolist()
+            x0, y0 = batch.peaks[b, k].tolist()
             for y in range(5):
                 for x in range(4):
                     near = abs(x - x0) <= 3 and abs(y - y0) <= 3
                     target = np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / 2) if near else 0.0
                     error = heatmaps[b, k, y, x].item() - target
-                    total += 0.5 * (batch["target_weight"][b, k].item() * error) ** 2
+                    total += 0.5 * (batch.target_weight[b, k].item() * error) ** 2
     assert batch_loss(run, heatmaps, batch).item() == pytest.approx(total / (2 * 3 * 5 * 4), rel=1e-5)
 
 
