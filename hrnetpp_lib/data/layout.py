@@ -1,0 +1,219 @@
+"""Which files a profile reads: one folder layout, written by us for the small profiles, downloaded for COCO.
+
+<data>/coco/annotations/person_keypoints_{train,val}2017.json
+<data>/coco/{train2017,val2017}/*.jpg, or all of them in <data>/coco/images/
+<data>/coco/person_detection_results/<boxes>.json
+<data>/ai_challenger/ai_challenger_keypoint_{train_20170902,validation_20170911}/...
+"""
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from hrnetpp_lib.data.annotations import read_ai_challenger, read_coco, read_coco_detections, read_coco_truth
+from hrnetpp_lib.data.cache import read_cached
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.data.lspe import write_lspe
+from hrnetpp_lib.data.persons import PersonTable, concat, split_by_image
+from hrnetpp_lib.recipe import Profile
+from hrnetpp_lib.data.synthetic import write_dataset
+
+GROUND_TRUTH_BOXES = "ground-truth boxes"
+
+
+class Metric(Enum):
+    """How a dataset measures poses; the values are for people."""
+
+    COCO_AP = "COCO AP"
+    AI_CHALLENGER_AP = "AI Challenger AP"
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What one training stage reads.
+
+    Attributes:
+        train: Labelled persons.
+        val: Boxes to predict on, with the labels where the boxes are the true ones.
+        truth: The true persons of val's images, which the metric counts; a `CocoTruth` for COCO's.
+        metric: The dataset's own metric.
+        boxes: Where val's boxes come from, for every number measured on them.
+    """
+
+    train: PersonTable
+    val: PersonTable
+    truth: PersonTable
+    metric: Metric
+    boxes: str
+
+    @property
+    def trained_keypoints(self) -> np.ndarray:
+        """(K,) bool: keypoints that some training person has labelled; the others' channels never train."""
+        return (self.train.keypoints[:, :, 2] > 0).any(axis=0)
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """The files below a data folder."""
+
+    root: Path
+
+    @property
+    def coco(self) -> Path:
+        return self.root / "coco"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def coco_json(self, split: str) -> Path:
+        return self.coco / "annotations" / f"person_keypoints_{split}2017.json"
+
+    def coco_images(self, split: str) -> Path:
+        """The split's folder, or images/ where one flat folder holds the pictures of all splits."""
+        official, flat = self.coco / f"{split}2017", self.coco / "images"
+        return flat if flat.is_dir() and not official.exists() else official
+
+    def boxes_json(self, profile: Profile) -> Path | None:
+        return self.coco / "person_detection_results" / profile.boxes if profile.boxes else None
+
+    def ai_challenger(self, split: Literal["train", "validation"]) -> tuple[Path, Path]:
+        """Annotations and image folder."""
+        folder_day, json_day = ("20170902", "20170909") if split == "train" else ("20170911", "20170911")
+        folder = self.root / "ai_challenger" / f"ai_challenger_keypoint_{split}_{folder_day}"
+        return (
+            folder / f"keypoint_{split}_annotations_{json_day}.json",
+            folder / f"keypoint_{split}_images_{folder_day}",
+        )
+
+
+def data_paths(profile: Profile, root: Path) -> DataPaths:
+    """Where a profile's files lie: made ones below its own name, real ones where several profiles share them.
+
+    Args:
+        profile: Says which data.
+        root: The project's data folder.
+    """
+    return DataPaths(root / {"synthetic": profile.name, "lspet": "lspet", "public": "coco"}[profile.data])
+
+
+def prepare_data(profile: Profile, root: Path) -> DataPaths:
+    """Make the profile's files where we can make them, and check that they are there.
+
+    Args:
+        profile: Says which data.
+        root: The project's data folder; see `data_paths`.
+
+    Raises:
+        HrnetppError: If files are missing that must be downloaded; the message says which and where to.
+    """
+    paths = data_paths(profile, root)
+    if profile.data == "synthetic":
+        coco, ai_challenger, val = profile.synthetic_persons
+        write_dataset(paths.root, coco, ai_challenger, val, seed=0, processes=2)
+    missing = missing_files(profile, paths)
+    if missing:
+        raise HrnetppError(
+            f"profile {profile.name!r}: not found: {'; '.join(map(str, missing))}. To get them: "
+            f"{how_to_get(profile)}. Or try --profile mini, which makes its own data"
+        )
+    return paths
+
+
+def how_to_get(profile: Profile) -> str:
+    """What somebody does who lacks the data of a profile that cannot make its own."""
+    if profile.data == "lspet":
+        return (
+            "download joints.mat and the images of Leeds Sports Pose Extended, and give "
+            "python -m hrnetpp_lib convert-lspe joints.mat images/"
+        )
+    return (
+        "download AI Challenger, COCO 2017 and its person detections to these places, and the weights by "
+        "hrnetpp_lib.model.weights.download (README, 'The ladder')"
+    )
+
+
+def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images: bool = False) -> Path:
+    """Write the photographs of Leeds Sports Pose Extended into the folders that the readers know.
+
+    Args:
+        joints_mat: The dataset's joints.mat.
+        images: Folder of its images, or of zip archives of them.
+        root: The project's data folder.
+        skip_missing_images: Whether to count images that are not there instead of refusing to go on.
+
+    Returns:
+        The folder written, whole or not at all.
+
+    Raises:
+        HrnetppError: If something is missing or broken, or the folder is there already.
+    """
+    target = root / "lspet"
+    if target.exists():
+        raise HrnetppError(f"{target}: is there already; delete it to convert anew")
+    part = target.with_name(target.name + ".part")
+    counts = write_lspe(joints_mat, images, part, skip_missing_images)
+    part.rename(target)
+    print(f"{target}: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
+    return target
+
+
+def required_files(profile: Profile, paths: DataPaths) -> list[Path]:
+    """Every file and folder that the profile's stages read."""
+    files = [paths.coco_json("train"), paths.coco_images("train")]
+    files += [paths.coco_json("val"), paths.coco_images("val")]
+    files += [*paths.ai_challenger("train"), *paths.ai_challenger("validation")]
+    if profile.boxes:
+        files.append(paths.boxes_json(profile))
+    if profile.imagenet_weights:
+        files.append(paths.root / profile.imagenet_weights)
+    return files
+
+
+def missing_files(profile: Profile, paths: DataPaths) -> list[Path]:
+    """Those of `required_files` that are not there."""
+    return [path for path in required_files(profile, paths) if not path.exists()]
+
+
+def load_coco(profile: Profile, paths: DataPaths) -> StageData:
+    """COCO train persons, and val boxes of the profile's detector or, without one, of the ground truth."""
+    train = read_cached(read_coco, paths.coco_json("train"), paths.coco_images("train"), paths.cache)
+    val, boxes = (paths.coco_json("val"), paths.coco_images("val")), paths.boxes_json(profile)
+    truth = read_coco_truth(*val)
+    if boxes is None:
+        return StageData(train, read_coco(*val), truth, Metric.COCO_AP, GROUND_TRUTH_BOXES)
+    return StageData(train, read_coco_detections(boxes, *val), truth, Metric.COCO_AP, boxes.name)
+
+
+def load_ai_challenger(profile: Profile, paths: DataPaths) -> StageData:
+    """AI Challenger's two parts pooled, with whole images held out (report: 444K and 5K persons)."""
+    parts = [paths.ai_challenger(split) for split in ("train", "validation")]
+    pooled = concat([read_cached(read_ai_challenger, *part, paths.cache) for part in parts])
+    # CHOICE: whole images are held out, by the hash of their name; the report gives the numbers alone.
+    train, holdout = split_by_image(pooled, profile.holdout_persons)
+    return StageData(train, holdout, holdout, Metric.AI_CHALLENGER_AP, GROUND_TRUTH_BOXES)
+
+
+def load_stage_data(dataset: str, profile: Profile, paths: DataPaths) -> StageData:
+    """The data of a training stage's `dataset` field.
+
+    Raises:
+        HrnetppError: If there is no such dataset, or a file is missing or broken.
+    """
+    loaders = {"coco": load_coco, "ai_challenger": load_ai_challenger}
+    if dataset not in loaders:
+        raise HrnetppError(f"no dataset is called {dataset!r}; choose one of {', '.join(loaders)}")
+    return loaders[dataset](profile, paths)
+
+
+def find_real_data(root: Path) -> Path | None:
+    """Folder of real photographs and annotations for trials, if there is one on this machine.
+
+    Looked for at HRNETPP_TEST_DATA, else beside the project in shared/data.
+    """
+    folder = Path(os.environ.get("HRNETPP_TEST_DATA", root.resolve().parent / "shared" / "data"))
+    return folder if folder.is_dir() else None

@@ -1,0 +1,276 @@
+"""Leeds Sports Pose Extended: real photographs that play both AI Challenger and COCO at a small scale."""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.data.images import decode_image
+from hrnetpp_lib.pose.keypoints import AIC14, AIC_TO_COCO, COCO17
+from hrnetpp_lib.data.persons import PersonTable
+
+_TO_AIC14 = [8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5, 13, 12]  # the place of each AIC14 keypoint in joints.mat
+_OUTSIDE_TOLERANCE_PX = 2  # a label farther outside its image is a mistake, a nearer one sloppiness
+_BOX_MARGIN, _BOX_MARGIN_MIN_PX = 0.1, 5
+_SEGMENT_SHARE_OF_BOX = 0.53  # COCO areas are outlines, which are here not drawn
+
+_LAST_AIC, _LAST_TRAIN = 5000, 9000
+_TWINS_IN_TRAINING = (9054, 9082, 9130, 9195, 9345, 9410)
+"""Validation images that show the same photograph as a training image."""
+
+
+def read_lspe(joints_mat: str | Path, images: str | Path, skip_missing_images: bool = False) -> PersonTable:
+    """The one annotated person of each image, as AI Challenger's 14 keypoints, which are the same joints.
+
+    Labels follow the file's flag alone. A labelled keypoint up to 2 px outside its image is clipped to it,
+    one farther outside counts as unlabelled. The box is the keypoints' extent plus a tenth of its longest
+    side (at least 5 px) on every side, clipped; the area is 0.53 of the box. `dropped` counts missing_image
+    and no_keypoints (images), keypoint_outside and keypoint_clipped (keypoints; clipped ones stay).
+
+    Args:
+        joints_mat: The dataset's joints.mat.
+        images: The folder of im00001.jpg ..., or a folder of zip archives that hold them. With archives the
+            table's files do not exist as such: `write_lspe` unpacks them.
+        skip_missing_images: Leave out images that are not there; otherwise they are an error.
+
+    Raises:
+        HrnetppError: If joints.mat or an image is missing or broken.
+
+    Reference: Johnson & Everingham, CVPR 2011.
+    """
+    joints = _load_joints(Path(joints_mat))
+    names = [f"im{number:05d}.jpg" for number in range(1, len(joints) + 1)]
+    image_hw = _image_sizes(names, Path(images), skip_missing_images)
+    present = image_hw[:, 0] > 0
+    keypoints, repaired = _repair(joints[:, _TO_AIC14], image_hw, present)
+    usable = present & (keypoints[..., 2] > 0).any(axis=1)
+    numbers, image_hw, keypoints = 1 + np.flatnonzero(usable), image_hw[usable], keypoints[usable]
+    bboxes = _boxes(keypoints, image_hw)
+    return PersonTable(
+        name=str(joints_mat),
+        skeleton=AIC14,
+        image_dir=Path(images),
+        image_files=np.array(names, np.bytes_)[usable],
+        image_ids=numbers,
+        image_hw=image_hw,
+        image_index=np.arange(len(numbers), dtype=np.int32),
+        person_ids=numbers,
+        bboxes_xywh=bboxes,
+        bbox_scores=np.ones(len(bboxes)),
+        areas=_SEGMENT_SHARE_OF_BOX * bboxes[:, 2] * bboxes[:, 3],
+        keypoints=keypoints.astype(np.float32),
+        dropped={"missing_image": int((~present).sum()), "no_keypoints": int((present & ~usable).sum())}
+        | repaired,
+    )
+
+
+def write_lspe(
+    joints_mat: str | Path, images: str | Path, root: str | Path, skip_missing_images: bool = False
+) -> dict[str, int]:
+    """Writes the photographs in the public sets' layout, so that the same training code runs on them.
+
+    Images 1-5000 become root/ai_challenger (every tenth its validation part), 5001-9000 root/coco/train2017
+    and the rest root/coco/val2017, without the six whose twin is in training. COCO's nose, eyes and ears are
+    unlabelled.
+
+    Args:
+        joints_mat: See `read_lspe`.
+        images: See `read_lspe`.
+        root: Folder to write to; what is there of an earlier run is overwritten.
+        skip_missing_images: See `read_lspe`.
+
+    Returns:
+        Persons in ai_challenger_train, ai_challenger_validation, coco_train and coco_val; and what was left
+        out: near_duplicate besides the reasons of `read_lspe`.
+
+    Raises:
+        HrnetppError: See `read_lspe`; or if a part would be empty.
+    """
+    table, read = read_lspe(joints_mat, images, skip_missing_images), _image_source(Path(images))
+    twins = np.isin(table.person_ids, _TWINS_IN_TRAINING)
+    roles = _roles(table.person_ids, Path(root))
+    empty = [role for role, (members, _, _) in roles.items() if not (members & ~twins).any()]
+    if empty:
+        raise HrnetppError(
+            f"{images}: no image for {', '.join(empty)}. Images 1-5000 play AI Challenger (every tenth its "
+            "validation part), 5001-9000 COCO train, those from 9001 on COCO val; some of each must be there"
+        )
+    counts = {}
+    for role, (members, folder, json_path) in roles.items():
+        part = table.select(members & ~twins)
+        folder.mkdir(parents=True, exist_ok=True)
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        for person in range(len(part)):
+            name = part.image_path(person).name
+            (folder / name).write_bytes(read(name))
+        document = _to_coco(part) if role.startswith("coco") else _to_ai_challenger(part)
+        json_path.write_text(json.dumps(document), encoding="utf-8")
+        counts[role] = len(part)
+    return counts | table.dropped | {"near_duplicate": int(twins.sum())}
+
+
+def _roles(numbers: np.ndarray, root: Path) -> dict[str, tuple[np.ndarray, Path, Path]]:
+    """For each role which images (a mask), their folder and their annotation file."""
+    coco, aic = root / "coco", root / "ai_challenger"
+    aic_train = aic / "ai_challenger_keypoint_train_20170902"
+    aic_val = aic / "ai_challenger_keypoint_validation_20170911"
+    in_aic, in_val = numbers <= _LAST_AIC, numbers > _LAST_TRAIN
+    # CHOICE: every tenth image is AI Challenger's validation part, so that both of its files have persons;
+    # training pools the two and splits them anew.
+    tenth = numbers % 10 == 0
+    return {
+        "ai_challenger_train": (
+            in_aic & ~tenth,
+            aic_train / "keypoint_train_images_20170902",
+            aic_train / "keypoint_train_annotations_20170909.json",
+        ),
+        "ai_challenger_validation": (
+            in_aic & tenth,
+            aic_val / "keypoint_validation_images_20170911",
+            aic_val / "keypoint_validation_annotations_20170911.json",
+        ),
+        "coco_train": (
+            ~in_aic & ~in_val,
+            coco / "train2017",
+            coco / "annotations" / "person_keypoints_train2017.json",
+        ),
+        "coco_val": (in_val, coco / "val2017", coco / "annotations" / "person_keypoints_val2017.json"),
+    }
+
+
+def _image_sizes(names: list[str], images: Path, skip_missing_images: bool) -> np.ndarray:
+    """(I, 2) int32 height, width, zeros where an image is missing; decodes them all, so broken ones show."""
+    read = _image_source(images)
+    image_hw = np.zeros((len(names), 2), np.int32)
+    missing = []
+    for index, name in enumerate(names):
+        data = read(name)
+        if data is None:
+            missing.append(name)
+        else:
+            image_hw[index] = decode_image(data, images / name).shape[:2]
+    if missing and not skip_missing_images:
+        raise HrnetppError(
+            f"{images}: {len(missing)} of the {len(names)} images of joints.mat are missing, first "
+            f"{missing[0]}; complete the folder, or leave them out with --skip-missing-images "
+            "(skip_missing_images=True)"
+        )
+    return image_hw
+
+
+def _load_joints(path: Path) -> np.ndarray:
+    """(I, 14, 3) float64 x, y, flag of all images, in the file's own order of joints."""
+    if not path.is_file():
+        raise HrnetppError(f"{path}: there is no such file; it comes with the dataset, beside images/")
+    try:
+        joints = scipy.io.loadmat(path)["joints"]
+    except Exception as error:  # scipy answers a broken file with a dozen kinds of exception
+        raise HrnetppError(f"{path}: no MATLAB file with 'joints' ({error}); download it again") from error
+    if joints.ndim != 3 or joints.shape[:2] != (len(AIC14), 3):
+        raise HrnetppError(
+            f"{path}: 'joints' must be (14, 3, images), found {joints.shape}; use the file of LSP *Extended*"
+        )
+    joints = joints.transpose(2, 0, 1).astype(np.float64)
+    wrong = ~(np.isfinite(joints).all((1, 2)) & np.isin(joints[..., 2], (0, 1)).all(1))
+    if wrong.any():
+        raise HrnetppError(
+            f"{path}: image {wrong.argmax() + 1} has a joint that is not finite or whose flag is not 0 or 1; "
+            "download the file again"
+        )
+    return joints
+
+
+def _image_source(images: Path) -> Callable[[str], bytes | None]:
+    """A function from an image's name to its bytes, None if it is in neither the folder nor an archive."""
+    if not images.is_dir():
+        raise HrnetppError(
+            f"{images}: there is no such folder; it must hold im00001.jpg ... or zip archives of them"
+        )
+    archive_of = {}
+    for path in sorted(images.glob("*.zip")):
+        try:
+            archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile:
+            raise HrnetppError(f"{path}: not a complete zip archive; download it again") from None
+        archive_of |= dict.fromkeys(archive.namelist(), archive)
+
+    def read(name: str) -> bytes | None:
+        if name in archive_of:
+            try:
+                return archive_of[name].read(name)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                path = archive_of[name].filename
+                raise HrnetppError(f"{path}: {name} in it is damaged ({error}); download it again") from None
+        path = images / name
+        return path.read_bytes() if path.is_file() else None
+
+    return read
+
+
+def _repair(
+    joints: np.ndarray, image_hw: np.ndarray, present: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Keypoints (I, 14, 3) with v = 2 or 0, inside those images that are there; and how many were mended."""
+    last_xy = image_hw[:, None, ::-1] - 1.0
+    excess = np.maximum(-joints[..., :2], joints[..., :2] - last_xy).max(2)
+    flagged = (joints[..., 2] == 1) & present[:, None]
+    labelled = flagged & (excess <= _OUTSIDE_TOLERANCE_PX)
+    keypoints = np.dstack([np.clip(joints[..., :2], 0, last_xy), np.full_like(joints[..., 2], 2)])
+    keypoints[~labelled] = 0
+    counts = {"keypoint_outside": flagged & ~labelled, "keypoint_clipped": labelled & (excess > 0)}
+    return keypoints, {reason: int(mask.sum()) for reason, mask in counts.items()}
+
+
+def _boxes(keypoints: np.ndarray, image_hw: np.ndarray) -> np.ndarray:
+    """(I, 4) xywh around the labelled keypoints, with a margin, clipped to the image."""
+    unlabelled = keypoints[..., 2:] == 0
+    start = np.where(unlabelled, np.inf, keypoints[..., :2]).min(1)
+    end = np.where(unlabelled, -np.inf, keypoints[..., :2]).max(1)
+    margin = np.maximum(_BOX_MARGIN * (end - start).max(1, keepdims=True), _BOX_MARGIN_MIN_PX)
+    start = np.maximum(start - margin, 0)
+    return np.hstack([start, np.minimum(end + margin, image_hw[:, ::-1]) - start])
+
+
+def _to_ai_challenger(table: PersonTable) -> list[dict]:
+    """AI Challenger's json document; labelled keypoints count as visible, for want of a code."""
+    visibility = np.where(table.keypoints[..., 2:] > 0, 1, 3)
+    keypoints = np.dstack([table.keypoints[..., :2], visibility]).reshape(len(table), -1)
+    corners = np.hstack([table.bboxes_xywh[:, :2], table.bboxes_xywh[:, :2] + table.bboxes_xywh[:, 2:]])
+    return [
+        {
+            "image_id": table.image_path(person).stem,
+            "human_annotations": {"human1": corners[person].tolist()},
+            "keypoint_annotations": {"human1": keypoints[person].tolist()},
+        }
+        for person in range(len(table))
+    ]
+
+
+def _to_coco(table: PersonTable) -> dict:
+    """COCO's json document, the 12 shared keypoints labelled where they are here."""
+    keypoints = np.zeros((len(table), len(COCO17), 3))
+    keypoints[:, list(AIC_TO_COCO.values())] = table.keypoints[:, list(AIC_TO_COCO)]
+    images, annotations = [], []
+    for person, number in enumerate(table.person_ids.tolist()):
+        height, width = table.image_hw[table.image_index[person]].tolist()
+        file_name = table.image_path(person).name
+        images.append({"id": number, "file_name": file_name, "height": height, "width": width})
+        annotations.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1,
+                "iscrowd": 0,
+                "bbox": table.bboxes_xywh[person].tolist(),
+                "area": float(table.areas[person]),
+                "num_keypoints": int((keypoints[person, :, 2] > 0).sum()),
+                "keypoints": keypoints[person].ravel().tolist(),
+            }
+        )
+    category = {"id": 1, "name": "person", "supercategory": "person", "keypoints": list(COCO17.names)}
+    return {"images": images, "annotations": annotations, "categories": [category]}

@@ -1,0 +1,396 @@
+"""One synthetic person: a pose in space, its keypoints, and how its parts are painted.
+
+Body frame: (left, up, forward) of the person, in statures, hips at the origin. Camera frame: (x to the
+right, y up, d towards the viewer). A person who faces the camera has its left at larger image x.
+"""
+
+from dataclasses import dataclass
+import cv2
+import numpy as np
+from dataclasses import dataclass
+import cv2
+import numpy as np
+
+
+PARTS = (
+    *("torso", "head", "left_upper_arm", "left_forearm", "right_upper_arm", "right_forearm"),
+    *("left_thigh", "left_shin", "right_thigh", "right_shin", "left_foot", "right_foot"),
+)
+_SKIN = np.array([[255, 219, 190], [236, 188, 150], [198, 140, 100], [141, 91, 60], [96, 60, 42]], float)
+_HAIR = np.array([[30, 24, 22], [78, 52, 34], [150, 104, 56], [208, 176, 110], [120, 120, 122]], float)
+
+
+@dataclass(frozen=True)
+class Person:
+    """A posed and dressed person.
+
+    Attributes:
+        joints: Name -> (3,) camera frame in statures, for every keypoint of both sets and the limb ends.
+        head_rotation: (3, 3), head frame (left, up, forward) -> camera frame.
+        colours: Part -> (3,) RGB in [0, 255].
+        hair: (3,) RGB.
+        skin: (3,) RGB.
+        front: (3,) RGB of the shirt's front.
+        facing: Share of the chest's normal that points at the viewer, -1..1.
+        stripes: Stripes on the shirt, 0 for none.
+        girth: Factor on all thicknesses.
+    """
+
+    joints: dict[str, np.ndarray]
+    head_rotation: np.ndarray
+    colours: dict[str, np.ndarray]
+    hair: np.ndarray
+    skin: np.ndarray
+    facing: float
+    front: np.ndarray
+    stripes: int
+    girth: float
+
+
+def _rotation(axis: int, angle: float) -> np.ndarray:
+    """Right-handed rotation about one of the axes."""
+    c, s = np.cos(angle), np.sin(angle)
+    matrix = np.eye(3)
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    matrix[[i, i, j, j], [i, j, i, j]] = c, -s, s, c
+    return matrix
+
+
+def _limb(side: int, forward: float, sideways: float) -> np.ndarray:
+    """Unit vector of a limb that hangs down, swung forward and then sideways, away from the body."""
+    return np.array(
+        [side * np.sin(sideways), -np.cos(sideways) * np.cos(forward), np.cos(sideways) * np.sin(forward)]
+    )
+
+
+def _sample_limb_angles(rng: np.random.Generator) -> tuple[dict[str, float], float, float]:
+    """Angles of arms and legs, forward lean and sideways roll of one of five kinds of pose."""
+    kind = rng.choice(["standing", "walking", "arms", "crouching", "lying"], p=[0.28, 0.27, 0.22, 0.15, 0.08])
+    angles: dict[str, float] = {}
+    stride = rng.uniform(0.25, 0.75) * rng.choice([-1, 1])
+    for side, sign in (("left", 1), ("right", -1)):
+        swing = sign * stride if kind == "walking" else rng.normal(0, 0.1)
+        raised = kind == "arms" and rng.random() < 0.75
+        angles[f"{side}_arm_forward"] = rng.normal(0, 0.25) - swing * 0.8
+        angles[f"{side}_arm_sideways"] = rng.uniform(0.9, 2.7) if raised else abs(rng.normal(0.22, 0.2))
+        angles[f"{side}_elbow"] = abs(rng.normal(0.35, 0.5)) if rng.random() < 0.7 else rng.uniform(0.8, 2.0)
+        angles[f"{side}_elbow_inward"] = rng.normal(0.0, 0.35)
+        angles[f"{side}_leg_forward"] = swing
+        angles[f"{side}_leg_sideways"] = abs(rng.normal(0.08, 0.1)) + (0.15 if kind == "arms" else 0)
+        angles[f"{side}_knee"] = abs(rng.normal(0.1, 0.15)) + max(0.0, -swing) * 0.8
+        if kind == "crouching":
+            angles[f"{side}_leg_forward"] = rng.uniform(0.8, 1.6)
+            angles[f"{side}_leg_sideways"] = rng.uniform(0.1, 0.5)
+            angles[f"{side}_knee"] = rng.uniform(1.0, 1.9)
+    lean = abs(rng.normal(0.05, 0.1)) + (rng.uniform(0.1, 0.5) if kind == "crouching" else 0)
+    roll = rng.normal(0, 0.12) + (rng.choice([-1, 1]) * rng.uniform(0.8, 1.6) if kind == "lying" else 0)
+    return angles, lean, roll
+
+
+def sample_person(rng: np.random.Generator) -> Person:
+    """Draw pose, view and clothes.
+
+    Six views in ten are from the front, two from behind, two from the side; each within 35 degrees.
+    """
+    angles, lean, roll = _sample_limb_angles(rng)
+    yaw = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2], p=[0.6, 0.2, 0.1, 0.1]) + rng.uniform(-0.6, 0.6)
+    torso_rotation = _rotation(0, lean)
+    camera = _rotation(2, roll) @ _rotation(1, yaw)
+    head_rotation = (
+        camera @ torso_rotation @ _rotation(1, rng.normal(0, 0.3)) @ _rotation(0, rng.normal(0, 0.15))
+    )
+    body = {"pelvis": np.zeros(3), "neck": torso_rotation @ [0, 0.3, 0]}
+    # The front of the shirt, just proud of the chest: it tells front from back where no face is in sight.
+    body |= {"collar": torso_rotation @ [0, 0.27, 0.05], "navel": torso_rotation @ [0, 0.03, 0.06]}
+    head = torso_rotation @ [0, 0.395, 0.012]
+    for side, sign in (("left", 1), ("right", -1)):
+        body[f"{side}_shoulder"] = torso_rotation @ [sign * 0.105, 0.275, 0]
+        body[f"{side}_hip"] = np.array([sign * 0.058, 0.0, 0])
+        forward, sideways = angles[f"{side}_arm_forward"], angles[f"{side}_arm_sideways"]
+        body[f"{side}_elbow"] = body[f"{side}_shoulder"] + 0.16 * _limb(sign, forward, sideways)
+        lower = _limb(
+            sign, forward + angles[f"{side}_elbow"], sideways * 0.8 + angles[f"{side}_elbow_inward"]
+        )
+        body[f"{side}_wrist"] = body[f"{side}_elbow"] + 0.145 * lower
+        body[f"{side}_hand"] = body[f"{side}_wrist"] + 0.045 * lower
+        forward, sideways = angles[f"{side}_leg_forward"], angles[f"{side}_leg_sideways"]
+        body[f"{side}_knee"] = body[f"{side}_hip"] + 0.235 * _limb(sign, forward, sideways)
+        shin = _limb(sign, forward - angles[f"{side}_knee"], sideways * 0.5)
+        body[f"{side}_ankle"] = body[f"{side}_knee"] + 0.23 * shin
+        toe = np.cross([1.0, 0.0, 0.0], shin) + 0.15 * shin  # forward, square to the shin
+        body[f"{side}_toe"] = body[f"{side}_ankle"] + 0.035 * shin + 0.075 * toe
+    joints = {name: camera @ point for name, point in body.items()}
+    joints["head"] = camera @ head
+    face = {"nose": (0, -0.009, 0.074), "head_top": (0, 0.098, -0.006)}
+    for side, sign in (("left", 1), ("right", -1)):
+        face |= {f"{side}_eye": (sign * 0.029, 0.014, 0.06), f"{side}_ear": (sign * 0.066, 0.0, -0.002)}
+    joints |= {name: joints["head"] + head_rotation @ offset for name, offset in face.items()}
+    facing = float((camera @ torso_rotation)[2, 2])
+    colours, hair, skin, *rest = _dress(rng)
+    return Person(joints, head_rotation, colours, hair, skin, facing, *rest)
+
+
+def _dress(rng: np.random.Generator) -> tuple:
+    """Colours of all parts, hair, skin, the shirt's front, stripes and girth."""
+
+    def cloth() -> np.ndarray:
+        hsv = np.array([[[rng.integers(180), rng.integers(20, 230), rng.integers(50, 245)]]], np.uint8)
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
+
+    skin = _SKIN[rng.integers(len(_SKIN))] * rng.uniform(0.93, 1.0)
+    shirt, trousers, shoe = cloth(), cloth(), cloth() * 0.6
+    long_sleeves, long_trousers = rng.random() < 0.5, rng.random() < 0.65
+    colours = {"torso": shirt, "head": skin}
+    for side in ("left", "right"):
+        colours |= {
+            f"{side}_upper_arm": shirt if long_sleeves or rng.random() < 0.9 else skin,
+            f"{side}_forearm": shirt * 0.96 if long_sleeves else skin,
+            f"{side}_thigh": trousers,
+            f"{side}_shin": trousers * 0.96 if long_trousers else skin,
+            f"{side}_foot": shoe,
+        }
+    stripes = int(rng.integers(4, 8)) if rng.random() < 0.25 else 0
+    front = 255 - 0.8 * shirt if rng.random() < 0.5 else np.clip(shirt * 0.4 + 150, 0, 255)
+    return colours, _HAIR[rng.integers(len(_HAIR))], skin, front, stripes, rng.uniform(1.0, 1.4)
+
+
+def face_turned_away(person: Person, name: str) -> bool:
+    """Whether an eye, an ear or the nose lies on the far side of the head."""
+    if name not in ("nose", "left_eye", "right_eye", "left_ear", "right_ear"):
+        return False
+    offset = person.joints[name] - person.joints["head"]
+    return offset[2] < (-0.3 if "ear" in name else 0.1) * np.linalg.norm(offset)
+
+
+# Which own parts may cover a keypoint without hiding it.
+SHOWN_ON = {
+    "shoulder": ("torso", "upper_arm"),
+    "elbow": ("upper_arm", "forearm"),
+    "wrist": ("forearm",),
+    "hip": ("torso", "thigh"),
+    "knee": ("thigh", "shin"),
+    "ankle": ("shin", "foot"),
+}
+
+
+def shown_on(name: str) -> set[str]:
+    """Own parts on which a keypoint of either set is in sight."""
+    side, _, joint = name.partition("_")
+    if joint in SHOWN_ON:
+        return {part if part == "torso" else f"{side}_{part}" for part in SHOWN_ON[joint]}
+    return {"head", "torso"} if name == "neck" else {"head"}
+
+
+# Part -> the two joints it runs between and its radii there, in statures.
+_LIMBS = {
+    "upper_arm": ("shoulder", "elbow", 0.033, 0.026),
+    "forearm": ("elbow", "hand", 0.026, 0.019),
+    "thigh": ("hip", "knee", 0.052, 0.037),
+    "shin": ("knee", "ankle", 0.037, 0.023),
+    "foot": ("ankle", "toe", 0.024, 0.02),
+}
+_TORSO_CIRCLES = (
+    ("left_shoulder", 0.036),
+    ("right_shoulder", 0.036),
+    ("left_hip", 0.052),
+    ("right_hip", 0.052),
+)
+_HEAD_RADII = np.array([0.067, 0.088])  # half width and half height, statures
+
+
+@dataclass
+class Canvas:
+    """A picture being painted and who owns each of its pixels.
+
+    Attributes:
+        image: (h, w, 3) float32 RGB in [0, 255].
+        owner: (h, w) int32; 0 background, 100 * person + part + 1, or -1 for an object in front.
+        light: (2,) direction in the image plane that light comes from.
+    """
+
+    image: np.ndarray
+    owner: np.ndarray
+    light: np.ndarray
+
+    def blend(self, x0: int, y0: int, colour: np.ndarray, alpha: np.ndarray, owner: int) -> None:
+        """Lay a patch over the picture with its corner at (x0, y0), cut off at the border.
+
+        Args:
+            x0, y0: Corner in px, may be negative.
+            colour: (n, m, 3).
+            alpha: (n, m) in [0, 1].
+            owner: New owner of the pixels with alpha above a half.
+        """
+        height, width = self.owner.shape
+        top, left = max(0, -y0), max(0, -x0)
+        bottom, right = min(alpha.shape[0], height - y0), min(alpha.shape[1], width - x0)
+        if bottom <= top or right <= left:
+            return
+        part = np.s_[y0 + top : y0 + bottom, x0 + left : x0 + right]
+        a = alpha[top:bottom, left:right]
+        self.image[part] += a[:, :, None] * (colour[top:bottom, left:right] - self.image[part])
+        self.owner[part][a > 0.5] = owner
+
+
+def paint_person(canvas: Canvas, person: Person, number: int, hips_xy: np.ndarray, stature_px: float) -> None:
+    """Paint a person, far parts first.
+
+    Args:
+        canvas: Painted on.
+        person: Who.
+        number: Marks the person's pixels in canvas.owner.
+        hips_xy: (2,) image px of the person's hips.
+        stature_px: Length of one stature in px.
+    """
+    points = {name: project(joint, hips_xy, stature_px) for name, joint in person.joints.items()}
+    depth = {part: _depth(person, part) for part in PARTS}
+    for part in sorted(PARTS, key=depth.get):
+        owner = 100 * number + PARTS.index(part) + 1
+        if part == "torso":
+            _paint_torso(canvas, person, points, stature_px, owner)
+        elif part == "head":
+            _paint_limb(
+                canvas,
+                points["neck"],
+                points["head"],
+                (0.03, 0.03),
+                person.skin,
+                stature_px,
+                owner,
+                person.girth,
+            )
+            _paint_head(canvas, person, points, stature_px, owner)
+        else:
+            side, _, limb = part.partition("_")
+            start, end, *radii = _LIMBS[limb]
+            ends = points[f"{side}_{start}"], points[f"{side}_{end}"]
+            _paint_limb(canvas, *ends, radii, person.colours[part], stature_px, owner, person.girth)
+            if limb == "forearm":
+                wrist, hand = points[f"{side}_wrist"], points[f"{side}_hand"]
+                _paint_limb(canvas, wrist, hand, (0.02, 0.022), person.skin, stature_px, owner, person.girth)
+
+
+def project(joint: np.ndarray, hips_xy: np.ndarray, stature_px: float) -> np.ndarray:
+    """(2,) image px of a (3,) point of the camera frame; no perspective."""
+    return np.asarray(hips_xy) + stature_px * np.array([joint[0], -joint[1]])
+
+
+def _depth(person: Person, part: str) -> float:
+    """How near the viewer a part is; arms lie over the torso unless they are clearly behind it."""
+    if part == "torso":
+        return 0.5 * person.joints["neck"][2]
+    if part == "head":
+        return person.joints["head"][2] + 0.02
+    side, _, limb = part.partition("_")
+    start, end, *_ = _LIMBS[limb]
+    nearness = 0.35 * person.joints[f"{side}_{start}"][2] + 0.65 * person.joints[f"{side}_{end}"][2]
+    return (
+        nearness + {"upper_arm": 0.015, "forearm": 0.025, "thigh": -0.03, "shin": -0.02, "foot": -0.01}[limb]
+    )
+
+
+def _shade(across: np.ndarray, light_across: float) -> np.ndarray:
+    """Brightness of a round body from its middle (0) to its edges (-1, 1)."""
+    height = np.sqrt(np.clip(1 - across**2, 0, 1))
+    return 0.55 + 0.38 * height + 0.22 * across * light_across
+
+
+def _paint_limb(canvas, start, end, radii, colour, stature_px, owner, girth) -> None:
+    """A tapered capsule, shaded across."""
+    r0, r1 = (max(radius * stature_px * girth, 1.0) for radius in radii)
+    reach = max(r0, r1) + 1.5
+    x0, y0 = np.floor(np.minimum(start, end) - reach).astype(int)
+    x1, y1 = np.ceil(np.maximum(start, end) + reach).astype(int)
+    if x1 < 0 or y1 < 0 or x0 >= canvas.owner.shape[1] or y0 >= canvas.owner.shape[0]:
+        return
+    axis = end - start
+    length = max(float(np.hypot(*axis)), 1e-3)
+    along_axis = axis / length
+    dx = np.arange(x0, x1 + 1, dtype=np.float32)[None, :] - np.float32(start[0])
+    dy = np.arange(y0, y1 + 1, dtype=np.float32)[:, None] - np.float32(start[1])
+    along = np.clip((dx * along_axis[0] + dy * along_axis[1]) / length, 0, 1)
+    distance = np.hypot(dx - along * axis[0], dy - along * axis[1])
+    radius = r0 + (r1 - r0) * along
+    across = np.clip((dy * along_axis[0] - dx * along_axis[1]) / radius, -1, 1)
+    light_across = float(canvas.light[1] * along_axis[0] - canvas.light[0] * along_axis[1])
+    shade = _shade(across, light_across)
+    canvas.blend(x0, y0, shade[:, :, None] * colour, np.clip(radius - distance + 0.5, 0, 1), owner)
+
+
+def _paint_torso(canvas, person, points, stature_px, owner) -> None:
+    """The hull of shoulders and hips, shaded across, with stripes."""
+    circle = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 12, endpoint=False)), np.sin(t)], axis=1)
+    outline = np.concatenate(
+        [points[name] + radius * stature_px * person.girth * circle for name, radius in _TORSO_CIRCLES]
+    )
+    x0, y0 = np.floor(outline.min(axis=0) - 2).astype(int)
+    width, height = np.ceil(outline.max(axis=0) + 2).astype(int) - (x0, y0) + 1
+    if x0 + width <= 0 or y0 + height <= 0 or x0 >= canvas.owner.shape[1] or y0 >= canvas.owner.shape[0]:
+        return
+    hull = cv2.convexHull(((outline - (x0, y0)) * 16).round().astype(np.int32))
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillConvexPoly(mask, hull, 255, cv2.LINE_AA, shift=4)
+    top = 0.5 * (points["left_shoulder"] + points["right_shoulder"])
+    axis = points["pelvis"] - top
+    length = max(float(np.hypot(*axis)), 1e-3)
+    axis = axis / length
+    dx = np.arange(width)[None, :] + x0 - top[0]
+    dy = np.arange(height)[:, None] + y0 - top[1]
+    along, sideways = (dx * axis[0] + dy * axis[1]) / length, dy * axis[0] - dx * axis[1]
+    half = np.abs(sideways[mask > 0]).max() + 1.0 if mask.any() else 1.0
+    shade = _shade(
+        np.clip(sideways / half, -1, 1), float(canvas.light[1] * axis[0] - canvas.light[0] * axis[1])
+    )
+    if person.stripes:
+        shade = shade * np.where(np.sin(along * person.stripes * 2 * np.pi) > 0, 1.0, 0.62)
+    canvas.blend(x0, y0, shade[:, :, None] * person.colours["torso"], mask / 255.0, owner)
+    if person.facing > 0.2:
+        collar, navel = points["collar"], points["navel"]
+        width = 0.024 * person.facing
+        _paint_limb(canvas, collar, navel, (width, width), person.front, stature_px, owner, person.girth)
+        _paint_limb(
+            canvas, points["neck"], collar, (0.03, 0.01), person.skin, stature_px, owner, person.girth
+        )
+
+
+def _paint_head(canvas, person, points, stature_px, owner) -> None:
+    """An ellipsoid whose hair and face turn with the head."""
+    radii = _HEAD_RADII * stature_px * (0.75 + 0.22 * person.girth)
+    reach = int(radii.max() * 1.35) + 2
+    centre = points["head"]
+    x0, y0 = np.floor(centre - reach).astype(int)
+    if x0 + 2 * reach < 0 or y0 + 2 * reach < 0 or x0 >= canvas.owner.shape[1] or y0 >= canvas.owner.shape[0]:
+        return
+    for side in ("left", "right"):
+        ear = points[f"{side}_ear"]
+        if person.joints[f"{side}_ear"][2] > person.joints["head"][2] - 0.03:
+            _paint_limb(
+                canvas, ear, ear + [0, 0.5], (0.019, 0.019), person.skin * 0.9, stature_px, owner, 1.0
+            )
+    grid = np.arange(2 * reach + 1)
+    dx, dy = (x0 + grid - centre[0])[None, :], -(y0 + grid - centre[1])[:, None]
+    up = person.head_rotation[:2, 1]
+    up = up / max(np.hypot(*up), 1e-3)
+    u, v = (dx * up[1] - dy * up[0]) / radii[0], (dx * up[0] + dy * up[1]) / radii[1]
+    squared = u**2 + v**2
+    w = np.sqrt(np.clip(1 - squared, 0, 1))
+    # On the unit sphere, from the upright image frame back to camera axes and on into the head's frame.
+    surface = np.stack([u * up[1] + v * up[0], -u * up[0] + v * up[1], w], axis=-1) @ person.head_rotation
+    left, top, front = surface[..., 0], surface[..., 1], surface[..., 2]
+    colour = np.broadcast_to(person.skin, (*left.shape, 3)).copy()
+    cheek = np.exp(-((np.abs(left) - 0.5) ** 2 + (top + 0.3) ** 2) / 0.03) * (front > 0)
+    colour -= cheek[..., None] * np.array([0, 22, 22])
+    colour[(front > 0.3) & (np.abs(top + 0.48) < 0.07) & (np.abs(left) < 0.28)] = person.skin * [
+        0.62,
+        0.35,
+        0.35,
+    ]
+    colour[(front > 0.5) & (np.abs(left) < 0.1) & (np.abs(top + 0.1) < 0.16)] = person.skin * 0.8
+    eye = np.hypot((np.abs(left) - 0.4) / 1.25, top - 0.15)
+    colour[(front > 0.1) & (eye < 0.17)] = (245, 245, 245)
+    colour[(front > 0.1) & (eye < 0.1)] = (28, 26, 30)
+    hair = (top > 0.48) | (front < -0.12) & (top > -0.55) | (np.abs(left) > 0.75) & (top > 0.15)
+    colour[hair] = person.hair
+    shade = 0.62 + 0.36 * w + 0.12 * (u * canvas.light[0] - v * canvas.light[1])
+    edge = np.clip((1 - np.sqrt(squared)) * radii.min() + 0.5, 0, 1)
+    canvas.blend(x0, y0, shade[..., None] * colour, edge, owner)

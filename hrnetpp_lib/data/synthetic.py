@@ -1,0 +1,412 @@
+"""A dataset of synthetic people, written as real files in the original formats of COCO and AI Challenger."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+import cv2
+import numpy as np
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17
+from dataclasses import dataclass
+import cv2
+import numpy as np
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
+from hrnetpp_lib.data.mannequin import PARTS, Person, face_turned_away, sample_person, shown_on
+from hrnetpp_lib.data.mannequin import Canvas, paint_person, project
+
+
+_MIN_VISIBLE_PX = 150  # a person with fewer pixels in sight is not labelled and not counted
+
+
+@dataclass(frozen=True)
+class LabelledPerson:
+    """What an annotator would write down.
+
+    Attributes:
+        keypoints: Skeleton name -> (K, 3) image px and COCO visibility; zeros where v is 0.
+        bbox_xywh: (4,) around the pixels in sight, image px.
+        area: Number of pixels in sight.
+    """
+
+    keypoints: dict[str, np.ndarray]
+    bbox_xywh: np.ndarray
+    area: float
+
+
+def render_scene(rng: np.random.Generator, max_people: int = 4) -> tuple[np.ndarray, list[LabelledPerson]]:
+    """Paint one picture.
+
+    Args:
+        rng: Decides everything.
+        max_people: At most so many persons.
+
+    Returns:
+        image (h, w, 3) uint8 RGB, 320x240 or 240x320, and its persons, near ones last.
+    """
+    height, width = (240, 320) if rng.random() < 0.6 else (320, 240)
+    angle = rng.uniform(0, 2 * np.pi)
+    canvas = Canvas(
+        _background(rng, height, width),
+        np.zeros((height, width), np.int32),
+        np.array([np.cos(angle), np.sin(angle)]),
+    )
+    count = min(max_people, int(rng.choice([1, 2, 3, 4], p=[0.45, 0.3, 0.17, 0.08])))
+    placed = _place(rng, count, height, width)
+    for number, (person, hips_xy, stature_px) in enumerate(placed):
+        paint_person(canvas, person, number, hips_xy, stature_px)
+    if rng.random() < 0.45:
+        _paint_object(canvas, rng)
+    labelled = [_label(canvas, number, *entry) for number, entry in enumerate(placed)]
+    return _photograph(canvas.image, rng), [person for person in labelled if person is not None]
+
+
+def _place(rng, count: int, height: int, width: int) -> list[tuple[Person, np.ndarray, float]]:
+    """People with hips and stature, far (small) ones first; crowded placements are drawn again."""
+    placed, boxes = [], []
+    statures = np.sort(rng.uniform(85, 225, count)) if count > 1 else rng.uniform(110, 250, 1)
+    for stature in statures:
+        person = sample_person(rng)
+        reach = np.array([project(joint, np.zeros(2), stature) for joint in person.joints.values()])
+        low, high = reach.min(axis=0) - 0.05 * stature, reach.max(axis=0) + 0.05 * stature
+        size = np.array([width, height])
+        for _ in range(12):
+            # The whole person fits if it can; up to a fifth of it may stick out.
+            slack = 0.2 * (high - low) * (rng.random() < 0.35)
+            first, last = -low - slack, size - high + slack
+            middle = (first + last) / 2
+            hips = np.where(
+                last > first, rng.uniform(np.minimum(first, last), np.maximum(first, last)), middle
+            )
+            box = np.concatenate([hips + low, hips + high])
+            if all(_overlap(box, other) < 0.3 for other in boxes):
+                placed.append((person, hips, float(stature)))
+                boxes.append(box)
+                break
+    return placed
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection of two xyxy boxes over the smaller one's area."""
+    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+    return float(sides.prod() / min(np.prod(a[2:] - a[:2]), np.prod(b[2:] - b[:2])))
+
+
+def _label(canvas: Canvas, number: int, person: Person, hips_xy, stature_px) -> LabelledPerson | None:
+    """Keypoints, box and area of a painted person; None if next to nothing of it is in sight."""
+    mine = (canvas.owner > 100 * number) & (canvas.owner <= 100 * number + len(PARTS))
+    area = int(mine.sum())
+    if area < _MIN_VISIBLE_PX:
+        return None
+    columns, rows = np.flatnonzero(mine.any(axis=0)), np.flatnonzero(mine.any(axis=1))
+    box = np.array([columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1], float)
+    keypoints = {
+        skeleton.name: _keypoints(canvas, number, person, hips_xy, stature_px, skeleton)
+        for skeleton in (COCO17, AIC14)
+    }
+    return LabelledPerson(keypoints, box, float(area))
+
+
+def _keypoints(canvas: Canvas, number: int, person, hips_xy, stature_px, skeleton: Skeleton) -> np.ndarray:
+    """(K, 3): v = 2 in sight, 1 hidden by something, 0 outside the picture or on the face's far side."""
+    height, width = canvas.owner.shape
+    keypoints = np.zeros((len(skeleton), 3))
+    for k, name in enumerate(skeleton.names):
+        x, y = project(person.joints[name], hips_xy, stature_px)
+        if not (0 <= x <= width - 1 and 0 <= y <= height - 1) or face_turned_away(person, name):
+            continue
+        # The top of the head lies on its outline: look a little further in.
+        inwards = project(person.joints["head"], hips_xy, stature_px) - (x, y) if name == "head_top" else 0
+        column, row = np.round((x, y) + 0.2 * np.asarray(inwards)).astype(int)
+        owner = canvas.owner[min(max(row, 0), height - 1), min(max(column, 0), width - 1)] - 1
+        in_sight = owner // 100 == number and owner >= 0 and PARTS[owner % 100] in shown_on(name)
+        keypoints[k] = x, y, 2 if in_sight else 1
+    return keypoints
+
+
+def _background(rng, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) float32: wall or sky over a floor, texture, and a few flat shapes."""
+
+    def muted() -> np.ndarray:
+        hsv = np.array([[[rng.integers(180), rng.integers(5, 110), rng.integers(60, 240)]]], np.uint8)
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+
+    horizon = int(height * rng.uniform(0.45, 0.85))
+    ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    image = np.repeat(muted() * (1 - 0.35 * ramp) + muted() * 0.25 * ramp, width, axis=1)
+    image[horizon:] = muted() * (0.7 + 0.3 * ramp[horizon:])
+    for _ in range(rng.integers(0, 6)):
+        x, y = int(rng.uniform(0, width)), int(rng.uniform(0.1, 1) * height)
+        w, h = int(rng.uniform(0.05, 0.3) * width), int(rng.uniform(0.08, 0.5) * height)
+        colour = tuple(float(c) for c in muted())
+        if rng.random() < 0.6:
+            cv2.rectangle(image, (x, y - h), (x + w, y), colour, -1, cv2.LINE_AA)
+        else:
+            cv2.ellipse(image, (x, y), (w, h // 2), rng.uniform(0, 90), 0, 360, colour, -1, cv2.LINE_AA)
+    coarse = rng.normal(0, rng.uniform(2, 12), (height // 16, width // 16, 1)).astype(np.float32)
+    image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)[:, :, None]
+    return image.clip(0, 255)
+
+
+def _paint_object(canvas: Canvas, rng) -> None:
+    """A post, a bench or a crate in front of everybody; it hides what is behind it."""
+    height, width = canvas.owner.shape
+    kind = rng.choice(["post", "bench", "crate"])
+    w = {"post": rng.uniform(0.025, 0.06), "bench": rng.uniform(0.3, 0.6), "crate": rng.uniform(0.1, 0.22)}[
+        kind
+    ]
+    h = {"post": rng.uniform(0.6, 1.0), "bench": rng.uniform(0.06, 0.12), "crate": rng.uniform(0.12, 0.22)}[
+        kind
+    ]
+    w, h = max(int(w * width), 4), max(int(h * height), 4)
+    x, y = int(rng.uniform(-0.1, 0.9) * width), height - h - int(rng.uniform(0, 0.3) * height)
+    shade = 0.75 + 0.35 * np.sin(np.linspace(0.2, 2.8, w))[None, :, None]
+    colour = shade * rng.uniform(40, 220, 3) * np.ones((h, 1, 1))
+    canvas.blend(x, y, colour, np.ones((h, w)), -1)
+
+
+def _photograph(image: np.ndarray, rng) -> np.ndarray:
+    """Exposure, tint, a little blur and noise; uint8."""
+    gain = rng.uniform(0.75, 1.15) * rng.uniform(0.94, 1.06, 3)
+    image = (image * gain).astype(np.float32)
+    if rng.random() < 0.4:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.9))
+    noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(0.5, 5.0)
+    return (image + noise).clip(0, 255).astype(np.uint8)
+
+
+VERSION = 1  # raise it whenever the same seed gives other files
+JPEG_QUALITY = 92
+_ROLES = {"coco_train": 0, "coco_val": 1, "ai_challenger_train": 2, "ai_challenger_validation": 3}
+DETECTIONS_NAME = "COCO_val2017_detections_synthetic_person.json"
+
+
+def write_dataset(
+    root: Path,
+    persons_coco: int,
+    persons_ai_challenger: int,
+    persons_val: int,
+    seed: int = 0,
+    processes: int = 1,
+) -> dict[str, int]:
+    """Render and label a whole dataset, or find it written.
+
+    Files are the same to the byte for the same arguments, whatever the number of processes.
+
+    Args:
+        root: Gets coco/ and ai_challenger/ in the layout of `datasets`.
+        persons_coco: Labelled persons of COCO train.
+        persons_ai_challenger: Of AI Challenger, a tenth of them in its validation part.
+        persons_val: Of COCO val, which also gets a detector's boxes.
+        seed: Seeds everything.
+        processes: Number of rendering processes.
+
+    Returns:
+        Set name -> number of labelled persons.
+
+    Raises:
+        HrnetppError: If root holds something else, or a count is not positive.
+    """
+    held = max(persons_ai_challenger // 10, 1)
+    counts = {
+        "coco_train": persons_coco,
+        "coco_val": persons_val,
+        "ai_challenger_train": persons_ai_challenger - held,
+        "ai_challenger_validation": held,
+    }
+    if min(counts.values()) < 1:
+        raise HrnetppError(f"synthetic data: each set needs a person at least, asked for {counts}")
+    manifest = {"version": VERSION, "seed": seed, "persons": counts}
+    if root.exists():
+        _check_manifest(root, manifest)
+        return counts
+    print(f"rendering {sum(counts.values())} synthetic people into {root} ...", flush=True)
+    part = root.with_name(root.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    _write_parts(part, counts, seed, processes)
+    (part / "manifest.json").write_text(json.dumps(manifest))
+    part.rename(root)
+    return counts
+
+
+def _write_parts(root: Path, counts: dict[str, int], seed: int, processes: int) -> None:
+    """All four sets, rendered by so many processes."""
+    with ProcessPoolExecutor(processes, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+        mapper = map if processes == 1 else partial(pool.map, chunksize=4)
+        for split in ("train", "val"):
+            _write_coco(root / "coco", split, counts[f"coco_{split}"], seed, mapper)
+        for split in ("train", "validation"):
+            _write_ai_challenger(
+                root / "ai_challenger", split, counts[f"ai_challenger_{split}"], seed, mapper
+            )
+
+
+def _check_manifest(root: Path, manifest: dict) -> None:
+    """Accept a folder only if it was written with the same version, seed and counts."""
+    try:
+        found = json.loads((root / "manifest.json").read_text())
+    except (OSError, ValueError):
+        found = None
+    if found != manifest:
+        raise HrnetppError(
+            f"{root}: holds {found or 'no readable manifest.json'}, not the synthetic data asked for "
+            f"({manifest}); delete the folder to have them rendered"
+        )
+
+
+def _render_jpeg(
+    folder: Path, name_pattern: str, role: str, seed: int, number: int, max_people: int = 4
+) -> list[LabelledPerson]:
+    """Render picture `number` of a role and write it; an empty picture is not written."""
+    rng = np.random.default_rng((seed, _ROLES[role], number))
+    image, persons = render_scene(rng, max_people)
+    if persons:
+        path = folder / name_pattern.format(number)
+        written = cv2.imwrite(str(path), image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        if not written:
+            raise HrnetppError(f"{path}: cannot be written; check the disk")
+    return persons
+
+
+def _render_until(
+    folder: Path, name_pattern: str, role: str, seed: int, persons: int, mapper: Callable
+) -> Iterator[tuple[int, list[LabelledPerson]]]:
+    """Render pictures until exactly so many persons are labelled; yields (picture number, its persons)."""
+    folder.mkdir(parents=True)
+    render = partial(_render_jpeg, folder, name_pattern, role, seed)
+    number = 0
+    while persons:
+        numbers = range(number + 1, number + 1 + min(64, persons))
+        for number, found in zip(numbers, mapper(render, numbers), strict=True):  # noqa: B020
+            if persons and len(found) > persons:
+                found = render(number, persons)
+            elif not persons:
+                (folder / name_pattern.format(number)).unlink(missing_ok=True)
+                continue
+            if found:
+                persons -= len(found)
+                yield number, found
+
+
+def _write_coco(root: Path, split: str, persons: int, seed: int, mapper: Callable) -> None:
+    """COCO pictures and person_keypoints json; for val, a detector's boxes too."""
+    images, annotations = [], []
+    folder = root / f"{split}2017"
+    for number, found in _render_until(folder, "{:012d}.jpg", f"coco_{split}", seed, persons, mapper):
+        height, width = cv2.imread(str(folder / f"{number:012d}.jpg")).shape[:2]
+        images.append({"id": number, "file_name": f"{number:012d}.jpg", "height": height, "width": width})
+        for person in found:
+            keypoints = person.keypoints[COCO17.name]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "bbox": person.bbox_xywh.tolist(),
+                    "area": person.area,
+                    "segmentation": [],
+                    "num_keypoints": int((keypoints[:, 2] > 0).sum()),
+                    "keypoints": np.round(keypoints, 2).ravel().tolist(),
+                }
+            )
+    skeleton = [[a + 1, b + 1] for a, b in COCO17.limbs]
+    category = {"id": 1, "name": "person", "supercategory": "person", "skeleton": skeleton}
+    content = {
+        "info": {"description": "synthetic people", "version": str(VERSION), "year": 2026},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [category | {"keypoints": list(COCO17.names)}],
+    }
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / f"person_keypoints_{split}2017.json").write_text(json.dumps(content))
+    if split == "val":
+        rng = np.random.default_rng((seed, len(_ROLES)))
+        (root / "person_detection_results").mkdir()
+        path = root / "person_detection_results" / DETECTIONS_NAME
+        path.write_text(json.dumps(simulate_detector(images, annotations, rng)))
+
+
+def simulate_detector(images: list[dict], annotations: list[dict], rng: np.random.Generator) -> list[dict]:
+    """Boxes as a person detector would give them: shaken, scored, some twice, some missed, some made up.
+
+    Args:
+        images: COCO images.
+        annotations: COCO annotations of persons.
+        rng: Decides everything.
+
+    Returns:
+        COCO box results, per image best first.
+    """
+    detections = []
+    for image in images:
+        size = np.array([image["width"], image["height"]], float)
+        found = []
+        for annotation in (a for a in annotations if a["image_id"] == image["id"]):
+            if rng.random() < 0.02:
+                continue
+            truth = np.array(annotation["bbox"])
+            for factor in [1.0] + [0.4] * (rng.random() < 0.1):
+                box = _shake(truth, 0.045 if factor == 1 else 0.1, size, rng)
+                score = factor * (0.2 + 0.8 * _iou(box, truth) ** 1.5) + rng.normal(0, 0.05)
+                found.append((box, score))
+        for _ in range(rng.poisson(0.3)):
+            w, h = rng.uniform(0.08, 0.4, 2) * size
+            x, y = rng.uniform(0, size[0] - w), rng.uniform(0, size[1] - h)
+            found.append((np.array([x, y, w, h]), rng.beta(1.2, 6)))
+        for box, score in sorted(found, key=lambda entry: -entry[1]):
+            detections.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": 1,
+                    "bbox": np.round(box, 2).tolist(),
+                    "score": round(float(np.clip(score, 0.01, 0.999)), 4),
+                }
+            )
+    return detections
+
+
+def _shake(box: np.ndarray, amount: float, image_size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An xywh box whose four sides have moved by normal shares of its size, inside the image."""
+    moved = np.concatenate([box[:2], box[:2] + box[2:]]) + rng.normal(0, amount, 4) * np.tile(box[2:], 2)
+    low = np.clip(moved[:2], 0, image_size - 2)
+    high = np.clip(moved[2:], low + 2, image_size)
+    return np.concatenate([low, high - low])
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two xywh boxes."""
+    sides = np.clip(np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+    return float(sides.prod() / (a[2:].prod() + b[2:].prod() - sides.prod()))
+
+
+def _write_ai_challenger(root: Path, split: str, persons: int, seed: int, mapper: Callable) -> None:
+    """AI Challenger pictures and json in the original format: v 1 visible, 2 hidden, 3 not labelled."""
+    picture_day, json_day = ("20170902", "20170909") if split == "train" else ("20170911", "20170911")
+    folder = root / f"ai_challenger_keypoint_{split}_{picture_day}"
+    pictures = folder / f"keypoint_{split}_images_{picture_day}"
+    records = []
+    for number, found in _render_until(
+        pictures, "{:040x}.jpg", f"ai_challenger_{split}", seed, persons, mapper
+    ):
+        boxes, poses = {}, {}
+        for i, person in enumerate(found, start=1):
+            x, y, w, h = person.bbox_xywh
+            keypoints = np.round(person.keypoints[AIC14.name]).astype(int)
+            keypoints[:, 2] = 3 - keypoints[:, 2]
+            boxes[f"human{i}"] = [int(x), int(y), int(x + w), int(y + h)]
+            poses[f"human{i}"] = keypoints.ravel().tolist()
+        records.append(
+            {
+                "image_id": f"{number:040x}",
+                "url": "synthetic",
+                "human_annotations": boxes,
+                "keypoint_annotations": poses,
+            }
+        )
+    (folder / f"keypoint_{split}_annotations_{json_day}.json").write_text(json.dumps(records))
