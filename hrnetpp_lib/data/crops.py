@@ -1,5 +1,9 @@
 """From a table of persons to crops: the training samples and the boxes to predict on."""
 
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -213,3 +217,37 @@ def crops_of_box(
     crop_hw = coordinates.crop_hw(input_hw)
     matrices = np.stack([crop_matrix(center, scale * v.scale, v.rotation_deg, crop_hw) for v in views])
     return np.stack([warp(image, matrix, input_hw) for matrix in matrices]), matrices
+
+
+def usable_workers(wanted: int) -> int:
+    """Loader processes that there are cores for; more only get in one another's way.
+
+    Processes that train together on this machine share its cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(wanted, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+@contextlib.contextmanager
+def explain_workers(obituary: Callable[[list[int]], str]) -> Iterator[None]:
+    """Around a loop over loaded batches: torch reports a dead worker wherever the main process is.
+
+    Args:
+        obituary: Gives the message for the process ids of workers that died.
+
+    Raises:
+        HrnetppError: If a picture cannot be read, or a worker dies.
+    """
+    try:
+        yield
+    except HrnetppError as error:
+        # A worker's exception comes with its traceback in the message; the last line is what we wrote.
+        last = str(error).strip().splitlines()[-1]
+        if "HrnetppError: " not in last:
+            raise
+        raise HrnetppError(last.split("HrnetppError: ", 1)[1]) from error
+    except RuntimeError as error:
+        dead = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if dead is None:
+            raise
+        raise HrnetppError(obituary([int(number) for number in dead[1].split(",")])) from error
