@@ -1,21 +1,31 @@
-"""COCO, AI Challenger and Leeds annotation files, read into one flat and validated table of persons."""
+"""COCO, AI Challenger and Leeds annotation files, read into one flat and validated table of persons.
 
-from dataclasses import replace
+Each format is a schema, which the parser holds a file against: kinds, lengths and ranges of all that is read,
+so that every number fits the array that it goes into. What ties records together is checked on the arrays.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 from hrnetpp_lib.data.lspe import read_lspe
 from hrnetpp_lib.data.persons import CocoTruth, PersonTable, check_images, concat, split_by_image
-from hrnetpp_lib.data.records import Records, load_json, stack_rows
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.files import read_json
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 __all__ = [
     "PersonTable",
     "check_images",
     "concat",
+    "labelled_persons",
     "read_ai_challenger",
     "read_coco",
     "read_coco_detections",
@@ -24,14 +34,67 @@ __all__ = [
     "split_by_image",
 ]
 
+_MOST = 2.0**24  # px; beyond it float32 leaves out whole numbers
+_Number = Annotated[float, Meta(ge=-_MOST, le=_MOST)]
+_Box = tuple[_Number, _Number, _Number, _Number]
+_Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_Side = Annotated[int, Meta(gt=0, le=int(_MOST))]
+_Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_Name = Annotated[str, Meta(min_length=1, max_length=255)]
+
+_LEADS_OUTSIDE = re.compile(r"\0|^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 _AIC_TO_COCO_VISIBILITY = np.array([0, 2, 1, 0], np.float32)  # 1 visible, 2 occluded, 3 unlabelled
 
 
-def read_coco(json_path: str | Path, image_dir: str | Path, require_keypoints: bool = True) -> PersonTable:
-    """Ground-truth persons of a COCO person_keypoints file, without crowds.
+class _Image(Struct, gc=False):
+    id: _Id
+    file_name: _Name
+    height: _Side
+    width: _Side
 
-    Boxes are clipped to the image; those without area are dropped. `dropped` counts what was left out, by the
-    first reason that applies: other_category, crowd, empty_box, no_keypoints.
+
+class _Category(Struct, gc=False):
+    id: _Id
+    name: str
+
+
+class _Annotation(Struct, gc=False):
+    id: _Id
+    image_id: _Id
+    category_id: _Id
+    bbox: _Box
+    area: Annotated[float, Meta(ge=0, le=_MOST**2)]
+    keypoints: list[_Number] = []  # of other categories any number
+    num_keypoints: _Count = -1  # not said
+    iscrowd: Literal[0, 1] = 0
+
+
+class _CocoImages(Struct):
+    images: list[_Image]
+    categories: list[_Category]
+
+
+class _CocoFile(_CocoImages):
+    annotations: list[_Annotation]
+
+
+class _Detection(Struct, gc=False):
+    image_id: _Id
+    category_id: _Id
+    bbox: _Box
+    score: _Number
+
+
+class _ChallengerImage(Struct, gc=False):
+    image_id: _Name
+    human_annotations: dict[str, _Box]
+    keypoint_annotations: dict[
+        str, Annotated[list[_Number], Meta(min_length=3 * len(AIC14), max_length=3 * len(AIC14))]
+    ]
+
+
+def read_coco(json_path: str | Path, image_dir: str | Path, require_keypoints: bool = True) -> PersonTable:
+    """Ground-truth persons of a COCO person_keypoints file, without crowds; see `labelled_persons`.
 
     Args:
         json_path: For example person_keypoints_train2017.json.
@@ -41,39 +104,34 @@ def read_coco(json_path: str | Path, image_dir: str | Path, require_keypoints: b
     Raises:
         HrnetppError: If the file or folder is missing, the json is broken, or a record is not well formed.
     """
-    path, folder = Path(json_path), _existing_folder(image_dir)
-    document = load_json(path, dict)
-    images = _coco_images(document, path)
-    annotations = _records(document, "annotations", path)
-    category_ids = annotations.integers("category_id")
-    known, person_category = _categories(document, path)
-    annotations.forbid(~np.isin(category_ids, known), "its category_id is not among the file's categories")
-    crowd = np.array([bool(record.get("iscrowd", 0)) for record in annotations.items], bool)
-    keep, dropped = _sift({"other_category": category_ids != person_category, "crowd": crowd})
-    persons = annotations.select(keep)
-    image_index = persons.find("image_id", images["image_ids"])
-    bboxes, areas = _clip(persons.rows("bbox", 4), images["image_hw"][image_index]), persons.floats("area")
-    keypoints = persons.rows("keypoints", 3 * len(COCO17)).reshape(-1, len(COCO17), 3)
-    persons.forbid(~np.isin(keypoints[..., 2], (0, 1, 2)).all(1), "a keypoint's v is not 0, 1 or 2")
+    return labelled_persons(read_coco_truth(json_path, image_dir), require_keypoints)
+
+
+def labelled_persons(truth: CocoTruth, require_keypoints: bool = True) -> PersonTable:
+    """Persons to train on or to take the true boxes of.
+
+    Boxes are clipped to the image; those without area are dropped. `dropped` counts what was left out, by the
+    first reason that applies: other_category, crowd, empty_box, no_keypoints.
+
+    Args:
+        truth: All persons of a file.
+        require_keypoints: Drop persons without a labelled keypoint.
+    """
+    bboxes = _clip(truth.bboxes_xywh, truth.image_hw[truth.image_index])
+    keypoints = truth.keypoints.astype(np.float32)
     keypoints[keypoints[..., 2] == 0] = 0
-    table = PersonTable(
-        name=str(path),
-        skeleton=COCO17,
-        image_dir=folder,
-        **images,
-        image_index=image_index,
-        person_ids=persons.integers("id"),
-        bboxes_xywh=bboxes,
-        bbox_scores=np.ones(len(bboxes)),
-        areas=areas,
-        keypoints=keypoints.astype(np.float32),
-        dropped=dropped,
-    )
-    return _drop_unusable(table, (bboxes[:, 2:] <= 0).any(1) | (areas <= 0), require_keypoints)
+    columns = {field.name: getattr(truth, field.name) for field in fields(PersonTable)}
+    table = PersonTable(**columns | {"bboxes_xywh": bboxes, "keypoints": keypoints})
+    empty = (bboxes[:, 2:] <= 0).any(1) | (truth.areas <= 0)
+    reasons = {"crowd": truth.crowd, "empty_box": empty}
+    return _drop(table, reasons | {"no_keypoints": _unlabelled(table) & require_keypoints})
 
 
 def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     """All persons of a COCO person_keypoints file, for its metric; nothing is dropped but other categories.
+
+    Where a record does not count its labelled keypoints or say whether it is a crowd, they are counted and it
+    is none.
 
     Args:
         json_path: For example person_keypoints_val2017.json.
@@ -83,33 +141,40 @@ def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
         HrnetppError: If the file or folder is missing, the json is broken, or a record is not well formed.
     """
     path, folder = Path(json_path), _existing_folder(image_dir)
-    document = load_json(path, dict)
-    images = _coco_images(document, path)
-    annotations = _records(document, "annotations", path)
-    person = annotations.integers("category_id") == _categories(document, path)[1]
-    persons = annotations.select(person)
-    keypoints = persons.rows("keypoints", 3 * len(COCO17)).reshape(-1, len(COCO17), 3)
-    bboxes = persons.rows("bbox", 4)
+    file = read_json(path, _CocoFile, "is it COCO ground truth with keypoints? Correct it or get it again")
+    images, (known, category) = _coco_images(path, file), _categories(path, file)
+    ids = _unique(path, "annotation", [annotation.id for annotation in file.annotations])
+    categories = np.array([annotation.category_id for annotation in file.annotations], np.int64)
+    _forbid(path, "annotation", ids, ~np.isin(categories, known), "its category_id is not a category's")
+    persons, ids = [a for a in file.annotations if a.category_id == category], ids[categories == category]
+    image_index = _find([person.image_id for person in persons], images["image_ids"])
+    _forbid(path, "annotation", ids, image_index < 0, "its image_id is not among the images")
+    wrong = np.array([len(person.keypoints) != 3 * len(COCO17) for person in persons], bool)
+    _forbid(path, "annotation", ids, wrong, f"its keypoints are not {3 * len(COCO17)} numbers")
+    keypoints = _numbers((person.keypoints for person in persons), (len(persons), len(COCO17), 3))
+    _forbid(path, "annotation", ids, _other_than(keypoints, (0, 1, 2)), "a keypoint's v is not 0, 1 or 2")
+    counts = np.array([person.num_keypoints for person in persons], np.int64)
     return CocoTruth(
         name=str(path),
         skeleton=COCO17,
         image_dir=folder,
         **images,
-        image_index=persons.find("image_id", images["image_ids"]),
-        person_ids=persons.integers("id"),
-        bboxes_xywh=bboxes,
-        bbox_scores=np.ones(len(bboxes)),
-        areas=persons.floats("area"),
+        image_index=image_index,
+        person_ids=ids,
+        bboxes_xywh=_numbers((person.bbox for person in persons), (len(persons), 4)),
+        bbox_scores=np.ones(len(persons)),
+        areas=np.array([person.area for person in persons], np.float64),
         keypoints=keypoints,
-        dropped={"other_category": int((~person).sum())},
-        num_keypoints=persons.integers("num_keypoints"),
-        crowd=persons.integers("iscrowd") > 0,
+        dropped={"other_category": len(file.annotations) - len(persons)},
+        num_keypoints=np.where(counts < 0, (keypoints[..., 2] > 0).sum(1), counts),
+        crowd=np.array([person.iscrowd for person in persons], bool),
+        category_id=category,
     )
 
 
 def read_coco_detections(
     json_path: str | Path,
-    gt_json: str | Path,
+    gt_json: str | Path | CocoTruth,
     image_dir: str | Path,
     score_threshold: float = 0.0,
     allow_unknown_images: bool = False,
@@ -120,7 +185,7 @@ def read_coco_detections(
 
     Args:
         json_path: For example COCO_val2017_detections_AP_H_56_person.json; other classes may be in it.
-        gt_json: COCO file with the images and the categories.
+        gt_json: COCO file with the images and the categories, or what `read_coco_truth` read of it.
         image_dir: Folder of the images.
         score_threshold: Boxes that score less are dropped.
         allow_unknown_images: Drop detections in images that gt_json does not list, to evaluate on a subset.
@@ -130,32 +195,38 @@ def read_coco_detections(
         HrnetppError: If a file or folder is missing, a json is broken, or a record is not well formed.
     """
     path, folder = Path(json_path), _existing_folder(image_dir)
-    images, person_category = _images_and_person(Path(gt_json))
-    detections = Records(path, "detection", load_json(path, list))
-    other = detections.integers("category_id") != person_category
-    found_ids = detections.integers("image_id")
-    unknown = ~np.isin(found_ids, images["image_ids"])
+    if isinstance(gt_json, CocoTruth):
+        images = {column: getattr(gt_json, column) for column in ("image_files", "image_ids", "image_hw")}
+        gt_json, category = gt_json.name, gt_json.category_id
+    else:
+        file = read_json(Path(gt_json), _CocoImages, "is it COCO ground truth? Correct it or get it again")
+        images, (_, category) = _coco_images(Path(gt_json), file), _categories(Path(gt_json), file)
+    remedy = "is it a COCO result list of boxes? Correct it or write it again"
+    detections = read_json(path, list[_Detection], remedy)
+    other = np.array([detection.category_id != category for detection in detections], bool)
+    image_ids = [detection.image_id for detection in detections]
+    image_index = _find(image_ids, images["image_ids"])
     if not allow_unknown_images:
-        _forbid_unknown_images(np.unique(found_ids[unknown & ~other]), path, gt_json)
-    scores = detections.floats("score")
-    reasons = {"other_category": other, "unknown_image": unknown}
-    keep, dropped = _sift(reasons | {"below_score_threshold": scores < score_threshold})
-    persons = detections.select(keep)
-    bboxes = persons.rows("bbox", 4)
+        strangers = np.flatnonzero((image_index < 0) & ~other)
+        _forbid_unknown_images(sorted({image_ids[number] for number in strangers}), path, gt_json)
+    bboxes = _numbers((detection.bbox for detection in detections), (len(detections), 4))
+    scores = np.array([detection.score for detection in detections], np.float64)
     table = PersonTable(
         name=str(path),
         skeleton=COCO17,
         image_dir=folder,
         **images,
-        image_index=persons.find("image_id", images["image_ids"]),
-        person_ids=np.flatnonzero(keep),
+        image_index=image_index,
+        person_ids=np.arange(len(detections)),
         bboxes_xywh=bboxes,
-        bbox_scores=scores[keep],
+        bbox_scores=scores,
         areas=bboxes[:, 2] * bboxes[:, 3],
-        keypoints=np.zeros((len(bboxes), len(COCO17), 3), np.float32),
-        dropped=dropped,
+        keypoints=np.zeros((len(detections), len(COCO17), 3), np.float32),
+        dropped={},
     )
-    return _drop(table, {"empty_box": (bboxes[:, 2:] <= 0).any(1)})
+    reasons = {"other_category": other, "unknown_image": image_index < 0}
+    reasons |= {"below_score_threshold": scores < score_threshold, "empty_box": (bboxes[:, 2:] <= 0).any(1)}
+    return _drop(table, reasons)
 
 
 def read_ai_challenger(
@@ -177,10 +248,22 @@ def read_ai_challenger(
     Reference: Wu et al., AI Challenger, arXiv 1711.06475.
     """
     path, folder = Path(json_path), _existing_folder(image_dir)
-    images = Records(path, "image", load_json(path, list))
-    image_ids = images.texts("image_id")
-    images.forbid_repeated(image_ids, "image_id")
-    image_index, bboxes, keypoints = _ai_challenger_humans(images)
+    remedy = "is it a list of AI Challenger's annotations? Correct it or get it again"
+    images = read_json(path, list[_ChallengerImage], remedy)
+    image_ids = _unique(path, "image", _file_names(path, [image.image_id for image in images]))
+    strange = [image.human_annotations.keys() != image.keypoint_annotations.keys() for image in images]
+    problem = "human_annotations and keypoint_annotations do not name the same humans"
+    _forbid(path, "image", image_ids, np.array(strange, bool), problem)
+    humans = [(image, human) for image in images for human in image.human_annotations]
+    image_index = np.repeat(np.arange(len(images)), [len(image.human_annotations) for image in images])
+    bboxes = _numbers((image.human_annotations[human] for image, human in humans), (len(humans), 4))
+    bboxes[:, 2:] -= bboxes[:, :2]  # the file holds corners; no pixel is added
+    rows = (image.keypoint_annotations[human] for image, human in humans)
+    keypoints = _numbers(rows, (len(humans), len(AIC14), 3))
+    wrong = _other_than(keypoints, (1, 2, 3))
+    _forbid(path, "image", image_ids[image_index], wrong, "a keypoint's v is not 1, 2 or 3")
+    keypoints[..., 2] = _AIC_TO_COCO_VISIBILITY[keypoints[..., 2].astype(np.int8)]
+    keypoints[keypoints[..., 2] == 0] = 0
     table = PersonTable(
         name=str(path),
         skeleton=AIC14,
@@ -188,84 +271,90 @@ def read_ai_challenger(
         image_files=np.char.add(image_ids, b".jpg"),
         image_ids=image_ids,
         image_hw=np.full((len(image_ids), 2), -1, np.int32),
-        image_index=image_index,
+        image_index=image_index.astype(np.int32),
         person_ids=np.arange(len(bboxes)),
         bboxes_xywh=bboxes,
         bbox_scores=np.ones(len(bboxes)),
         areas=bboxes[:, 2] * bboxes[:, 3],
-        keypoints=keypoints,
+        keypoints=keypoints.astype(np.float32),
         dropped={},
     )
-    return _drop_unusable(table, (bboxes[:, 2:] <= 0).any(1), require_keypoints)
+    reasons = {"empty_box": (bboxes[:, 2:] <= 0).any(1)}
+    return _drop(table, reasons | {"no_keypoints": _unlabelled(table) & require_keypoints})
 
 
-def _ai_challenger_humans(images: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image index (N,), boxes xywh (N, 4) and keypoints (N, 14, 3) in COCO's convention of all humans."""
-    image_index, humans, bboxes_xyxy, keypoint_rows = [], [], [], []
-    for number, image in enumerate(images.items):
-        boxes, keypoints = image.get("human_annotations"), image.get("keypoint_annotations")
-        if not isinstance(boxes, dict) or not isinstance(keypoints, dict) or boxes.keys() != keypoints.keys():
-            images.fail(number, "human_annotations and keypoint_annotations do not name the same humans")
-        image_index += [number] * len(boxes)
-        humans += boxes
-        bboxes_xyxy += boxes.values()
-        keypoint_rows += [keypoints[human] for human in boxes]
-
-    def fail(person: int, problem: str) -> NoReturn:
-        images.fail(image_index[person], f"{humans[person]}: {problem}")
-
-    bboxes = stack_rows(bboxes_xyxy, 4, "human_annotations", fail)
-    bboxes[:, 2:] -= bboxes[:, :2]  # the file holds corners; no pixel is added
-    keypoints = stack_rows(keypoint_rows, 3 * len(AIC14), "keypoint_annotations", fail)
-    keypoints = keypoints.reshape(-1, len(AIC14), 3)
-    wrong = ~np.isin(keypoints[..., 2], (1, 2, 3)).all(1)
-    if wrong.any():
-        fail(int(wrong.argmax()), "a keypoint's v is not 1, 2 or 3")
-    keypoints[..., 2] = _AIC_TO_COCO_VISIBILITY[keypoints[..., 2].astype(np.int8)]
-    keypoints[keypoints[..., 2] == 0] = 0
-    return np.array(image_index, np.int32), bboxes, keypoints.astype(np.float32)
-
-
-def _records(document: dict, field: str, path: Path) -> Records:
-    """One of the lists of a COCO document, its ids being unique."""
-    if not isinstance(document.get(field), list):
-        raise HrnetppError(f"{path}: has no list '{field}'; is it COCO ground truth with keypoints?")
-    records = Records(path, f"entry of '{field}'", document[field])
-    records.forbid_repeated(records.integers("id"), "id")
-    return records
-
-
-def _coco_images(document: dict, path: Path) -> dict[str, np.ndarray]:
-    """The image columns of the table, for a COCO document."""
-    images = _records(document, "images", path)
-    image_hw = np.stack([images.integers("height"), images.integers("width")], axis=1)
-    images.forbid((image_hw <= 0).any(1), "its height or width is not positive")
+def _coco_images(path: Path, file: _CocoImages) -> dict[str, np.ndarray]:
+    """The image columns of the table, for a COCO file."""
+    sides = np.array([(image.height, image.width) for image in file.images], np.int32)
     return {
-        "image_files": images.texts("file_name"),
-        "image_ids": images.integers("id"),
-        "image_hw": image_hw.astype(np.int32),
+        "image_files": _file_names(path, [image.file_name for image in file.images]),
+        "image_ids": _unique(path, "image", [image.id for image in file.images]),
+        "image_hw": sides.reshape(-1, 2),
     }
 
 
-def _categories(document: dict, path: Path) -> tuple[np.ndarray, int]:
-    """All category ids of a COCO document, and the one named person."""
-    categories = _records(document, "categories", path)
-    names = [item.get("name") for item in categories.items]
+def _categories(path: Path, file: _CocoImages) -> tuple[np.ndarray, int]:
+    """All category ids of a COCO file, and the one named person."""
+    ids = _unique(path, "category", [category.id for category in file.categories])
+    names = [category.name for category in file.categories]
     if names.count("person") != 1:
+        found = ", ".join(map(repr, names[:5])) or "none"
         raise HrnetppError(
-            f"{path}: one category must be named 'person', found {names}; correct the categories"
+            f"{path}: one category must be named 'person', found {found}; correct the categories"
         )
-    ids = categories.integers("id")
     return ids, int(ids[names.index("person")])
 
 
-def _images_and_person(gt_path: Path) -> tuple[dict[str, np.ndarray], int]:
-    document = load_json(gt_path, dict)
-    return _coco_images(document, gt_path), _categories(document, gt_path)[1]
+def _file_names(path: Path, names: list[str]) -> np.ndarray:
+    """(I,) bytes, UTF-8; none of them leads out of the image folder."""
+    for name in names:
+        if _LEADS_OUTSIDE.search(name):
+            raise HrnetppError(
+                f"{path}: the image name {name!r} leads out of the image folder; correct or remove it"
+            )
+    return np.array([name.encode() for name in names], np.bytes_)
 
 
-def _forbid_unknown_images(image_ids: np.ndarray, path: Path, gt_json: str | Path) -> None:
-    if len(image_ids):
+def _numbers(rows: Iterable[Sequence[float]], shape: tuple[int, ...]) -> np.ndarray:
+    """Lists of numbers, whose lengths are right already, as one float64 array."""
+    return np.fromiter(chain.from_iterable(rows), np.float64, int(np.prod(shape))).reshape(shape)
+
+
+def _other_than(keypoints: np.ndarray, visibilities: tuple[int, ...]) -> np.ndarray:
+    """(N,) bool: poses (N, K, 3) with a visibility of another value."""
+    return ~np.isin(keypoints[..., 2], visibilities).all(1)
+
+
+def _unlabelled(table: PersonTable) -> np.ndarray:
+    """(N,) bool: persons without a labelled keypoint."""
+    return ~(table.keypoints[..., 2] > 0).any(1)
+
+
+def _find(values: list[int], known: np.ndarray) -> np.ndarray:
+    """(N,) int32: where in `known` each value stands, -1 for nowhere."""
+    places = {value: place for place, value in enumerate(known.tolist())}
+    return np.array([places.get(value, -1) for value in values], np.int32)
+
+
+def _unique(path: Path, kind: str, values: list[int] | np.ndarray) -> np.ndarray:
+    """(N,) ids, of which none occurs twice."""
+    ids = np.asarray(values, None if isinstance(values, np.ndarray) else np.int64)
+    repeated = np.ones(len(ids), bool)
+    repeated[np.unique(ids, return_index=True)[1]] = False
+    _forbid(path, kind, ids, repeated, "this id occurs twice")
+    return ids
+
+
+def _forbid(path: Path, kind: str, ids: np.ndarray, wrong: np.ndarray, problem: str) -> None:
+    """Complain about the first record where the (N,) mask is True."""
+    if wrong.any():
+        found = ids[wrong.argmax()]
+        name = found.decode() if isinstance(found, bytes) else found
+        raise HrnetppError(f"{path}: {kind} {name}: {problem}; correct or remove it")
+
+
+def _forbid_unknown_images(image_ids: list[int], path: Path, gt_json: str | Path) -> None:
+    if image_ids:
         first = ", ".join(map(str, image_ids[:5])) + (", ..." if len(image_ids) > 5 else "")
         raise HrnetppError(
             f"{path}: {len(image_ids)} image ids are not in {gt_json}: {first}; use the ground truth of the "
@@ -274,7 +363,7 @@ def _forbid_unknown_images(image_ids: np.ndarray, path: Path, gt_json: str | Pat
 
 
 def _existing_folder(folder: str | Path) -> Path:
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise HrnetppError(f"{folder}: there is no such image folder; check the path")
     return Path(folder)
 
@@ -287,21 +376,10 @@ def _clip(bboxes_xywh: np.ndarray, image_hw: np.ndarray) -> np.ndarray:
     return np.hstack([start, end - start])
 
 
-def _sift(reasons: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, int]]:
-    """What no mask in `reasons` excludes, and how many each of them excludes first."""
-    keep, dropped = ~np.zeros_like(next(iter(reasons.values()))), {}
+def _drop(table: PersonTable, reasons: dict[str, np.ndarray]) -> PersonTable:
+    """The table without the persons that a mask in `reasons` excludes; the first that does counts them."""
+    keep, dropped = np.ones(len(table), bool), {}
     for reason, excluded in reasons.items():
         dropped[reason] = int((keep & excluded).sum())
         keep &= ~excluded
-    return keep, dropped
-
-
-def _drop(table: PersonTable, reasons: dict[str, np.ndarray]) -> PersonTable:
-    """The table without the persons that a mask in `reasons` excludes, which are counted."""
-    keep, dropped = _sift(reasons)
     return replace(table.select(keep), dropped=table.dropped | dropped)
-
-
-def _drop_unusable(table: PersonTable, empty_box: np.ndarray, require_keypoints: bool) -> PersonTable:
-    unlabelled = ~(table.keypoints[..., 2] > 0).any(1)
-    return _drop(table, {"empty_box": empty_box, "no_keypoints": unlabelled & require_keypoints})

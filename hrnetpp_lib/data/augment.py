@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hrnetpp_lib.pose.geometry import OFFICIAL, PixelConvention
-from hrnetpp_lib.pose.geometry import crop_matrix
+from hrnetpp_lib.pose.geometry import OFFICIAL, PixelConvention, crop_matrix
 from hrnetpp_lib.pose.keypoints import Skeleton
 from hrnetpp_lib.recipe import Augmentation
 

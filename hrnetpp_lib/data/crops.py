@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 
 from hrnetpp_lib.data.augment import sample_crop
-from hrnetpp_lib.pose.geometry import OFFICIAL, PixelConvention, get_convention
-from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.geometry import bbox_to_center_scale, crop_matrix, transform_points
-from hrnetpp_lib.pose.heatmap import locate
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.pose.geometry import (
+    OFFICIAL,
+    PixelConvention,
+    bbox_to_center_scale,
+    crop_matrix,
+    get_convention,
+    transform_points,
+)
+from hrnetpp_lib.pose.heatmap import locate
 from hrnetpp_lib.recipe import Augmentation, Run
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 255]; official HRNet.
@@ -107,7 +113,9 @@ class TrainCrops(torch.utils.data.Dataset):
     skip_bad_images: bool = False
 
     @classmethod
-    def of_run(cls, table: PersonTable, run: Run, epoch: int = 0, skip_bad_images: bool = False) -> "TrainCrops":
+    def of_run(
+        cls, table: PersonTable, run: Run, epoch: int = 0, skip_bad_images: bool = False
+    ) -> "TrainCrops":
         """The samples that a training run draws from a table."""
         stage, profile = run.stage, run.profile
         convention = get_convention(stage.coordinates)

@@ -6,7 +6,6 @@
 <data>/ai_challenger/ai_challenger_keypoint_{train_20170902,validation_20170911}/...
 """
 
-import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,13 +13,19 @@ from typing import Literal
 
 import numpy as np
 
-from hrnetpp_lib.data.annotations import read_ai_challenger, read_coco, read_coco_detections, read_coco_truth
-from hrnetpp_lib.data.cache import read_cached
-from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.data.annotations import (
+    labelled_persons,
+    read_ai_challenger,
+    read_coco,
+    read_coco_detections,
+    read_coco_truth,
+)
 from hrnetpp_lib.data.lspe import write_lspe
 from hrnetpp_lib.data.persons import PersonTable, concat, split_by_image
-from hrnetpp_lib.recipe import Profile
 from hrnetpp_lib.data.synthetic import write_dataset
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.files import whole_folder
+from hrnetpp_lib.recipe import Profile
 
 GROUND_TRUTH_BOXES = "ground-truth boxes"
 
@@ -66,10 +71,6 @@ class DataPaths:
     def coco(self) -> Path:
         return self.root / "coco"
 
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
-
     def coco_json(self, split: str) -> Path:
         return self.coco / "annotations" / f"person_keypoints_{split}2017.json"
 
@@ -89,6 +90,13 @@ class DataPaths:
             folder / f"keypoint_{split}_annotations_{json_day}.json",
             folder / f"keypoint_{split}_images_{folder_day}",
         )
+
+    def sets(self) -> dict[str, tuple[Path, Path]]:
+        """Annotations and image folder of each of the four sets."""
+        coco = {
+            f"coco_{split}": (self.coco_json(split), self.coco_images(split)) for split in ("train", "val")
+        }
+        return {f"ai_challenger_{s}": self.ai_challenger(s) for s in ("train", "validation")} | coco
 
 
 def data_paths(profile: Profile, root: Path) -> DataPaths:
@@ -153,25 +161,19 @@ def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images
         HrnetppError: If something is missing or broken, or the folder is there already.
     """
     target = root / "lspet"
-    if target.exists():
-        raise HrnetppError(f"{target}: is there already; delete it to convert anew")
-    part = target.with_name(target.name + ".part")
-    counts = write_lspe(joints_mat, images, part, skip_missing_images)
-    part.rename(target)
+    with whole_folder(target) as part:
+        if part is None:
+            raise HrnetppError(f"{target}: is there already; delete it to convert anew")
+        counts = write_lspe(joints_mat, images, DataPaths(part).sets(), skip_missing_images)
     print(f"{target}: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
     return target
 
 
 def required_files(profile: Profile, paths: DataPaths) -> list[Path]:
     """Every file and folder that the profile's stages read."""
-    files = [paths.coco_json("train"), paths.coco_images("train")]
-    files += [paths.coco_json("val"), paths.coco_images("val")]
-    files += [*paths.ai_challenger("train"), *paths.ai_challenger("validation")]
-    if profile.boxes:
-        files.append(paths.boxes_json(profile))
-    if profile.imagenet_weights:
-        files.append(paths.root / profile.imagenet_weights)
-    return files
+    files = [path for pair in paths.sets().values() for path in pair]
+    weights = profile.imagenet_weights
+    return files + [path for path in (paths.boxes_json(profile), weights and paths.root / weights) if path]
 
 
 def missing_files(profile: Profile, paths: DataPaths) -> list[Path]:
@@ -181,18 +183,20 @@ def missing_files(profile: Profile, paths: DataPaths) -> list[Path]:
 
 def load_coco(profile: Profile, paths: DataPaths) -> StageData:
     """COCO train persons, and val boxes of the profile's detector or, without one, of the ground truth."""
-    train = read_cached(read_coco, paths.coco_json("train"), paths.coco_images("train"), paths.cache)
-    val, boxes = (paths.coco_json("val"), paths.coco_images("val")), paths.boxes_json(profile)
-    truth = read_coco_truth(*val)
+    train = read_coco(paths.coco_json("train"), paths.coco_images("train"))
+    truth, boxes = (
+        read_coco_truth(paths.coco_json("val"), paths.coco_images("val")),
+        paths.boxes_json(profile),
+    )
     if boxes is None:
-        return StageData(train, read_coco(*val), truth, Metric.COCO_AP, GROUND_TRUTH_BOXES)
-    return StageData(train, read_coco_detections(boxes, *val), truth, Metric.COCO_AP, boxes.name)
+        return StageData(train, labelled_persons(truth), truth, Metric.COCO_AP, GROUND_TRUTH_BOXES)
+    val = read_coco_detections(boxes, truth, truth.image_dir)
+    return StageData(train, val, truth, Metric.COCO_AP, boxes.name)
 
 
 def load_ai_challenger(profile: Profile, paths: DataPaths) -> StageData:
     """AI Challenger's two parts pooled, with whole images held out (report: 444K and 5K persons)."""
-    parts = [paths.ai_challenger(split) for split in ("train", "validation")]
-    pooled = concat([read_cached(read_ai_challenger, *part, paths.cache) for part in parts])
+    pooled = concat([read_ai_challenger(*paths.ai_challenger(split)) for split in ("train", "validation")])
     # CHOICE: whole images are held out, by the hash of their name; the report gives the numbers alone.
     train, holdout = split_by_image(pooled, profile.holdout_persons)
     return StageData(train, holdout, holdout, Metric.AI_CHALLENGER_AP, GROUND_TRUTH_BOXES)
@@ -208,12 +212,3 @@ def load_stage_data(dataset: str, profile: Profile, paths: DataPaths) -> StageDa
     if dataset not in loaders:
         raise HrnetppError(f"no dataset is called {dataset!r}; choose one of {', '.join(loaders)}")
     return loaders[dataset](profile, paths)
-
-
-def find_real_data(root: Path) -> Path | None:
-    """Folder of real photographs and annotations for trials, if there is one on this machine.
-
-    Looked for at HRNETPP_TEST_DATA, else beside the project in shared/data.
-    """
-    folder = Path(os.environ.get("HRNETPP_TEST_DATA", root.resolve().parent / "shared" / "data"))
-    return folder if folder.is_dir() else None

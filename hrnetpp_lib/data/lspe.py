@@ -1,6 +1,8 @@
 """Leeds Sports Pose Extended: real photographs that play both AI Challenger and COCO at a small scale."""
 
-import json
+import io
+import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -9,16 +11,25 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.data.images import decode_image
-from hrnetpp_lib.pose.keypoints import AIC14, AIC_TO_COCO, COCO17
+from hrnetpp_lib.data.images import MOST_IMAGE_BYTES, decode_image
 from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.files import check_file, read_bytes, write_json
+from hrnetpp_lib.pose.keypoints import AIC14, AIC_TO_COCO, COCO17
 
 _TO_AIC14 = [8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5, 13, 12]  # the place of each AIC14 keypoint in joints.mat
 _OUTSIDE_TOLERANCE_PX = 2  # a label farther outside its image is a mistake, a nearer one sloppiness
 _BOX_MARGIN, _BOX_MARGIN_MIN_PX = 0.1, 5
 _SEGMENT_SHARE_OF_BOX = 0.53  # COCO areas are outlines, which are here not drawn
 
+_MOST_MAT_BYTES = 2**26  # 20 times the public file
+_COMPRESSED = 15  # MATLAB's number for a compressed element
+_NUMBER_KINDS = (
+    "double",
+    "single",
+    "logical",
+    *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)),
+)
 _LAST_AIC, _LAST_TRAIN = 5000, 9000
 _TWINS_IN_TRAINING = (9054, 9082, 9130, 9195, 9345, 9410)
 """Validation images that show the same photograph as a training image."""
@@ -70,94 +81,71 @@ def read_lspe(joints_mat: str | Path, images: str | Path, skip_missing_images: b
 
 
 def write_lspe(
-    joints_mat: str | Path, images: str | Path, root: str | Path, skip_missing_images: bool = False
+    joints_mat: str | Path,
+    images: str | Path,
+    sets: dict[str, tuple[Path, Path]],
+    skip_missing_images: bool = False,
 ) -> dict[str, int]:
     """Writes the photographs in the public sets' layout, so that the same training code runs on them.
 
-    Images 1-5000 become root/ai_challenger (every tenth its validation part), 5001-9000 root/coco/train2017
-    and the rest root/coco/val2017, without the six whose twin is in training. COCO's nose, eyes and ears are
-    unlabelled.
+    Images 1-5000 become AI Challenger (every tenth its validation part), 5001-9000 COCO train and the rest
+    COCO val, without the six whose twin is in training. COCO's nose, eyes and ears are unlabelled.
 
     Args:
         joints_mat: See `read_lspe`.
         images: See `read_lspe`.
-        root: Folder to write to; what is there of an earlier run is overwritten.
+        sets: Annotation file and image folder of ai_challenger_train, ai_challenger_validation, coco_train
+            and coco_val.
         skip_missing_images: See `read_lspe`.
 
     Returns:
-        Persons in ai_challenger_train, ai_challenger_validation, coco_train and coco_val; and what was left
-        out: near_duplicate besides the reasons of `read_lspe`.
+        Persons in each set; and what was left out: near_duplicate besides the reasons of `read_lspe`.
 
     Raises:
-        HrnetppError: See `read_lspe`; or if a part would be empty.
+        HrnetppError: See `read_lspe`; or if a set would be empty.
     """
     table, read = read_lspe(joints_mat, images, skip_missing_images), _image_source(Path(images))
-    twins = np.isin(table.person_ids, _TWINS_IN_TRAINING)
-    roles = _roles(table.person_ids, Path(root))
-    empty = [role for role, (members, _, _) in roles.items() if not (members & ~twins).any()]
+    twin = np.isin(table.person_ids, _TWINS_IN_TRAINING)
+    members = {name: table.select(mask & ~twin) for name, mask in _roles(table.person_ids).items()}
+    empty = [name for name, part in members.items() if not len(part)]
     if empty:
         raise HrnetppError(
             f"{images}: no image for {', '.join(empty)}. Images 1-5000 play AI Challenger (every tenth its "
             "validation part), 5001-9000 COCO train, those from 9001 on COCO val; some of each must be there"
         )
-    counts = {}
-    for role, (members, folder, json_path) in roles.items():
-        part = table.select(members & ~twins)
-        folder.mkdir(parents=True, exist_ok=True)
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        for person in range(len(part)):
-            name = part.image_path(person).name
-            (folder / name).write_bytes(read(name))
-        document = _to_coco(part) if role.startswith("coco") else _to_ai_challenger(part)
-        json_path.write_text(json.dumps(document), encoding="utf-8")
-        counts[role] = len(part)
-    return counts | table.dropped | {"near_duplicate": int(twins.sum())}
+    for name, part in members.items():
+        json_path, folder = sets[name]
+        folder.mkdir(parents=True)
+        for file in part.image_files[part.image_index]:
+            (folder / file.decode()).write_bytes(read(file.decode()))
+        write_json(json_path, _to_coco(part) if name.startswith("coco") else _to_ai_challenger(part))
+    counts = {name: len(part) for name, part in members.items()}
+    return counts | table.dropped | {"near_duplicate": int(twin.sum())}
 
 
-def _roles(numbers: np.ndarray, root: Path) -> dict[str, tuple[np.ndarray, Path, Path]]:
-    """For each role which images (a mask), their folder and their annotation file."""
-    coco, aic = root / "coco", root / "ai_challenger"
-    aic_train = aic / "ai_challenger_keypoint_train_20170902"
-    aic_val = aic / "ai_challenger_keypoint_validation_20170911"
-    in_aic, in_val = numbers <= _LAST_AIC, numbers > _LAST_TRAIN
+def _roles(numbers: np.ndarray) -> dict[str, np.ndarray]:
+    """For each set which images (a mask) play it."""
+    aic, val = numbers <= _LAST_AIC, numbers > _LAST_TRAIN
     # CHOICE: every tenth image is AI Challenger's validation part, so that both of its files have persons;
     # training pools the two and splits them anew.
     tenth = numbers % 10 == 0
-    return {
-        "ai_challenger_train": (
-            in_aic & ~tenth,
-            aic_train / "keypoint_train_images_20170902",
-            aic_train / "keypoint_train_annotations_20170909.json",
-        ),
-        "ai_challenger_validation": (
-            in_aic & tenth,
-            aic_val / "keypoint_validation_images_20170911",
-            aic_val / "keypoint_validation_annotations_20170911.json",
-        ),
-        "coco_train": (
-            ~in_aic & ~in_val,
-            coco / "train2017",
-            coco / "annotations" / "person_keypoints_train2017.json",
-        ),
-        "coco_val": (in_val, coco / "val2017", coco / "annotations" / "person_keypoints_val2017.json"),
-    }
+    challenger = {"ai_challenger_train": aic & ~tenth, "ai_challenger_validation": aic & tenth}
+    return challenger | {"coco_train": ~aic & ~val, "coco_val": val}
 
 
 def _image_sizes(names: list[str], images: Path, skip_missing_images: bool) -> np.ndarray:
     """(I, 2) int32 height, width, zeros where an image is missing; decodes them all, so broken ones show."""
     read = _image_source(images)
     image_hw = np.zeros((len(names), 2), np.int32)
-    missing = []
     for index, name in enumerate(names):
         data = read(name)
-        if data is None:
-            missing.append(name)
-        else:
+        if data is not None:
             image_hw[index] = decode_image(data, images / name).shape[:2]
-    if missing and not skip_missing_images:
+    missing = np.flatnonzero(image_hw[:, 0] == 0)
+    if len(missing) and not skip_missing_images:
         raise HrnetppError(
             f"{images}: {len(missing)} of the {len(names)} images of joints.mat are missing, first "
-            f"{missing[0]}; complete the folder, or leave them out with --skip-missing-images "
+            f"{names[missing[0]]}; complete the folder, or leave them out with --skip-missing-images "
             "(skip_missing_images=True)"
         )
     return image_hw
@@ -165,13 +153,20 @@ def _image_sizes(names: list[str], images: Path, skip_missing_images: bool) -> n
 
 def _load_joints(path: Path) -> np.ndarray:
     """(I, 14, 3) float64 x, y, flag of all images, in the file's own order of joints."""
-    if not path.is_file():
-        raise HrnetppError(f"{path}: there is no such file; it comes with the dataset, beside images/")
+    data = read_bytes(path, "it comes with the dataset, beside images/", _MOST_MAT_BYTES)
     try:
-        joints = scipy.io.loadmat(path)["joints"]
+        data = _inflate(data)
+        # What the headers say, before anything is made of it: nothing nested, nothing large.
+        kinds = [
+            (shape, kind) for name, shape, kind in scipy.io.whosmat(io.BytesIO(data)) if name == "joints"
+        ]
+        if len(kinds) != 1 or kinds[0][1] not in _NUMBER_KINDS:
+            raise ValueError("no array of numbers is called 'joints'")
+        joints = scipy.io.loadmat(io.BytesIO(data), variable_names=["joints"])["joints"]
     except Exception as error:  # scipy answers a broken file with a dozen kinds of exception
-        raise HrnetppError(f"{path}: no MATLAB file with 'joints' ({error}); download it again") from error
-    if joints.ndim != 3 or joints.shape[:2] != (len(AIC14), 3):
+        reason = f"no MATLAB file with 'joints' ({str(error)[:200]})"
+        raise HrnetppError(f"{path}: {reason}; download it again") from error
+    if joints.ndim != 3 or joints.shape[:2] != (len(AIC14), 3) or np.iscomplexobj(joints):
         raise HrnetppError(
             f"{path}: 'joints' must be (14, 3, images), found {joints.shape}; use the file of LSP *Extended*"
         )
@@ -185,29 +180,53 @@ def _load_joints(path: Path) -> np.ndarray:
     return joints
 
 
+def _inflate(data: bytes) -> bytes:
+    """A MATLAB 5 file without compression, which could hide any amount of memory; other files as they are."""
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if order is None:
+        return data
+    plain, position = bytearray(data[:128]), 128
+    while position < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, position)
+        end = position + 8 + size
+        if kind == _COMPRESSED:
+            inflater = zlib.decompressobj()
+            plain += inflater.decompress(data[position + 8 : end], _MOST_MAT_BYTES - len(plain) + 1)
+            if len(plain) > _MOST_MAT_BYTES or not inflater.eof:
+                raise ValueError("truncated, or far larger than the dataset's file")
+        else:
+            plain += data[position:end]
+        position = end
+    return bytes(plain)
+
+
 def _image_source(images: Path) -> Callable[[str], bytes | None]:
     """A function from an image's name to its bytes, None if it is in neither the folder nor an archive."""
-    if not images.is_dir():
+    if not os.path.isdir(images):
         raise HrnetppError(
             f"{images}: there is no such folder; it must hold im00001.jpg ... or zip archives of them"
         )
     archive_of = {}
     for path in sorted(images.glob("*.zip")):
+        check_file(path, "it must be a zip archive of the images")
         try:
             archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile:
-            raise HrnetppError(f"{path}: not a complete zip archive; download it again") from None
+        except Exception as error:  # as many kinds as there are ways to break an archive
+            raise HrnetppError(f"{path}: not a complete zip archive ({error}); download it again") from None
         archive_of |= dict.fromkeys(archive.namelist(), archive)
 
     def read(name: str) -> bytes | None:
-        if name in archive_of:
-            try:
-                return archive_of[name].read(name)
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                path = archive_of[name].filename
-                raise HrnetppError(f"{path}: {name} in it is damaged ({error}); download it again") from None
-        path = images / name
-        return path.read_bytes() if path.is_file() else None
+        archive = archive_of.get(name)
+        if archive is None:
+            return read_bytes(images / name, "", MOST_IMAGE_BYTES) if os.path.isfile(images / name) else None
+        try:
+            if archive.getinfo(name).file_size > MOST_IMAGE_BYTES:
+                raise ValueError("larger than any image")
+            return archive.read(name)
+        except Exception as error:
+            raise HrnetppError(
+                f"{archive.filename}: {name} in it is damaged ({error}); download it again"
+            ) from None
 
     return read
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.data.images import read_image
+from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 
@@ -78,12 +78,14 @@ class CocoTruth(PersonTable):
     Boxes are the file's own, not clipped, and keypoints float64.
 
     Attributes:
-        num_keypoints: (N,) int64, the file's own count; with 0 a person counts neither as found nor as missed.
+        num_keypoints: (N,) int64, the file's own count; with 0 a person is neither found nor missed.
         crowd: (N,) bool; a crowd counts like that, and may be found several times.
+        category_id: The file's number for persons; COCO's own is 1.
     """
 
     num_keypoints: np.ndarray
     crowd: np.ndarray
+    category_id: int = 1
 
     _COLUMNS: ClassVar = (*PersonTable._COLUMNS, "num_keypoints", "crowd")
 
