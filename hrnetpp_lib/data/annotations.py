@@ -4,9 +4,11 @@ Each format is a schema, which the parser holds a file against: kinds, lengths a
 so that every number fits the array that it goes into. What ties records together is checked on the arrays.
 """
 
+import contextlib
+import gc
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -93,6 +95,18 @@ class _ChallengerImage(Struct, gc=False):
     ]
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for cycles meanwhile: a million new lists, none in a cycle, make that slower than parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def read_coco(json_path: str | Path, image_dir: str | Path, require_keypoints: bool = True) -> PersonTable:
     """Ground-truth persons of a COCO person_keypoints file, without crowds; see `labelled_persons`.
 
@@ -127,6 +141,7 @@ def labelled_persons(truth: CocoTruth, require_keypoints: bool = True) -> Person
     return _drop(table, reasons | {"no_keypoints": _unlabelled(table) & require_keypoints})
 
 
+@_no_collection()
 def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     """All persons of a COCO person_keypoints file, for its metric; nothing is dropped but other categories.
 
@@ -172,6 +187,7 @@ def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     )
 
 
+@_no_collection()
 def read_coco_detections(
     json_path: str | Path,
     gt_json: str | Path | CocoTruth,
@@ -229,6 +245,7 @@ def read_coco_detections(
     return _drop(table, reasons)
 
 
+@_no_collection()
 def read_ai_challenger(
     json_path: str | Path, image_dir: str | Path, require_keypoints: bool = True
 ) -> PersonTable:
