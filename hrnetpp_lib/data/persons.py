@@ -15,6 +15,8 @@ from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import Skeleton
 
+_MOST_DECODERS = 16  # each may hold a picture of the largest size
+
 
 @dataclass(frozen=True, eq=False)
 class PersonTable:
@@ -167,7 +169,7 @@ def check_images(table: PersonTable, decode: bool = False) -> None:
         HrnetppError: Naming the first missing or unreadable files and counting them all.
     """
     used = [name.decode() for name in table.image_files[np.unique(table.image_index)]]
-    missing = [name for name in used if not (table.image_dir / name).is_file()]
+    missing = [name for name in used if not os.path.isfile(table.image_dir / name)]
     if missing:
         first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise HrnetppError(
@@ -175,7 +177,9 @@ def check_images(table: PersonTable, decode: bool = False) -> None:
             "complete the folder or correct its path"
         )
     if decode:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes without Python's lock
+        with ThreadPoolExecutor(
+            min(os.cpu_count() or 1, _MOST_DECODERS)
+        ) as pool:  # OpenCV decodes without Python's lock
             found = pool.map(_complaint, [table.image_dir / name for name in used])
             complaints = [complaint for complaint in found if complaint]
         if complaints:

@@ -1,13 +1,16 @@
 """read_image: channel and depth rules, and every way a picture file can be bad."""
 
+import os
 import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 
-from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.data import images
 from hrnetpp_lib.data.images import decode_image, read_image
+from hrnetpp_lib.errors import HrnetppError
 
 HEIGHT, WIDTH = 13, 22
 
@@ -66,13 +69,45 @@ def test_exif_rotation_is_not_applied(rgb):
 
 
 def test_missing_file_names_path_and_remedy(tmp_path):
-    with pytest.raises(HrnetppError, match=r"nothing\.jpg.*no such image.*check"):
+    with pytest.raises(HrnetppError, match=r"nothing\.jpg: there is no such file; check the image folder"):
         read_image(tmp_path / "nothing.jpg")
 
 
-def test_folder_in_place_of_a_file(tmp_path):
-    with pytest.raises(HrnetppError, match="cannot be read"):
-        read_image(tmp_path)
+def test_folders_pipes_and_endless_files_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path, tmp_path / "pipe.jpg", "/dev/zero"):
+        with pytest.raises(HrnetppError, match="is no regular file"):
+            read_image(path)
+
+
+def absurd(extension):
+    """A small file that says it has 60000 x 50000 pixels."""
+    small = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    data = encode(small, extension)
+    if extension == ".jpg":
+        return data.replace(struct.pack(">HH", HEIGHT, WIDTH), struct.pack(">HH", 50000, 60000))
+    header = b"IHDR" + struct.pack(">II", 60000, 50000) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+def test_absurd_sizes_are_refused_before_memory_is_asked_for(extension, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", None)  # not even called
+    with pytest.raises(HrnetppError, match="big: the image says that it has 60000 x 50000 pixels"):
+        decode_image(absurd(extension), "big")
+    jpeg = absurd(".jpg")
+    strange = jpeg[:2] + b"\0\0garbage" + jpeg[2:]  # decoders skip what is between the segments
+    with pytest.raises(HrnetppError, match="60000 x 50000"):
+        decode_image(strange, "big")
+
+
+@pytest.mark.parametrize("extension", [".bmp", ".webp", ".tiff", ".ppm"])
+def test_sizes_of_other_formats_are_known_too(extension, rgb, monkeypatch):
+    data = encode(rgb, extension)
+    assert decode_image(data, "a").shape == rgb.shape
+    monkeypatch.setattr(images, "_MOST_PIXELS", HEIGHT * WIDTH - 1)
+    with pytest.raises(HrnetppError, match=f"{WIDTH} x {HEIGHT} pixels"):
+        decode_image(data, "a")
 
 
 @pytest.mark.parametrize(
@@ -132,8 +167,6 @@ def test_real_photographs_pass_and_their_halves_do_not(real_data):
 
 def test_photographs_stand_upright_on_request(tmp_path):
     """EXIF orientation 6: the camera was held on its side, and the picture is to be turned clockwise."""
-    import cv2
-
     image = np.zeros((20, 30, 3), np.uint8)
     image[:, :10] = 255  # bright at the left of what is stored
     data = cv2.imencode(".jpg", image)[1].tobytes()

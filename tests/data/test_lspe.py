@@ -1,6 +1,8 @@
 """Leeds Sports Pose Extended: quirks of the labels, both layouts of the images, and the converted files."""
 
 import json
+import os
+import tracemalloc
 import zipfile
 
 import cv2
@@ -9,9 +11,10 @@ import pytest
 import scipy.io
 
 from hrnetpp_lib.data.annotations import check_images, read_ai_challenger, read_coco, read_lspe
+from hrnetpp_lib.data.layout import DataPaths
+from hrnetpp_lib.data.lspe import _TWINS_IN_TRAINING, _boxes, _load_joints, write_lspe
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
-from hrnetpp_lib.data.lspe import _TWINS_IN_TRAINING, _boxes, write_lspe
 
 LSP_NAMES = (
     *("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist"),
@@ -20,10 +23,6 @@ LSP_NAMES = (
 HEIGHT, WIDTH = 60, 80
 NOTHING_DROPPED = {"missing_image": 0, "no_keypoints": 0, "keypoint_outside": 0, "keypoint_clipped": 0}
 COUNTS = ("ai_challenger_train", "ai_challenger_validation", "coco_train", "coco_val")
-AIC_FILES = {
-    "train": ("train_20170902", "train", "20170902", "20170909"),
-    "validation": ("validation_20170911", "validation", "20170911", "20170911"),
-}
 
 
 def jpeg(height=HEIGHT, width=WIDTH):
@@ -52,17 +51,18 @@ def dataset(tmp_path):
     return write
 
 
+def convert(joints_mat, images, root):
+    """Write all sets below root; counts."""
+    return write_lspe(joints_mat, images, DataPaths(root).sets(), skip_missing_images=True)
+
+
 def read_roles(root):
     """The four tables that training reads from a converted dataset."""
-    tables = []
-    for folder, part, image_day, json_day in AIC_FILES.values():
-        base = root / "ai_challenger" / f"ai_challenger_keypoint_{folder}"
-        images = base / f"keypoint_{part}_images_{image_day}"
-        tables.append(read_ai_challenger(base / f"keypoint_{part}_annotations_{json_day}.json", images))
-    for part in ("train2017", "val2017"):
-        annotations = root / "coco" / "annotations" / f"person_keypoints_{part}.json"
-        tables.append(read_coco(annotations, root / "coco" / part))
-    return dict(zip(COUNTS, tables, strict=True))
+    readers = (read_ai_challenger, read_ai_challenger, read_coco, read_coco)
+    return {
+        name: read(*files)
+        for read, (name, files) in zip(readers, DataPaths(root).sets().items(), strict=True)
+    }
 
 
 def test_keypoints_are_matched_by_name(dataset):
@@ -186,18 +186,44 @@ def test_joints_mat_missing_or_broken(tmp_path):
 
 def test_truncated_joints_mat(tmp_path):
     scipy.io.savemat(tmp_path / "joints.mat", {"joints": make_joints(50)}, do_compression=True)
+    assert _load_joints(tmp_path / "joints.mat").shape == (50, 14, 3)
     data = (tmp_path / "joints.mat").read_bytes()
     (tmp_path / "joints.mat").write_bytes(data[: len(data) // 2])
     with pytest.raises(HrnetppError, match="no MATLAB file with 'joints'"):
         read_lspe(tmp_path / "joints.mat", tmp_path)
 
 
-def test_bad_folder_and_archive(dataset, tmp_path):
+def test_a_joints_mat_that_would_fill_memory(tmp_path):
+    """An eighth of a megabyte that grows to 128; an endless file; numbers that are packed away in cells."""
+    path = tmp_path / "joints.mat"
+    scipy.io.savemat(path, {"joints": np.zeros(2**24)}, do_compression=True)
+    tracemalloc.start()
+    with pytest.raises(HrnetppError, match=r"joints\.mat: .*far larger than the dataset's file"):
+        read_lspe(path, tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**27 + 2**26
+    tracemalloc.stop()
+    scipy.io.savemat(path, {"joints": np.array([make_joints(2), "x"], object)})
+    with pytest.raises(HrnetppError, match="no array of numbers is called 'joints'"):
+        read_lspe(path, tmp_path)
+    with pytest.raises(HrnetppError, match="no regular file"):
+        read_lspe("/dev/zero", tmp_path)
+
+
+def test_bad_folder_and_archive(dataset, tmp_path, monkeypatch):
     joints_mat, images = dataset(make_joints(1))
     with pytest.raises(HrnetppError, match="nothing: there is no such folder"):
         read_lspe(joints_mat, tmp_path / "nothing")
     (images / "cut.zip").write_bytes(b"PK\x03\x04")
     with pytest.raises(HrnetppError, match=r"cut\.zip: not a complete zip"):
+        read_lspe(joints_mat, images)
+    with zipfile.ZipFile(images / "cut.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("im00001.jpg", bytes(10_000))
+    monkeypatch.setattr("hrnetpp_lib.data.lspe.MOST_IMAGE_BYTES", 9_999)
+    with pytest.raises(HrnetppError, match=r"cut\.zip: im00001\.jpg in it is damaged \(larger than"):
+        read_lspe(joints_mat, images)
+    (images / "cut.zip").unlink()
+    os.mkfifo(images / "cut.zip")
+    with pytest.raises(HrnetppError, match=r"cut\.zip: is no regular file"):
         read_lspe(joints_mat, images)
 
 
@@ -217,7 +243,7 @@ def test_a_damaged_picture_in_an_archive_is_named_with_it(dataset, tmp_path):
 
 def test_a_conversion_with_nobody_in_a_part_is_refused(dataset, tmp_path):
     with pytest.raises(HrnetppError, match="no image for ai_challenger_validation, coco_train, coco_val"):
-        write_lspe(*dataset(make_joints(9)), tmp_path / "out")
+        convert(*dataset(make_joints(9)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -229,7 +255,7 @@ def test_roles_follow_the_image_number(tmp_path):
     images.mkdir()
     for number in numbers:
         (images / f"im{number:05d}.jpg").write_bytes(jpeg(HEIGHT + number % 7))
-    counts = write_lspe(tmp_path / "joints.mat", images, root, skip_missing_images=True)
+    counts = convert(tmp_path / "joints.mat", images, root)
     tables = read_roles(root)
     names = {role: sorted(int(name[2:7]) for name in table.image_files) for role, table in tables.items()}
     assert names == dict(
@@ -250,9 +276,8 @@ def test_written_files_say_the_same(tmp_path):
     (tmp_path / "images").mkdir()
     for number in (*range(1, 21), 5001, 9001):
         (tmp_path / "images" / f"im{number:05d}.jpg").write_bytes(jpeg())
-    arguments = {"joints_mat": tmp_path / "joints.mat", "images": tmp_path / "images"}
-    write_lspe(**arguments, root=tmp_path / "out", skip_missing_images=True)
-    source = read_lspe(**arguments, skip_missing_images=True)
+    convert(tmp_path / "joints.mat", tmp_path / "images", tmp_path / "out")
+    source = read_lspe(tmp_path / "joints.mat", tmp_path / "images", skip_missing_images=True)
     aic = read_roles(tmp_path / "out")["ai_challenger_train"]
     assert len(aic) == 18
     kept = source.select((source.person_ids % 10 != 0) & (source.person_ids <= 20))
@@ -264,7 +289,7 @@ def test_written_files_say_the_same(tmp_path):
 def converted(real_data, tmp_path_factory):
     root = tmp_path_factory.mktemp("lspe")
     folder = real_data / "lspet"
-    counts = write_lspe(folder / "joints.mat", folder, root, skip_missing_images=True)
+    counts = convert(folder / "joints.mat", folder, root)
     return root, counts
 
 

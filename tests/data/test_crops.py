@@ -7,12 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from hrnetpp_lib.pose.geometry import OFFICIAL, UDP
-from hrnetpp_lib.data.crops import BoxCrops, TrainCrops, View, crops_of_box, normalise, warp
-from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.geometry import transform_points
-from hrnetpp_lib.pose.keypoints import COCO17
+from hrnetpp_lib.data.crops import (
+    BoxCrops,
+    Sample,
+    TrainCrops,
+    View,
+    crops_of_box,
+    explain_workers,
+    normalise,
+    usable_workers,
+    warp,
+)
 from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.pose.geometry import OFFICIAL, UDP, transform_points
+from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import MINI, STAGE2, Augmentation, resolve
 
 DOTS = {5: (90, 70), 6: (60, 72), 9: (120, 110), 16: (70, 160)}  # keypoint -> image px
@@ -43,7 +52,7 @@ def brightest_near(crop: np.ndarray, point: np.ndarray, reach: int = 7) -> np.nd
     return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
 
 
-def inner(sample: dict, margin: int = 8) -> np.ndarray:
+def inner(sample: Sample, margin: int = 8) -> np.ndarray:
     """Labelled keypoints of a sample, well inside the crop."""
     points = sample.keypoints_heatmap * 4
     far = (points > margin).all(axis=1) & (points < np.array([96, 128]) - margin).all(axis=1)
@@ -83,11 +92,11 @@ def test_mirroring_swaps_left_and_right(tmp_path):
 def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path):
     table = dotted_table(tmp_path)
     twice = table.select(np.array([0, 0]))
-    first = TrainCrops.of_run(twice, RUN, epoch=3)
-    same = TrainCrops.of_run(twice, RUN, epoch=3)[1]
-    assert all(np.array_equal(first[1][name], same[name]) for name in same)
-    others = [first[0], TrainCrops.of_run(twice, RUN, 4)[1], TrainCrops.of_run(twice, replace(RUN, seed=1), 3)[1]]
-    assert all(not np.array_equal(other["image"], same["image"]) for other in others)
+    first, again, other_seed = (TrainCrops.of_run(twice, run, 3) for run in (RUN, RUN, replace(RUN, seed=1)))
+    same = again[1]
+    assert all(np.array_equal(mine, yours) for mine, yours in zip(first[1], same, strict=True))
+    others = [first[0], TrainCrops.of_run(twice, RUN, epoch=4)[1], other_seed[1]]
+    assert all(not np.array_equal(other.image, same.image) for other in others)
 
 
 def test_targets_are_not_rounded_and_weights_end_at_the_border(tmp_path):
@@ -158,9 +167,32 @@ def test_bad_pictures_are_replaced_on_request_and_always_by_the_same_person(tmp_
         TrainCrops.of_run(table, RUN)[1]
     crops = TrainCrops.of_run(table, RUN, skip_bad_images=True)
     first, again = crops[1], crops[1]
-    assert first["bad"] == 1 and first["person"] in (0, 2) and again["person"] == first["person"]
-    assert np.array_equal(first["image"], again["image"])
-    assert crops[0]["bad"] == -1 and crops[0]["person"] == 0
+    assert first.bad == 1 and first.person in (0, 2) and again.person == first.person
+    assert np.array_equal(first.image, again.image)
+    assert crops[0].bad == -1 and crops[0].person == 0
     (tmp_path / "dots.png").unlink()
     with pytest.raises(HrnetppError, match="pictures in a row cannot be read, the first one .*torn.jpg"):
         crops[1]
+
+
+def test_no_more_workers_than_this_process_may_use_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [usable_workers(n) for n in (0, 3, 99)] == [0, 3, 8]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert usable_workers(99) == 2
+
+
+def test_what_ends_a_worker_becomes_one_line():
+    def obituary(process_ids):
+        return f"gone: {process_ids}"
+
+    with pytest.raises(HrnetppError, match=r"^gone: \[12, 34\]$"), explain_workers(obituary):
+        raise RuntimeError("DataLoader worker (pid(s) 12, 34) exited unexpectedly")
+    carried = "Caught HrnetppError in DataLoader worker process 0.\nTraceback\nx.HrnetppError: a.jpg: torn"
+    with pytest.raises(HrnetppError, match=r"^a.jpg: torn$"), explain_workers(obituary):
+        raise HrnetppError(carried)
+    with pytest.raises(HrnetppError, match="^plain$"), explain_workers(obituary):
+        raise HrnetppError("plain")
+    with pytest.raises(RuntimeError, match="something else"), explain_workers(obituary):
+        raise RuntimeError("something else")

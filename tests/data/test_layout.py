@@ -1,7 +1,9 @@
 """A profile's files: made, converted, or asked for by name."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import cv2
 import numpy as np
@@ -11,16 +13,18 @@ import scipy.io
 from hrnetpp_lib.data.layout import (
     GROUND_TRUTH_BOXES,
     DataPaths,
+    Metric,
     convert_lspe,
     data_paths,
-    find_real_data,
     load_ai_challenger,
     load_coco,
     load_stage_data,
     prepare_data,
     required_files,
 )
+from hrnetpp_lib.data.persons import check_images
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.files import read_json
 from hrnetpp_lib.recipe import COCO, LSPET, SMOKE
 
 PROFILE = replace(SMOKE, synthetic_persons=(10, 12, 5), holdout_persons=3)
@@ -40,7 +44,7 @@ def test_synthetic_data_are_made_once(paths):
 
 def test_coco_val_has_the_detectors_boxes_or_the_true_ones(paths):
     detected = load_coco(PROFILE, paths)
-    assert len(detected.train) == 10 and detected.boxes == PROFILE.boxes and detected.metric == "COCO AP"
+    assert len(detected.train) == 10 and detected.boxes == PROFILE.boxes and detected.metric is Metric.COCO_AP
     assert not detected.val.keypoints.any() and (detected.val.bbox_scores < 1).all()
     true = load_coco(replace(PROFILE, boxes=None), paths)
     assert true.boxes == GROUND_TRUTH_BOXES and (true.val.bbox_scores == 1).all() and len(true.val) == 5
@@ -49,7 +53,7 @@ def test_coco_val_has_the_detectors_boxes_or_the_true_ones(paths):
 def test_ai_challenger_is_pooled_and_split_by_image(paths):
     data = load_stage_data("ai_challenger", PROFILE, paths)
     assert len(data.train) + len(data.val) == 12 and len(data.val) >= 3
-    assert data.metric == "AI Challenger AP" and data.boxes == GROUND_TRUTH_BOXES
+    assert data.metric is Metric.AI_CHALLENGER_AP and data.boxes == GROUND_TRUTH_BOXES
     assert not set(data.train.image_index) & set(data.val.image_index)
     assert all(data.train.image_path(i).is_file() for i in range(len(data.train)))
 
@@ -61,7 +65,7 @@ def test_missing_public_data_are_named_with_a_way_out(tmp_path):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize(("cut", "message"), [(0.5, "json"), (None, "annotations")])
+@pytest.mark.parametrize(("cut", "message"), [(0.5, "truncated"), (None, "annotations")])
 def test_a_damaged_annotation_file_is_named(tmp_path, cut, message):
     broken = prepare_data(PROFILE, tmp_path)
     path = broken.coco_json("train")
@@ -100,12 +104,12 @@ def test_lspe_needs_its_source_and_all_of_its_pictures(tmp_path):
     assert not (tmp_path / "lspet").exists()
 
 
-def test_lspe_plays_all_three_roles(tmp_path):
-    from hrnetpp_lib.data.lspe import write_lspe
-
+def test_lspe_plays_all_three_roles_and_is_converted_once(tmp_path):
     small_lspe(tmp_path / "source")
-    source = tmp_path / "source"
-    write_lspe(source / "joints.mat", source / "images", tmp_path / "lspet", skip_missing_images=True)
+    arguments = (tmp_path / "source" / "joints.mat", tmp_path / "source" / "images", tmp_path)
+    assert convert_lspe(*arguments, skip_missing_images=True) == tmp_path / "lspet"
+    with pytest.raises(HrnetppError, match="is there already"):
+        convert_lspe(*arguments, skip_missing_images=True)
     paths = prepare_data(LSPET, tmp_path)
     coco = load_coco(LSPET, paths)
     assert len(coco.train) == 2 and len(coco.val) == 2 and coco.boxes == GROUND_TRUTH_BOXES
@@ -114,16 +118,42 @@ def test_lspe_plays_all_three_roles(tmp_path):
     assert len(challenger.train) == len(challenger.val) == 1
 
 
-def test_real_data_are_found_by_variable_or_beside_the_project(tmp_path, monkeypatch):
-    monkeypatch.setenv("HRNETPP_TEST_DATA", str(tmp_path))
-    assert find_real_data(tmp_path / "anywhere") == tmp_path
-    monkeypatch.delenv("HRNETPP_TEST_DATA")
-    assert find_real_data(tmp_path / "project") is None
-    (tmp_path / "shared" / "data").mkdir(parents=True)
-    assert find_real_data(tmp_path / "project") == tmp_path / "shared" / "data"
+def test_processes_that_convert_together_leave_one_whole_folder(tmp_path):
+    small_lspe(tmp_path / "source")
+    arguments = (tmp_path / "source" / "joints.mat", tmp_path / "source" / "images", tmp_path, True)
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:
+        runs = [pool.submit(convert_lspe, *arguments) for _ in range(3)]
+    failures = [str(run.exception()) for run in runs if run.exception()]
+    assert len(failures) == 2 and all("lspet: is there already" in failure for failure in failures)
+    coco = load_coco(LSPET, DataPaths(tmp_path / "lspet"))
+    check_images(coco.train, decode=True)
+    assert len(coco.train) == len(coco.val) == 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["lspet", "source"]
 
 
-def test_real_photographs_are_converted_once_and_shared_by_profiles(tmp_path, lspe_source):
+def test_processes_that_prepare_together_find_whole_data(tmp_path):
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        found = list(pool.map(prepare_data, [PROFILE] * 2, [tmp_path] * 2))
+    data = load_coco(PROFILE, found[0])
+    check_images(data.train, decode=True)
+    assert found[0] == found[1] and len(data.train) == 10 and len(data.val) == 5
+
+
+def test_val_is_read_once(paths, monkeypatch):
+    opened = []
+
+    def read(path, *arguments):
+        opened.append(path.name)
+        return read_json(path, *arguments)
+
+    monkeypatch.setattr("hrnetpp_lib.data.annotations.read_json", read)
+    for boxes in (PROFILE.boxes, None):
+        load_coco(replace(PROFILE, boxes=boxes), paths)
+        assert opened.count("person_keypoints_val2017.json") == 1
+        opened.clear()
+
+
+def test_real_photographs_are_shared_by_profiles(tmp_path, lspe_source):
     """The public file with only the first images at hand: missing ones are counted on request."""
     source = lspe_source
     with pytest.raises(HrnetppError, match="images of joints.mat are missing"):
@@ -137,5 +167,3 @@ def test_real_photographs_are_converted_once_and_shared_by_profiles(tmp_path, ls
     assert coco.trained_keypoints.tolist() == 5 * [False] + 12 * [True]
     assert challenger.trained_keypoints.all() and len(challenger.trained_keypoints) == 14
     assert len(challenger.train) + len(challenger.val) == 30 and len(challenger.val) >= 5
-    with pytest.raises(HrnetppError, match="is there already"):
-        convert_lspe(source / "joints.mat", source / "images", tmp_path / "data")
