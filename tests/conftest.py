@@ -14,9 +14,12 @@ import scipy.io  # noqa: E402
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real photographs and annotations; tests that need it are skipped where it is absent."""
-    project = Path(__file__).resolve().parents[1]
-    folder = Path(os.environ.get("HRNETPP_TEST_DATA", project.parent / "shared" / "data"))
-    return folder if folder.is_dir() else pytest.skip(f"no real data at {folder}; set HRNETPP_TEST_DATA")
+    folder = Path(
+        os.environ.get("HRNETPP_TEST_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data")
+    )
+    if not folder.is_dir():
+        pytest.skip(f"real test data not found at {folder}; set HRNETPP_TEST_DATA to its folder")
+    return folder
 
 
 @pytest.fixture(scope="session")
