@@ -1,15 +1,13 @@
 """Leeds Sports Pose Extended: real photographs that play both AI Challenger and COCO at a small scale."""
 
-import io
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from hrnetpp_lib.data.images import MOST_IMAGE_BYTES, decode_image
 from hrnetpp_lib.data.persons import PersonTable
@@ -23,13 +21,8 @@ _BOX_MARGIN, _BOX_MARGIN_MIN_PX = 0.1, 5
 _SEGMENT_SHARE_OF_BOX = 0.53  # COCO areas are outlines, which are here not drawn
 
 _MOST_MAT_BYTES = 2**26  # 20 times the public file
-_COMPRESSED = 15  # MATLAB's number for a compressed element
-_NUMBER_KINDS = (
-    "double",
-    "single",
-    "logical",
-    *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)),
-)
+_MATRIX, _COMPRESSED = 14, 15  # MATLAB's numbers for what an element is
+_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _LAST_AIC, _LAST_TRAIN = 5000, 9000
 _TWINS_IN_TRAINING = (9054, 9082, 9130, 9195, 9345, 9410)
 """Validation images that show the same photograph as a training image."""
@@ -155,22 +148,15 @@ def _load_joints(path: Path) -> np.ndarray:
     """(I, 14, 3) float64 x, y, flag of all images, in the file's own order of joints."""
     data = read_bytes(path, "it comes with the dataset, beside images/", _MOST_MAT_BYTES)
     try:
-        data = _inflate(data)
-        # What the headers say, before anything is made of it: nothing nested, nothing large.
-        kinds = [
-            (shape, kind) for name, shape, kind in scipy.io.whosmat(io.BytesIO(data)) if name == "joints"
-        ]
-        if len(kinds) != 1 or kinds[0][1] not in _NUMBER_KINDS:
-            raise ValueError("no array of numbers is called 'joints'")
-        joints = scipy.io.loadmat(io.BytesIO(data), variable_names=["joints"])["joints"]
-    except Exception as error:  # scipy answers a broken file with a dozen kinds of exception
-        reason = f"no MATLAB file with 'joints' ({str(error)[:200]})"
-        raise HrnetppError(f"{path}: {reason}; download it again") from error
-    if joints.ndim != 3 or joints.shape[:2] != (len(AIC14), 3) or np.iscomplexobj(joints):
+        joints = _matlab_array(data, b"joints")
+    except (struct.error, zlib.error, KeyError, ValueError, IndexError) as error:
+        reason = f"no MATLAB 5 file with an array 'joints' ({error})"
+        raise HrnetppError(f"{path}: {reason}; download it again") from None
+    if joints.ndim != 3 or joints.shape[:2] != (len(AIC14), 3):
         raise HrnetppError(
             f"{path}: 'joints' must be (14, 3, images), found {joints.shape}; use the file of LSP *Extended*"
         )
-    joints = joints.transpose(2, 0, 1).astype(np.float64)
+    joints = joints.transpose(2, 0, 1)
     wrong = ~(np.isfinite(joints).all((1, 2)) & np.isin(joints[..., 2], (0, 1)).all(1))
     if wrong.any():
         raise HrnetppError(
@@ -180,24 +166,41 @@ def _load_joints(path: Path) -> np.ndarray:
     return joints
 
 
-def _inflate(data: bytes) -> bytes:
-    """A MATLAB 5 file without compression, which could hide any amount of memory; other files as they are."""
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
-    if order is None:
-        return data
-    plain, position = bytearray(data[:128]), 128
-    while position < len(data):
-        kind, size = struct.unpack_from(f"{order}II", data, position)
-        end = position + 8 + size
+def _matlab_array(data: bytes, name: bytes) -> np.ndarray:
+    """The real array of a MATLAB 5 file that has this name, as float64.
+
+    Not by scipy, whose reader asks for the memory that a file names, and crashes the process on damaged ones.
+    """
+    order = {b"IM": "<", b"MI": ">"}[data[126:128]]
+    for kind, content in _elements(data[128:], order):
         if kind == _COMPRESSED:
             inflater = zlib.decompressobj()
-            plain += inflater.decompress(data[position + 8 : end], _MOST_MAT_BYTES - len(plain) + 1)
-            if len(plain) > _MOST_MAT_BYTES or not inflater.eof:
+            content = inflater.decompress(content, _MOST_MAT_BYTES)
+            if not inflater.eof:
                 raise ValueError("truncated, or far larger than the dataset's file")
-        else:
-            plain += data[position:end]
-        position = end
-    return bytes(plain)
+            kind, content = next(_elements(content, order), (0, b""))
+        parts = list(_elements(content, order)) if kind == _MATRIX else []
+        if len(parts) >= 4 and parts[2][1] == name:
+            _, (_, shape), _, (numbers, values), *rest = parts
+            if rest:
+                raise ValueError("it is complex or sparse")
+            array = np.frombuffer(values, order + _NUMBERS[numbers]).astype(np.float64)
+            return array.reshape(np.frombuffer(shape, f"{order}i4").tolist(), order="F")
+    raise ValueError("there is none")
+
+
+def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Kind and content of the elements that follow one another in a MATLAB 5 file, or within one of them."""
+    position = 0
+    while position < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, position)
+        start, step = position + 8, 8 + size
+        if kind >> 16:  # up to four bytes lie within the tag
+            kind, size, start, step = kind & 0xFFFF, kind >> 16, position + 4, 8
+        if start + size > len(data):
+            raise ValueError("truncated")
+        yield kind, data[start : start + size]
+        position += step if kind == _COMPRESSED else step + -step % 8
 
 
 def _image_source(images: Path) -> Callable[[str], bytes | None]:

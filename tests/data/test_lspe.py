@@ -177,10 +177,27 @@ def test_joints_mat_missing_or_broken(tmp_path):
         read_lspe(tmp_path / "joints.mat", tmp_path)
     for data in (b"", b"not a matlab file at all" * 20):
         (tmp_path / "joints.mat").write_bytes(data)
-        with pytest.raises(HrnetppError, match="no MATLAB file with 'joints'"):
+        with pytest.raises(HrnetppError, match="no MATLAB 5 file with an array 'joints'"):
             read_lspe(tmp_path / "joints.mat", tmp_path)
     scipy.io.savemat(tmp_path / "joints.mat", {"other": np.ones(3)})
-    with pytest.raises(HrnetppError, match="no MATLAB file with 'joints'"):
+    with pytest.raises(HrnetppError, match="no MATLAB 5 file with an array 'joints'"):
+        read_lspe(tmp_path / "joints.mat", tmp_path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int16, np.uint8])
+def test_joints_of_any_kind_are_read_as_scipy_reads_them(tmp_path, kind, compressed):
+    joints = np.random.default_rng(0).uniform(0, 255, (14, 3, 5)).astype(kind)
+    joints[:, 2] = joints[:, 2] > 100
+    content = {"first": np.arange(3), "joints": joints, "x": "text"}
+    scipy.io.savemat(tmp_path / "joints.mat", content, do_compression=compressed)
+    expected = scipy.io.loadmat(tmp_path / "joints.mat")["joints"].transpose(2, 0, 1)
+    np.testing.assert_array_equal(_load_joints(tmp_path / "joints.mat"), expected)
+
+
+def test_a_complex_number_is_no_joint(tmp_path):
+    scipy.io.savemat(tmp_path / "joints.mat", {"joints": make_joints(2) + 1j})
+    with pytest.raises(HrnetppError, match="it is complex or sparse"):
         read_lspe(tmp_path / "joints.mat", tmp_path)
 
 
@@ -189,7 +206,7 @@ def test_truncated_joints_mat(tmp_path):
     assert _load_joints(tmp_path / "joints.mat").shape == (50, 14, 3)
     data = (tmp_path / "joints.mat").read_bytes()
     (tmp_path / "joints.mat").write_bytes(data[: len(data) // 2])
-    with pytest.raises(HrnetppError, match="no MATLAB file with 'joints'"):
+    with pytest.raises(HrnetppError, match="no MATLAB 5 file with an array 'joints'"):
         read_lspe(tmp_path / "joints.mat", tmp_path)
 
 
@@ -203,7 +220,7 @@ def test_a_joints_mat_that_would_fill_memory(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 2**27 + 2**26
     tracemalloc.stop()
     scipy.io.savemat(path, {"joints": np.array([make_joints(2), "x"], object)})
-    with pytest.raises(HrnetppError, match="no array of numbers is called 'joints'"):
+    with pytest.raises(HrnetppError, match="no MATLAB 5 file with an array 'joints'"):
         read_lspe(path, tmp_path)
     with pytest.raises(HrnetppError, match="no regular file"):
         read_lspe("/dev/zero", tmp_path)
