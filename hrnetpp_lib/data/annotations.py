@@ -66,9 +66,9 @@ class _Annotation(Struct, gc=False):
     category_id: _Id
     bbox: _Box
     area: Annotated[float, Meta(ge=0, le=_MOST**2)]
-    keypoints: list[_Number] = []  # of other categories any number
-    num_keypoints: _Count = -1  # not said
-    iscrowd: Literal[0, 1] = 0
+    iscrowd: Literal[0, 1]
+    keypoints: list[_Number] = []  # other categories have other numbers of them, or none
+    num_keypoints: _Count = -1
 
 
 class _CocoImages(Struct):
@@ -145,9 +145,6 @@ def labelled_persons(truth: CocoTruth, require_keypoints: bool = True) -> Person
 def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     """All persons of a COCO person_keypoints file, for its metric; nothing is dropped but other categories.
 
-    Where a record does not count its labelled keypoints or say whether it is a crowd, they are counted and it
-    is none.
-
     Args:
         json_path: For example person_keypoints_val2017.json.
         image_dir: Folder of its images.
@@ -169,6 +166,7 @@ def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     keypoints = _numbers((person.keypoints for person in persons), (len(persons), len(COCO17), 3))
     _forbid(path, "annotation", ids, _other_than(keypoints, (0, 1, 2)), "a keypoint's v is not 0, 1 or 2")
     counts = np.array([person.num_keypoints for person in persons], np.int64)
+    _forbid(path, "annotation", ids, counts < 0, "it has no num_keypoints")
     return CocoTruth(
         name=str(path),
         skeleton=COCO17,
@@ -181,7 +179,7 @@ def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
         areas=np.array([person.area for person in persons], np.float64),
         keypoints=keypoints,
         dropped={"other_category": len(file.annotations) - len(persons)},
-        num_keypoints=np.where(counts < 0, (keypoints[..., 2] > 0).sum(1), counts),
+        num_keypoints=counts,
         crowd=np.array([person.iscrowd for person in persons], bool),
         category_id=category,
     )

@@ -27,6 +27,7 @@ def keypoints(count, v=2):
 def coco_document():
     """Three images; persons 7 (labelled), 8 (crowd), 9 (no keypoints), 10 (outside) and a dog, 11."""
     person = {"category_id": 1, "image_id": 30, "iscrowd": 0, "area": 50.0, "keypoints": keypoints(17)}
+    person["num_keypoints"] = 17
     return {
         "images": [
             {"id": 40, "file_name": "forty.jpg", "height": 60, "width": 80},
@@ -148,6 +149,8 @@ BAD_COCO = {
     "category": (break_coco(category_id=2), "annotation 7: its category_id"),
     "no keypoints": (without("keypoints"), "annotation 7: its keypoints are not 51 numbers"),
     "no bbox": (without("bbox"), r"missing required field `bbox` - at `\$.annotations\[0\]`"),
+    "no iscrowd": (without("iscrowd"), "missing required field `iscrowd`"),
+    "no num_keypoints": (without("num_keypoints"), "annotation 7: it has no num_keypoints"),
     "no area": (without("area"), "missing required field `area`"),
     "no id": (without("id"), "missing required field `id`"),
     "no file_name": (without("file_name", "images"), "missing required field `file_name`.*images"),
@@ -231,7 +234,7 @@ def test_truth_is_the_file_as_it_is(write):
     assert truth.person_ids.tolist() == [7, 8, 9, 10] and truth.dropped == {"other_category": 1}
     assert truth.bboxes_xywh[0].tolist() == [-4, 90.5, 30, 20] and truth.keypoints.dtype == np.float64
     assert truth.crowd.tolist() == [False, True, False, False]
-    assert truth.num_keypoints.tolist() == [17, 3, 0, 17]  # the file's number, else counted
+    assert truth.num_keypoints.tolist() == [17, 3, 17, 17]  # the file's number, whatever is labelled
     assert truth.keypoints[2, 0].tolist() == [5, 6, 0] and truth.category_id == 1
     table = labelled_persons(truth)
     assert table.fingerprint() == read_coco(*write(document)).fingerprint() and type(table) is not type(truth)
@@ -293,7 +296,7 @@ def test_unknown_images_of_other_categories_are_no_error(write):
 def test_the_truth_serves_as_ground_truth_and_its_category_counts(write):
     document = coco_document()
     document["categories"] = [{"id": 1, "name": "dog"}, {"id": 18, "name": "person"}]
-    document["annotations"][4]["keypoints"] = keypoints(17)
+    document["annotations"][4] |= {"keypoints": keypoints(17), "num_keypoints": 17}
     path, folder = write(document, "swapped.json")
     boxes = write(detections(), "boxes.json")[0]
     for truth in (path, read_coco_truth(path, folder)):
