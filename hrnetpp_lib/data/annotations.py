@@ -17,24 +17,11 @@ from typing import Annotated, Literal
 import numpy as np
 from msgspec import Meta, Struct
 
-from hrnetpp_lib.data.lspe import read_lspe
-from hrnetpp_lib.data.persons import CocoTruth, PersonTable, check_images, concat, split_by_image
+from hrnetpp_lib.data.lspe import read_lspe as read_lspe
+from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import read_json
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
-
-__all__ = [
-    "PersonTable",
-    "check_images",
-    "concat",
-    "labelled_persons",
-    "read_ai_challenger",
-    "read_coco",
-    "read_coco_detections",
-    "read_coco_truth",
-    "read_lspe",
-    "split_by_image",
-]
 
 _MOST = 2.0**24  # px; beyond it float32 leaves out whole numbers
 _Number = Annotated[float, Meta(ge=-_MOST, le=_MOST)]
@@ -44,6 +31,7 @@ _Side = Annotated[int, Meta(gt=0, le=int(_MOST))]
 _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Meta(min_length=1, max_length=255)]
 
+_IMAGE_COLUMNS = ("image_files", "image_ids", "image_hw")
 _LEADS_OUTSIDE = re.compile(r"\0|^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 _AIC_TO_COCO_VISIBILITY = np.array([0, 2, 1, 0], np.float32)  # 1 visible, 2 occluded, 3 unlabelled
 
@@ -137,8 +125,8 @@ def labelled_persons(truth: CocoTruth, require_keypoints: bool = True) -> Person
     columns = {field.name: getattr(truth, field.name) for field in fields(PersonTable)}
     table = PersonTable(**columns | {"bboxes_xywh": bboxes, "keypoints": keypoints})
     empty = (bboxes[:, 2:] <= 0).any(1) | (truth.areas <= 0)
-    reasons = {"crowd": truth.crowd, "empty_box": empty}
-    return _drop(table, reasons | {"no_keypoints": _unlabelled(table) & require_keypoints})
+    unlabelled = ~(keypoints[..., 2] > 0).any(1) & require_keypoints
+    return _drop(table, {"crowd": truth.crowd, "empty_box": empty, "no_keypoints": unlabelled})
 
 
 @_no_collection()
@@ -155,7 +143,7 @@ def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     path, folder = Path(json_path), _existing_folder(image_dir)
     file = read_json(path, _CocoFile, "is it COCO ground truth with keypoints? Correct it or get it again")
     images, (known, category) = _coco_images(path, file), _categories(path, file)
-    ids = _unique(path, "annotation", [annotation.id for annotation in file.annotations])
+    ids = _unique(path, "annotation", np.array([annotation.id for annotation in file.annotations], np.int64))
     categories = np.array([annotation.category_id for annotation in file.annotations], np.int64)
     _forbid(path, "annotation", ids, ~np.isin(categories, known), "its category_id is not a category's")
     persons, ids = [a for a in file.annotations if a.category_id == category], ids[categories == category]
@@ -210,7 +198,7 @@ def read_coco_detections(
     """
     path, folder = Path(json_path), _existing_folder(image_dir)
     if isinstance(gt_json, CocoTruth):
-        images = {column: getattr(gt_json, column) for column in ("image_files", "image_ids", "image_hw")}
+        images = {column: getattr(gt_json, column) for column in _IMAGE_COLUMNS}
         gt_json, category = gt_json.name, gt_json.category_id
     else:
         file = read_json(Path(gt_json), _CocoImages, "is it COCO ground truth? Correct it or get it again")
@@ -220,9 +208,13 @@ def read_coco_detections(
     other = np.array([detection.category_id != category for detection in detections], bool)
     image_ids = [detection.image_id for detection in detections]
     image_index = _find(image_ids, images["image_ids"])
-    if not allow_unknown_images:
-        strangers = np.flatnonzero((image_index < 0) & ~other)
-        _forbid_unknown_images(sorted({image_ids[number] for number in strangers}), path, gt_json)
+    unknown = sorted({image_ids[number] for number in np.flatnonzero((image_index < 0) & ~other)})
+    if unknown and not allow_unknown_images:
+        first = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise HrnetppError(
+            f"{path}: {len(unknown)} image ids are not in {gt_json}: {first}; use the ground truth of the "
+            "same split, or (from Python) pass allow_unknown_images=True to evaluate on a subset"
+        )
     bboxes = _numbers((detection.bbox for detection in detections), (len(detections), 4))
     scores = np.array([detection.score for detection in detections], np.float64)
     table = PersonTable(
@@ -294,39 +286,32 @@ def read_ai_challenger(
         keypoints=keypoints.astype(np.float32),
         dropped={},
     )
-    reasons = {"empty_box": (bboxes[:, 2:] <= 0).any(1)}
-    return _drop(table, reasons | {"no_keypoints": _unlabelled(table) & require_keypoints})
+    unlabelled = ~(keypoints[..., 2] > 0).any(1) & require_keypoints
+    return _drop(table, {"empty_box": (bboxes[:, 2:] <= 0).any(1), "no_keypoints": unlabelled})
 
 
 def _coco_images(path: Path, file: _CocoImages) -> dict[str, np.ndarray]:
     """The image columns of the table, for a COCO file."""
-    sides = np.array([(image.height, image.width) for image in file.images], np.int32)
-    return {
-        "image_files": _file_names(path, [image.file_name for image in file.images]),
-        "image_ids": _unique(path, "image", [image.id for image in file.images]),
-        "image_hw": sides.reshape(-1, 2),
-    }
+    names = _file_names(path, [image.file_name for image in file.images])
+    ids = _unique(path, "image", np.array([image.id for image in file.images], np.int64))
+    sides = np.array([(image.height, image.width) for image in file.images], np.int32).reshape(-1, 2)
+    return dict(zip(_IMAGE_COLUMNS, (names, ids, sides), strict=True))
 
 
 def _categories(path: Path, file: _CocoImages) -> tuple[np.ndarray, int]:
     """All category ids of a COCO file, and the one named person."""
-    ids = _unique(path, "category", [category.id for category in file.categories])
+    ids = _unique(path, "category", np.array([category.id for category in file.categories], np.int64))
     names = [category.name for category in file.categories]
     if names.count("person") != 1:
         found = ", ".join(map(repr, names[:5])) or "none"
-        raise HrnetppError(
-            f"{path}: one category must be named 'person', found {found}; correct the categories"
-        )
+        raise HrnetppError(f"{path}: one category must be named 'person', found {found}; correct them")
     return ids, int(ids[names.index("person")])
 
 
 def _file_names(path: Path, names: list[str]) -> np.ndarray:
     """(I,) bytes, UTF-8; none of them leads out of the image folder."""
-    for name in names:
-        if _LEADS_OUTSIDE.search(name):
-            raise HrnetppError(
-                f"{path}: the image name {name!r} leads out of the image folder; correct or remove it"
-            )
+    for name in filter(_LEADS_OUTSIDE.search, names):
+        raise HrnetppError(f"{path}: the image name {name!r} leads out of the image folder; correct it")
     return np.array([name.encode() for name in names], np.bytes_)
 
 
@@ -340,20 +325,14 @@ def _other_than(keypoints: np.ndarray, visibilities: tuple[int, ...]) -> np.ndar
     return ~np.isin(keypoints[..., 2], visibilities).all(1)
 
 
-def _unlabelled(table: PersonTable) -> np.ndarray:
-    """(N,) bool: persons without a labelled keypoint."""
-    return ~(table.keypoints[..., 2] > 0).any(1)
-
-
 def _find(values: list[int], known: np.ndarray) -> np.ndarray:
     """(N,) int32: where in `known` each value stands, -1 for nowhere."""
     places = {value: place for place, value in enumerate(known.tolist())}
     return np.array([places.get(value, -1) for value in values], np.int32)
 
 
-def _unique(path: Path, kind: str, values: list[int] | np.ndarray) -> np.ndarray:
+def _unique(path: Path, kind: str, ids: np.ndarray) -> np.ndarray:
     """(N,) ids, of which none occurs twice."""
-    ids = np.asarray(values, None if isinstance(values, np.ndarray) else np.int64)
     repeated = np.ones(len(ids), bool)
     repeated[np.unique(ids, return_index=True)[1]] = False
     _forbid(path, kind, ids, repeated, "this id occurs twice")
@@ -366,15 +345,6 @@ def _forbid(path: Path, kind: str, ids: np.ndarray, wrong: np.ndarray, problem: 
         found = ids[wrong.argmax()]
         name = found.decode() if isinstance(found, bytes) else found
         raise HrnetppError(f"{path}: {kind} {name}: {problem}; correct or remove it")
-
-
-def _forbid_unknown_images(image_ids: list[int], path: Path, gt_json: str | Path) -> None:
-    if image_ids:
-        first = ", ".join(map(str, image_ids[:5])) + (", ..." if len(image_ids) > 5 else "")
-        raise HrnetppError(
-            f"{path}: {len(image_ids)} image ids are not in {gt_json}: {first}; use the ground truth of the "
-            "same split, or (from Python) pass allow_unknown_images=True to evaluate on a subset"
-        )
 
 
 def _existing_folder(folder: str | Path) -> Path:

@@ -76,7 +76,7 @@ def decode_image(data: bytes, name: str | Path, upright: bool = False) -> np.nda
 def _stated_hw(data: bytes) -> tuple[int, int] | None:
     """Height and width by the file's header; None where it has none."""
     if data.startswith(_PNG_START):
-        return struct.unpack_from(">II", data, 16)[::-1]
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     if data.startswith(_JPEG_START):
         frames = (at for marker, at in _jpeg_segments(data) if marker in _JPEG_FRAMES and at + 9 <= len(data))
         return next((struct.unpack_from(">HH", data, at + 5) for at in frames), None)

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from hrnetpp_lib.data.annotations import (
-    check_images,
     labelled_persons,
     read_ai_challenger,
     read_coco,
     read_coco_detections,
     read_coco_truth,
-    split_by_image,
 )
+from hrnetpp_lib.data.persons import check_images, split_by_image
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 

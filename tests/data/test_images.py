@@ -111,7 +111,9 @@ def test_sizes_of_other_formats_are_known_too(extension, rgb, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"this is text, not pixels", b"BM" + bytes(60)], ids=["empty", "text", "bmp"]
+    "data",
+    [b"", b"this is text, not pixels", b"BM" + bytes(60), b"\x89PNG\r\n\x1a\nIEND"],
+    ids=["empty", "text", "bmp", "png"],
 )
 def test_what_is_no_image(tmp_path, data):
     (tmp_path / "bad.jpg").write_bytes(data)

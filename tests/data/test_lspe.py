@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from hrnetpp_lib.data.annotations import check_images, read_ai_challenger, read_coco, read_lspe
+from hrnetpp_lib.data.annotations import read_ai_challenger, read_coco, read_lspe
 from hrnetpp_lib.data.layout import DataPaths
 from hrnetpp_lib.data.lspe import _TWINS_IN_TRAINING, _boxes, _load_joints, write_lspe
+from hrnetpp_lib.data.persons import check_images
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
