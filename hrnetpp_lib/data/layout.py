@@ -169,25 +169,18 @@ def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images
     return target
 
 
-def required_files(profile: Profile, paths: DataPaths) -> list[Path]:
-    """Every file and folder that the profile's stages read."""
+def missing_files(profile: Profile, paths: DataPaths) -> list[Path]:
+    """Files and folders that the profile's stages read and that are not there."""
     files = [path for pair in paths.sets().values() for path in pair]
     weights = profile.imagenet_weights
-    return files + [path for path in (paths.boxes_json(profile), weights and paths.root / weights) if path]
-
-
-def missing_files(profile: Profile, paths: DataPaths) -> list[Path]:
-    """Those of `required_files` that are not there."""
-    return [path for path in required_files(profile, paths) if not path.exists()]
+    files += [path for path in (paths.boxes_json(profile), weights and paths.root / weights) if path]
+    return [path for path in files if not path.exists()]
 
 
 def load_coco(profile: Profile, paths: DataPaths) -> StageData:
     """COCO train persons, and val boxes of the profile's detector or, without one, of the ground truth."""
-    train = read_coco(paths.coco_json("train"), paths.coco_images("train"))
-    truth, boxes = (
-        read_coco_truth(paths.coco_json("val"), paths.coco_images("val")),
-        paths.boxes_json(profile),
-    )
+    sets, boxes = paths.sets(), paths.boxes_json(profile)
+    train, truth = read_coco(*sets["coco_train"]), read_coco_truth(*sets["coco_val"])
     if boxes is None:
         return StageData(train, labelled_persons(truth), truth, Metric.COCO_AP, GROUND_TRUTH_BOXES)
     val = read_coco_detections(boxes, truth, truth.image_dir)

@@ -19,8 +19,8 @@ from hrnetpp_lib.data.layout import (
     load_ai_challenger,
     load_coco,
     load_stage_data,
+    missing_files,
     prepare_data,
-    required_files,
 )
 from hrnetpp_lib.data.persons import check_images
 from hrnetpp_lib.errors import HrnetppError
@@ -36,7 +36,7 @@ def paths(tmp_path_factory) -> DataPaths:
 
 
 def test_synthetic_data_are_made_once(paths):
-    assert all(path.exists() for path in required_files(PROFILE, paths))
+    assert missing_files(PROFILE, paths) == []
     stamp = paths.coco_json("train").stat().st_mtime_ns
     assert prepare_data(PROFILE, paths.root.parent) == paths
     assert paths.coco_json("train").stat().st_mtime_ns == stamp
