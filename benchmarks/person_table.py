@@ -138,9 +138,13 @@ def main() -> None:
         writer.start()
         writer.join()
         results["json_mib"] = sum(path.stat().st_size for path in files.values()) / MIB
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         tables = [read(path, root) for read, path in files.items()]
-        results["seconds"] = time.perf_counter() - started
+        # On a machine that does other work, too, the processor's time says more than the clock's.
+        results["seconds"], results["cpu_seconds"] = (
+            time.perf_counter() - started,
+            time.process_time() - worked,
+        )
         results["highest_rss_mib"] = memory_mib("VmHWM", "status")
         results["persons"] = sum(len(table) for table in tables)
         results["tables_mib"] = sum(size_mib(table) for table in tables)

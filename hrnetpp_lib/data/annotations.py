@@ -32,7 +32,7 @@ _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Meta(min_length=1, max_length=255)]
 
 _IMAGE_COLUMNS = ("image_files", "image_ids", "image_hw")
-_LEADS_OUTSIDE = re.compile(r"\0|^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
+_NO_NAME = re.compile(r"[\0-\x1f]|^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 _AIC_TO_COCO_VISIBILITY = np.array([0, 2, 1, 0], np.float32)  # 1 visible, 2 occluded, 3 unlabelled
 
 
@@ -310,8 +310,8 @@ def _categories(path: Path, file: _CocoImages) -> tuple[np.ndarray, int]:
 
 def _file_names(path: Path, names: list[str]) -> np.ndarray:
     """(I,) bytes, UTF-8; none of them leads out of the image folder."""
-    for name in filter(_LEADS_OUTSIDE.search, names):
-        raise HrnetppError(f"{path}: the image name {name!r} leads out of the image folder; correct it")
+    for name in filter(_NO_NAME.search, names):
+        raise HrnetppError(f"{path}: {name!r} names no file within the image folder; correct it")
     return np.array([name.encode() for name in names], np.bytes_)
 
 

@@ -215,7 +215,9 @@ def _image_source(images: Path) -> Callable[[str], bytes | None]:
         try:
             archive = zipfile.ZipFile(path)
         except Exception as error:  # as many kinds as there are ways to break an archive
-            raise HrnetppError(f"{path}: not a complete zip archive ({error}); download it again") from None
+            raise HrnetppError(
+                f"{path}: not a complete zip archive ({str(error)[:200]}); download it again"
+            ) from None
         archive_of |= dict.fromkeys(archive.namelist(), archive)
 
     def read(name: str) -> bytes | None:
@@ -228,7 +230,7 @@ def _image_source(images: Path) -> Callable[[str], bytes | None]:
             return archive.read(name)
         except Exception as error:
             raise HrnetppError(
-                f"{archive.filename}: {name} in it is damaged ({error}); download it again"
+                f"{archive.filename}: {name} in it is damaged ({str(error)[:200]}); download it again"
             ) from None
 
     return read

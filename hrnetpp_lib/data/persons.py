@@ -177,9 +177,8 @@ def check_images(table: PersonTable, decode: bool = False) -> None:
             "complete the folder or correct its path"
         )
     if decode:
-        with ThreadPoolExecutor(
-            min(os.cpu_count() or 1, _MOST_DECODERS)
-        ) as pool:  # OpenCV decodes without Python's lock
+        # OpenCV decodes without Python's lock.
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_DECODERS)) as pool:
             found = pool.map(_complaint, [table.image_dir / name for name in used])
             complaints = [complaint for complaint in found if complaint]
         if complaints:
