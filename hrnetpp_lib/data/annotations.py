@@ -21,7 +21,7 @@ from hrnetpp_lib.data.lspe import read_lspe as read_lspe
 from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import read_json
-from hrnetpp_lib.pose.keypoints import AIC14, COCO17
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
 
 _MOST = 2.0**24  # px; beyond it float32 leaves out whole numbers
 _Number = Annotated[float, Meta(ge=-_MOST, le=_MOST)]
@@ -217,19 +217,8 @@ def read_coco_detections(
         )
     bboxes = _numbers((detection.bbox for detection in detections), (len(detections), 4))
     scores = np.array([detection.score for detection in detections], np.float64)
-    table = PersonTable(
-        name=str(path),
-        skeleton=COCO17,
-        image_dir=folder,
-        **images,
-        image_index=image_index,
-        person_ids=np.arange(len(detections)),
-        bboxes_xywh=bboxes,
-        bbox_scores=scores,
-        areas=bboxes[:, 2] * bboxes[:, 3],
-        keypoints=np.zeros((len(detections), len(COCO17), 3), np.float32),
-        dropped={},
-    )
+    nowhere = np.zeros((len(detections), len(COCO17), 3), np.float32)
+    table = _number(path, COCO17, folder, images, image_index, bboxes, scores, nowhere)
     reasons = {"other_category": other, "unknown_image": image_index < 0}
     reasons |= {"below_score_threshold": scores < score_threshold, "empty_box": (bboxes[:, 2:] <= 0).any(1)}
     return _drop(table, reasons)
@@ -271,23 +260,38 @@ def read_ai_challenger(
     _forbid(path, "image", image_ids[image_index], wrong, "a keypoint's v is not 1, 2 or 3")
     keypoints[..., 2] = _AIC_TO_COCO_VISIBILITY[keypoints[..., 2].astype(np.int8)]
     keypoints[keypoints[..., 2] == 0] = 0
-    table = PersonTable(
-        name=str(path),
-        skeleton=AIC14,
-        image_dir=folder,
-        image_files=np.char.add(image_ids, b".jpg"),
-        image_ids=image_ids,
-        image_hw=np.full((len(image_ids), 2), -1, np.int32),
-        image_index=image_index.astype(np.int32),
-        person_ids=np.arange(len(bboxes)),
-        bboxes_xywh=bboxes,
-        bbox_scores=np.ones(len(bboxes)),
-        areas=bboxes[:, 2] * bboxes[:, 3],
-        keypoints=keypoints.astype(np.float32),
-        dropped={},
-    )
+    columns = (np.char.add(image_ids, b".jpg"), image_ids, np.full((len(image_ids), 2), -1, np.int32))
+    images = dict(zip(_IMAGE_COLUMNS, columns, strict=True))
+    scores, keypoints = np.ones(len(bboxes)), keypoints.astype(np.float32)
+    table = _number(path, AIC14, folder, images, image_index.astype(np.int32), bboxes, scores, keypoints)
     unlabelled = ~(keypoints[..., 2] > 0).any(1) & require_keypoints
     return _drop(table, {"empty_box": (bboxes[:, 2:] <= 0).any(1), "no_keypoints": unlabelled})
+
+
+def _number(
+    path: Path,
+    skeleton: Skeleton,
+    folder: Path,
+    images: dict[str, np.ndarray],
+    image_index: np.ndarray,
+    bboxes: np.ndarray,
+    scores: np.ndarray,
+    keypoints: np.ndarray,
+) -> PersonTable:
+    """A table whose persons are numbered as in the file, and have the areas of their boxes."""
+    return PersonTable(
+        name=str(path),
+        skeleton=skeleton,
+        image_dir=folder,
+        **images,
+        image_index=image_index,
+        person_ids=np.arange(len(bboxes)),
+        bboxes_xywh=bboxes,
+        bbox_scores=scores,
+        areas=bboxes[:, 2] * bboxes[:, 3],
+        keypoints=keypoints,
+        dropped={},
+    )
 
 
 def _coco_images(path: Path, file: _CocoImages) -> dict[str, np.ndarray]:
