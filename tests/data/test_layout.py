@@ -1,6 +1,5 @@
 """A profile's files: made, converted, or asked for by name."""
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -63,18 +62,6 @@ def test_missing_public_data_are_named_with_a_way_out(tmp_path):
         prepare_data(COCO, tmp_path)
     for part in ("person_keypoints_train2017.json", "val2017", "AP_H_56", "hrnet_w48", "--profile mini"):
         assert part in str(error.value)
-
-
-@pytest.mark.parametrize(("cut", "message"), [(0.5, "truncated"), (None, "annotations")])
-def test_a_damaged_annotation_file_is_named(tmp_path, cut, message):
-    broken = prepare_data(PROFILE, tmp_path)
-    path = broken.coco_json("train")
-    content = path.read_text()
-    content = content[: int(len(content) * cut)] if cut else json.dumps({"images": [], "categories": []})
-    path.write_text(content)
-    with pytest.raises(HrnetppError, match="person_keypoints_train2017.json") as error:
-        load_coco(PROFILE, broken)
-    assert message in str(error.value)
 
 
 def small_lspe(folder) -> None:

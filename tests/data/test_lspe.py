@@ -176,7 +176,9 @@ def test_joints_that_are_not_what_they_should_be(tmp_path, joints, message):
 def test_joints_mat_missing_or_broken(tmp_path):
     with pytest.raises(HrnetppError, match=r"joints\.mat: there is no such file"):
         read_lspe(tmp_path / "joints.mat", tmp_path)
-    for data in (b"", b"not a matlab file at all" * 20):
+    scipy.io.savemat(tmp_path / "joints.mat", {"joints": make_joints(50)}, do_compression=True)
+    cut = (tmp_path / "joints.mat").read_bytes()[:-20]
+    for data in (b"", b"not a matlab file at all" * 20, cut):
         (tmp_path / "joints.mat").write_bytes(data)
         with pytest.raises(HrnetppError, match="no MATLAB 5 file with an array 'joints'"):
             read_lspe(tmp_path / "joints.mat", tmp_path)
@@ -199,15 +201,6 @@ def test_joints_of_any_kind_are_read_as_scipy_reads_them(tmp_path, kind, compres
 def test_a_complex_number_is_no_joint(tmp_path):
     scipy.io.savemat(tmp_path / "joints.mat", {"joints": make_joints(2) + 1j})
     with pytest.raises(HrnetppError, match="it is complex or sparse"):
-        read_lspe(tmp_path / "joints.mat", tmp_path)
-
-
-def test_truncated_joints_mat(tmp_path):
-    scipy.io.savemat(tmp_path / "joints.mat", {"joints": make_joints(50)}, do_compression=True)
-    assert _load_joints(tmp_path / "joints.mat").shape == (50, 14, 3)
-    data = (tmp_path / "joints.mat").read_bytes()
-    (tmp_path / "joints.mat").write_bytes(data[: len(data) // 2])
-    with pytest.raises(HrnetppError, match="no MATLAB 5 file with an array 'joints'"):
         read_lspe(tmp_path / "joints.mat", tmp_path)
 
 
