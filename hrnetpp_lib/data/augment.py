@@ -100,7 +100,7 @@ def sample_crop(
     flipped = rng.random() <= augmentation.flip_probability
     matrix = crop_matrix(center, scale, rotation, coordinates.crop_hw(input_hw))
     if flipped:
-        # Mirroring the image, and the centre with it, is the same as mirroring about the centre.
+        # Mirroring the image, and the center with it, is the same as mirroring about the center.
         mirror = np.array([[-1.0, 0.0, 2 * center[0]], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
         matrix = matrix @ mirror
     return Crop(matrix, flipped)

@@ -59,7 +59,7 @@ def warp(image: np.ndarray, matrix: np.ndarray, input_hw: tuple[int, int]) -> np
     return cv2.warpAffine(image, matrix, (input_hw[1], input_hw[0]), flags=cv2.INTER_LINEAR)
 
 
-_MOST_REPLACEMENTS = 20  # so many unreadable pictures in a row are no accident
+_MOST_REPLACEMENTS = 20  # so many unreadable images in a row are no accident
 
 
 class Sample(NamedTuple):
@@ -72,7 +72,7 @@ class Sample(NamedTuple):
         keypoints_heatmap: (K, 2) fp32 (x, y) in heatmap px, not rounded, for the L1.
         keypoint_weight: (K,) fp32, 1 where labelled and inside the input.
         person: Row of the table.
-        bad: The row that it stands in for because that picture cannot be read, else -1.
+        bad: The row that it stands in for because that image cannot be read, else -1.
     """
 
     image: np.ndarray | Tensor
@@ -99,7 +99,7 @@ class TrainCrops(torch.utils.data.Dataset):
         coordinates: What the box is stretched to, and what a cell means.
         seed: Of the augmentation.
         epoch: See `set_epoch`.
-        skip_bad_images: Whether a person whose picture cannot be read is replaced by another one, drawn
+        skip_bad_images: Whether a person whose image cannot be read is replaced by another one, drawn
             from (seed, epoch, index) too, instead of stopping the run.
     """
 
@@ -133,7 +133,7 @@ class TrainCrops(torch.utils.data.Dataset):
         """One sample.
 
         Raises:
-            HrnetppError: If the picture cannot be read, and may not be skipped or has no successor.
+            HrnetppError: If the image cannot be read, and may not be skipped or has no successor.
         """
         random = np.random.default_rng((self.seed, self.epoch, index))
         person = index
@@ -147,7 +147,7 @@ class TrainCrops(torch.utils.data.Dataset):
                 continue
             return self._sample(image, person, -1 if person == index else index, random)
         raise HrnetppError(
-            f"{self.table.name}: {_MOST_REPLACEMENTS} pictures in a row cannot be read, the first one "
+            f"{self.table.name}: {_MOST_REPLACEMENTS} images in a row cannot be read, the first one "
             f"{self.table.image_path(index)}; mend the image folder"
         )
 
@@ -178,7 +178,7 @@ class TrainCrops(torch.utils.data.Dataset):
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at a box: the padded box is scaled, then rotated about its centre."""
+    """One way to look at a box: the padded box is scaled, then rotated about its center."""
 
     scale: float = 1.0
     rotation_deg: float = 0.0
@@ -244,7 +244,7 @@ def explain_workers(obituary: Callable[[list[int]], str]) -> Iterator[None]:
         obituary: Gives the message for the process ids of workers that died.
 
     Raises:
-        HrnetppError: If a picture cannot be read, or a worker dies.
+        HrnetppError: If an image cannot be read, or a worker dies.
     """
     try:
         yield

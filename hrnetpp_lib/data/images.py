@@ -1,4 +1,4 @@
-"""Reading pictures: one strict decoder for every image that enters the program."""
+"""Reading images: one strict decoder for every image that enters the program."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 
 
 def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
-    """The pixels of a picture file, exactly as `decode_image` gives them.
+    """The pixels of an image file, exactly as `decode_image` gives them.
 
     Args:
         path: A JPEG, PNG or any other format that both OpenCV and Pillow know.
@@ -37,7 +37,7 @@ def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
-    """The stored pixels of an encoded picture as 8-bit RGB.
+    """The stored pixels of an encoded image as 8-bit RGB.
 
     Grey images are repeated into three channels, 16-bit images are scaled down to 8 bits, alpha is dropped
     (not blended).
@@ -45,15 +45,15 @@ def decode_image(data: bytes, name: str | Path, upright: bool = False) -> np.nda
     Args:
         data: The bytes of the file.
         name: How error messages call it.
-        upright: Whether to turn the picture as its EXIF entry says: for photographs that people look at, not
+        upright: Whether to turn the image as its EXIF entry says: for photographs that people look at, not
             for datasets, whose annotations refer to the stored pixels.
 
     Returns:
         (h, w, 3) uint8, RGB.
 
     Raises:
-        HrnetppError: If data is no picture, undecodable, truncated, or of more than 2^28 pixels. Damage that
-            JPEG decoders tolerate, as in some pictures of the public sets, gives the pixels that they give.
+        HrnetppError: If data is no image, undecodable, truncated, or of more than 2^28 pixels. Damage that
+            JPEG decoders tolerate, as in some images of the public sets, gives the pixels that they give.
     """
     # OpenCV may fill what a truncated file lacks with grey and return it, so look for the end ourselves.
     if _is_truncated(data):

@@ -75,7 +75,7 @@ class DataPaths:
         return self.coco / "annotations" / f"person_keypoints_{split}2017.json"
 
     def coco_images(self, split: str) -> Path:
-        """The split's folder, or images/ where one flat folder holds the pictures of all splits."""
+        """The split's folder, or images/ where one flat folder holds the images of all splits."""
         official, flat = self.coco / f"{split}2017", self.coco / "images"
         return flat if flat.is_dir() and not official.exists() else official
 

@@ -15,7 +15,7 @@ from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import Skeleton
 
-_MOST_DECODERS = 16  # each may hold a picture of the largest size
+_MOST_DECODERS = 16  # each may hold an image of the largest size
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class PersonTable:
         return {"persons": len(self), "images": len(self.image_files)} | checksums
 
     def image_path(self, person: int) -> Path:
-        """The picture that a person is in."""
+        """The image that a person is in."""
         return self.image_dir / self.image_files[self.image_index[person]].decode()
 
 
@@ -159,11 +159,11 @@ def concat(tables: Sequence[PersonTable]) -> PersonTable:
 
 
 def check_images(table: PersonTable, decode: bool = False) -> None:
-    """Makes sure that the picture of every person exists.
+    """Makes sure that the image of every person exists.
 
     Args:
         table: The persons.
-        decode: Whether each picture must be readable, too; milliseconds a picture, on all cores.
+        decode: Whether each image must be readable, too; milliseconds an image, on all cores.
 
     Raises:
         HrnetppError: Naming the first missing or unreadable files and counting them all.
@@ -189,7 +189,7 @@ def check_images(table: PersonTable, decode: bool = False) -> None:
 
 
 def _complaint(path: Path) -> str:
-    """What is wrong with a picture; nothing if it can be read."""
+    """What is wrong with an image; nothing if it can be read."""
     try:
         read_image(path)
     except HrnetppError as error:
