@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -95,9 +96,22 @@ class _Watched(Dataset):
         return self.crops[index]
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """Schedulers send it to all processes of a job; a worker that died of it would look like a failure."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_sigterm(worker: int) -> None:
+    """In a worker: schedulers send SIGTERM to all processes of a job, and a worker's death is no saved state.
+
+    The main process ends its workers by the same signal, so who sent it decides.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # neither on Windows nor on macOS
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Loader:
@@ -121,7 +135,7 @@ class Loader:
             batch_sampler=batches,
             num_workers=workers,
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_sigterm,
+            worker_init_fn=_outlive_sigterm,
         )
 
     def __iter__(self) -> Iterator[Sample]:
