@@ -34,6 +34,7 @@ from hrnetpp_lib.recipe import Run
 
 _PEOPLE = 8
 _MOST_BYTES = 2**28  # of metrics, or of one snapshot's arrays
+_REMEDY = "delete the line, or the folder to train anew"
 _SNAPSHOT = re.compile(r"epoch_(\d{3,9})\.npz")
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -128,7 +129,7 @@ def cut_metrics(run_dir: Path, epochs: int) -> str:
     text, kept = _read_lines(path), {}
     for line in text.splitlines():
         with contextlib.suppress(HrnetppError):
-            epoch = decode_json(line, Epoch, path, "")["epoch"]
+            epoch = _parse(line, path, 0)["epoch"]
             if epoch <= epochs:
                 kept[epoch] = line
     whole = b"".join(kept[epoch] + b"\n" for epoch in sorted(kept))
@@ -144,6 +145,13 @@ def _read_lines(path: Path) -> bytes:
     return read_bytes(path, "delete it", _MOST_BYTES) if path.exists() else b""
 
 
+def _parse(line: bytes, path: Path, number: int) -> Epoch:
+    record = decode_json(line, Epoch, f"{path}, line {number}", _REMEDY)
+    if len(record.keys() & {"metric", "value", "boxes"}) not in (0, 3):
+        raise HrnetppError(f"{path}, line {number}: tells a part of val's score; {_REMEDY}")
+    return record
+
+
 def read_metrics(runs_dir: Path, run: Run) -> list[Epoch]:
     """The epochs of a run, as written to metrics.jsonl, in their order; at least one.
 
@@ -153,11 +161,9 @@ def read_metrics(runs_dir: Path, run: Run) -> list[Epoch]:
     path = runs_dir / run.name / "metrics.jsonl"
     records: list[Epoch] = []
     for number, line in enumerate(read_bytes(path, f"train {run.name} first", _MOST_BYTES).splitlines(), 1):
-        remedy = "delete the line, or the folder to train anew"
-        record = decode_json(line, Epoch, f"{path}, line {number}", remedy)
-        if records and record["epoch"] <= records[-1]["epoch"]:
-            raise HrnetppError(f"{path}, line {number}: epoch {record['epoch']} again; {remedy}")
-        records.append(record)
+        records.append(_parse(line, path, number))
+        if len(records) > 1 and records[-1]["epoch"] <= records[-2]["epoch"]:
+            raise HrnetppError(f"{path}, line {number}: is not of a later epoch; {_REMEDY}")
     if not records:
         raise HrnetppError(f"{path}: holds no epoch yet; train {run.name} first")
     return records

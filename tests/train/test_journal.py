@@ -77,8 +77,19 @@ WHOLE = b"\n".join(LINES) + b"\n"
         (WHOLE.replace(b"0.0123", b"1e39"), 1, []),
         (WHOLE.replace(b"0.0123", b"NaN"), 1, []),
         (WHOLE.replace(b'"step": 35', b'"step": "35"'), 1, []),
+        (WHOLE.replace(b'"step": 35', b'"step": 35, "metric": "COCO AP"'), 1, []),
     ],
-    ids=["cut", "bytes", "a line lost", "a line twice", "text", "too large", "no number", "another type"],
+    ids=[
+        "cut",
+        "bytes",
+        "a line lost",
+        "a line twice",
+        "text",
+        "too large",
+        "no number",
+        "another type",
+        "half a score",
+    ],
 )
 def test_damaged_metrics_cost_their_lines_and_no_others(tmp_path, folder, content, line, left):
     path = folder / "metrics.jsonl"
