@@ -219,9 +219,10 @@ def preemptible(root: Path, runs: tuple[Run, ...]) -> Iterator[SigtermNotice]:
             yield notice
         except Preempted:
             notice.stay()
-            if is_first:
-                mark.parent.mkdir(parents=True, exist_ok=True)
-                mark.write_text("".join(f"{run.name}\n" for run in runs))
+            with contextlib.suppress(OSError):  # a full disk is no reason to end in another way
+                if is_first:
+                    mark.parent.mkdir(parents=True, exist_ok=True)
+                    mark.write_text("".join(f"{run.name}\n" for run in runs))
             raise
 
 

@@ -111,12 +111,7 @@ def list_states(folder: Path) -> list[Path]:
 
 
 def load_state(
-    folder: Path,
-    model: HRNet,
-    optimizer: torch.optim.Adam,
-    fresh: Progress,
-    steps: int,
-    epochs: int,
+    folder: Path, model: HRNet, optimizer: torch.optim.Adam, fresh: Progress, steps: int, epochs: int
 ) -> tuple[Progress, list[str], list[Path]]:
     """Go on from the newest state that is right in every part, or start afresh if there is none.
 
@@ -157,11 +152,7 @@ def load_state(
                     f"warning: {what} was {before} and is {now} now: the result will not equal an "
                     "undisturbed run's to the bit"
                 )
-        return (
-            replace(progress, processes=fresh.processes, accumulate=fresh.accumulate),
-            remarks,
-            wrong,
-        )
+        return (replace(progress, processes=fresh.processes, accumulate=fresh.accumulate), remarks, wrong)
     if remarks:
         remarks.append("warning: no undamaged state is left, the run starts anew")
     return fresh, remarks, wrong

@@ -230,29 +230,35 @@ def test_spoilt_weights_are_not_saved(paths, tmp_path, monkeypatch):
     assert sorted(path.name[:13] for path in folder.iterdir()) == ["step_00000002", "step_00000002"]
 
 
-def test_a_disk_that_is_full_ends_the_run_and_loses_nothing_saved(paths, tmp_path):
-    """Files may not grow beyond what the first states take; then there is room again."""
+WRITERS = {"save_state": (resume, 3, "state at step 6"), "save_checkpoint": (loop, 2, "model.safetensors:")}
+WRITERS["append_metrics"] = (loop.journal, 3, "metrics.jsonl:")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_disk_that_is_full_ends_the_run_and_loses_nothing_saved(paths, tmp_path, writer):
+    """Files may not grow in one of the last writes; then there is room again."""
     resource = pytest.importorskip("resource")
     run = resolve(STAGE2, replace(PROFILE, eval_every=9), epochs=3)
     data = load_stage_data("coco", run.profile, paths)
     whole = train_stage(run, data, tmp_path / "whole", paths.root).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    calls, save = itertools.count(1), resume.save_state
+    module, call, named = WRITERS[writer]
+    calls, save = itertools.count(1), getattr(module, writer)
 
     def save_on_a_small_disk(*arguments):
-        full = next(calls) == 3
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if full else soft, hard))
+        full = next(calls) == call
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300 if full else soft, hard))
         try:
             return save(*arguments)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume, "save_state", save_on_a_small_disk)
-        with pytest.raises(HrnetppError, match="state at step 6 cannot be written .*make room"):
+        patch.setattr(module, writer, save_on_a_small_disk)
+        with pytest.raises(HrnetppError, match=f"{named}[^\n]*cannot be written [^\n]*make room"):
             train_stage(run, data, tmp_path, paths.root)
     (folder,) = tmp_path.glob("stage2*/states")
-    assert sorted(path.name[:13] for path in folder.iterdir()) == ["step_00000002", "step_00000004"]
+    assert len(list(folder.iterdir())) == 2 and not list(tmp_path.rglob("*part*"))
     assert train_stage(run, data, tmp_path, paths.root).read_bytes() == whole
 
 

@@ -16,14 +16,7 @@ from hrnetpp_lib.files import sha256
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.recipe import SMOKE
 from hrnetpp_lib.train import resume
-from hrnetpp_lib.train.resume import (
-    Progress,
-    list_states,
-    load_state,
-    remove_states,
-    save_state,
-    set_aside,
-)
+from hrnetpp_lib.train.resume import Progress, list_states, load_state, remove_states, save_state, set_aside
 
 DATA = {"persons": 11, "images": 7, "keypoints": 123, "bboxes_xywh": 9}
 FRESH = Progress("stage2", dict(DATA))
