@@ -97,7 +97,7 @@ class _Watched(Dataset):
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """In a worker: schedulers send SIGTERM to all processes of a job, and a worker's death is no saved state.
+    """In a worker: a scheduler tells all processes of a job, but the main one still needs this one's crops.
 
     The main process ends its workers by the same signal, so who sent it decides.
     """
