@@ -155,9 +155,7 @@ def test_the_same_recipe_gives_the_same_weights_and_is_not_trained_twice(paths, 
     run = resolve(STAGE2, PROFILE)
     first, second = train(run, paths, tmp_path / "a"), train(run, paths, tmp_path / "b")
     assert first.read_bytes() == second.read_bytes()
-    (
-        first.parent / ".lock"
-    ).unlink()  # as in a folder that cannot be written to: nothing is written, or tried
+    first.with_name(".lock").unlink()  # as where nothing can be written: nothing is tried
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
     assert train(run, paths, tmp_path / "a") == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == stamps
