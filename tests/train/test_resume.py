@@ -1,6 +1,7 @@
 """Saved states: complete or not there, checked in every part when read, tied to their run and its data."""
 
 import os
+import shutil
 from dataclasses import asdict, replace
 
 import msgspec
@@ -111,6 +112,18 @@ def rewrite(path, progress: dict | None = None, tensors: dict | None = None, ste
     path.rename(path.with_name(f"step_{step or 7:08d}_{sha256(path)[:16]}.safetensors"))
 
 
+@pytest.fixture(scope="module")
+def seventh(tmp_path_factory):
+    """The state of step 7."""
+    return saved(tmp_path_factory.mktemp("seventh"), [7])[0]
+
+
+@pytest.fixture(scope="module")
+def target():
+    """A network that nothing is to be loaded into."""
+    return network(99)
+
+
 WEIGHT = "model.final_layer.bias"  # (3,)
 MOMENT = "exp_avg_sq.final_layer.bias"
 
@@ -137,20 +150,23 @@ MOMENT = "exp_avg_sq.final_layer.bias"
     ],
     ids=str,
 )  # fmt: skip
-def test_a_state_that_is_wrong_in_any_part_is_left_aside_and_nothing_of_it_loaded(tmp_path, change):
+def test_a_state_that_is_wrong_in_any_part_is_left_aside_and_nothing_of_it_loaded(
+    tmp_path, seventh, target, change
+):
     """Its digest is right: it was written so, not damaged since."""
-    saved(tmp_path, [2, 7])
-    rewrite(list_states(tmp_path)[0])
-    assert load(tmp_path)[0].step == 7  # rewritten as it was
-    rewrite(list_states(tmp_path)[0], **change)
-    model, optimizer = network(99)
-    list_states(tmp_path)[1].unlink()
+    rewrite(shutil.copy(seventh, tmp_path / seventh.name), **change)
+    model, optimizer = target
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     progress, remarks, wrong = load_state(tmp_path, model, optimizer, FRESH, STEPS, EPOCHS)
-    assert progress is FRESH and wrong == list_states(tmp_path) and "starts anew" in remarks[-1]
+    assert progress is FRESH and wrong == list_states(tmp_path) != [] and "starts anew" in remarks[-1]
     assert remarks[0].startswith(f"warning: {wrong[0]}") and "\n" not in remarks[0]
     assert same(model.state_dict(), weights)
     assert all(state["step"] == 1 for state in optimizer.state.values())
+
+
+def test_a_state_rewritten_as_it_was_is_taken(tmp_path, seventh):
+    rewrite(shutil.copy(seventh, tmp_path / seventh.name))
+    assert load(tmp_path)[0] == after(7)
 
 
 def test_what_is_called_like_a_state_and_is_none_does_not_break(tmp_path):
