@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrnetpp_lib.data.crops import TrainCrops
+from hrnetpp_lib.data.crops import TrainCrops, usable_workers
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.recipe import SMOKE, STAGE2, resolve
 from hrnetpp_lib.train.loader import EpochBatches, Loader, number_of_steps
@@ -118,3 +118,10 @@ class Told(TrainCrops):
     def __getitem__(self, index):
         os.kill(os.getpid(), signal.SIGTERM)
         return super().__getitem__(index)
+
+
+def test_workers_share_the_cores_with_the_processes_that_train(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert [usable_workers(n) for n in (0, 3, 99)] == [0, 3, 8]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert usable_workers(99) == 2
