@@ -28,40 +28,26 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train the three stages of one architecture, or one recipe; go on with them, or find them trained."""
-    from hrnetpp_lib.train.machine import SigtermNotice
+    from hrnetpp_lib.train.machine import EngineOptions, preemptible, processes
 
     profile, runs = _runs_to_train(options)
-    mark = _root(options) / "runs" / profile.name / "PREEMPTED"  # launchers do not pass our exit status on
-    is_first_process = int(os.environ.get("RANK", "0")) == 0
-    if is_first_process:
-        mark.unlink(missing_ok=True)
-    try:
-        # What comes before and between the stages can be done again; a stage takes its own notice.
-        with SigtermNotice(at_once=True):
-            _train(runs, profile, options)
-    except Preempted:
-        if is_first_process:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-        raise
-
-
-def _train(runs: tuple[Run, ...], profile: Profile, options: argparse.Namespace) -> None:
-    from hrnetpp_lib.data.layout import load_stage_data, prepare_data
-    from hrnetpp_lib.train.loop import train_stage
-    from hrnetpp_lib.train.machine import Machine, processes
-
-    root, here = _root(options), processes()
-    machine = Machine(
+    root = _root(options)
+    engine = EngineOptions(
         options.accumulate, options.compile, options.skip_bad_images, options.tensorboard, options.save_every
     )
-    for run in runs:
-        here.print(run.describe())
-        with here.main_process_first():  # the others find its data made, and its tables cached
-            paths = prepare_data(profile, root / "data")
-            data = load_stage_data(run.stage.dataset, profile, paths)
-        here.print(train_stage(run, data, root / "runs" / profile.name, paths.root, machine), flush=True)
-    here.destroy_process_group()
+    with preemptible(root, runs) as notice:
+        from hrnetpp_lib.data.layout import load_stage_data, prepare_data
+        from hrnetpp_lib.train.loop import train_stage
+
+        here = processes()
+        for run in runs:
+            here.print(run.describe())
+            # The others find its data made, and its tables cached. All of it can be done again.
+            with notice.at_once(), here.main_process_first():
+                paths = prepare_data(profile, root / "data")
+                data = load_stage_data(run.stage.dataset, profile, paths)
+            here.print(train_stage(run, data, root / "runs" / profile.name, paths.root, engine), flush=True)
+        here.destroy_process_group()
 
 
 def _runs_to_train(options: argparse.Namespace) -> tuple[Profile, tuple[Run, ...]]:
@@ -273,7 +259,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.function(options)
     except Preempted as error:
-        print(error.message, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(error.message, file=sys.stderr)
         return Preempted.EXIT_CODE
     except (HrnetppError, OSError) as error:
         # In one write, so that the lines of several processes do not run into one another.

@@ -31,7 +31,7 @@ from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import HRNETPP, Profile, Run, three_stages
 from hrnetpp_lib.train.loader import EpochBatches, Loader, number_of_steps, usable_workers
 from hrnetpp_lib.train.loop import TrainStep, build_model
-from hrnetpp_lib.train.machine import SLOW_BF16, bytes_per_crop, free_bytes, imitates_bf16
+from hrnetpp_lib.train.machine import SLOW_BF16, imitates_bf16
 
 # Persons with labelled keypoints, by the report and by the official HRNet code's count of train2017.
 REPORTED = {"ai_challenger": (444_000, 5_000), "coco": (149_813, None)}
@@ -117,12 +117,9 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
     step = TrainStep(model.to(device, memory_format=torch.channels_last).train(), run)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
     batch = Sample(*(tensor.to(device) for tensor in _random_batch(run, crops)))
-    available = free_bytes(device)
 
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=profile.precision == "bf16")
-
-    kept = bytes_per_crop(step, batch, autocast)
 
     def make_steps(most: int) -> tuple[int, float]:
         done, seconds, started = 0, 0.0, _now(device)
@@ -144,11 +141,6 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
         yield f"  {SLOW_BF16}"
     flop = 6 * macs  # 2 for each multiply-accumulate, forward once and backward twice
     yield f"  = {flop * rate / 1e12:.3f} TFLOP/s ({flop / 1e9:.3g} GFLOP a training crop)"
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    yield (
-        f"  memory for {share} crops: {(kept * share + 4 * weights) / 2**30:.1f} GiB "
-        f"({kept / 2**20:.0f} MiB a crop measured), {available / 2**30:.1f} GiB free"
-    )
     return rate
 
 

@@ -2,15 +2,16 @@
 
 import contextlib
 import os
-import re
-from collections.abc import Callable, Iterator
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from hrnetpp_lib.data.crops import Sample, TrainCrops
+from hrnetpp_lib.data.crops import Sample, TrainCrops, explain_workers, usable_workers
 from hrnetpp_lib.errors import HrnetppError
 
 
@@ -95,13 +96,22 @@ class _Watched(Dataset):
         return self.crops[index]
 
 
-def usable_workers(wanted: int) -> int:
-    """Loader processes that there are cores for; more only get in one another's way.
+def _outlive_sigterm(worker: int) -> None:
+    """In a worker: a scheduler tells all processes of a job, but the main one still needs this one's crops.
 
-    Processes that train together on this machine share its cores.
+    The main process ends its workers by the same signal, so who sent it decides.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(wanted, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if not hasattr(signal, "sigwaitinfo"):  # neither on Windows nor on macOS
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Loader:
@@ -121,7 +131,11 @@ class Loader:
         notes = torch.zeros(max(workers, 1), 2, dtype=torch.int64).share_memory_()
         self._watched = _Watched(crops, notes)
         self._loader = DataLoader(
-            self._watched, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory
+            self._watched,
+            batch_sampler=batches,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_outlive_sigterm,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -130,31 +144,6 @@ class Loader:
     def explain_deaths(self) -> contextlib.AbstractContextManager[None]:
         """Around the loop over the batches; see `explain_workers`."""
         return explain_workers(lambda process_ids: _obituary(process_ids, self._watched))
-
-
-@contextlib.contextmanager
-def explain_workers(obituary: Callable[[list[int]], str]) -> Iterator[None]:
-    """Around a loop over loaded batches: torch reports a dead worker wherever the main process is.
-
-    Args:
-        obituary: Gives the message for the process ids of workers that died.
-
-    Raises:
-        HrnetppError: If a picture cannot be read, or a worker dies.
-    """
-    try:
-        yield
-    except HrnetppError as error:
-        # A worker's exception comes with its traceback in the message; the last line is what we wrote.
-        last = str(error).strip().splitlines()[-1]
-        if "HrnetppError: " not in last:
-            raise
-        raise HrnetppError(last.split("HrnetppError: ", 1)[1]) from error
-    except RuntimeError as error:
-        dead = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-        if dead is None:
-            raise
-        raise HrnetppError(obituary([int(number) for number in dead[1].split(",")])) from error
 
 
 def _obituary(process_ids: list[int], watched: _Watched) -> str:

@@ -1,8 +1,8 @@
 """One training stage, from a recipe to a checkpoint.
 
-A sample's way: `data.TrainCrops` cuts a crop out of a picture, `loader` collates a batch of them,
-`step.TrainStep` normalises it, runs the network and takes the loss, `Training._optimise` makes one step of
-Adam. `accelerate` drives devices and processes; `resume` keeps what an interrupted run needs to go on.
+A sample's way: `data.crops.TrainCrops` cuts a crop out of a picture, `loader` collates a batch of them,
+`TrainStep` normalises it, runs the network and takes the loss, `Training._optimise` makes one step of Adam.
+`accelerate` drives devices and processes; `resume` keeps what an interrupted run needs to go on.
 """
 
 import contextlib
@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch.utils.data import default_collate
 
-from hrnetpp_lib.data.crops import Sample, TrainCrops, normalise
+from hrnetpp_lib.data.crops import Sample, TrainCrops, normalise, usable_workers
 from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.data.persons import check_images
 from hrnetpp_lib.errors import HrnetppError, Preempted
-from hrnetpp_lib.evaluate.score import validate
+from hrnetpp_lib.evaluate.infer import Predictions, predict_boxes
+from hrnetpp_lib.evaluate.score import score
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.losses import heatmap_mse, keypoint_l1
 from hrnetpp_lib.model.weights import ModelCard, load_stage1, load_weights, save_checkpoint
@@ -32,13 +34,11 @@ from hrnetpp_lib.train import journal, resume
 from hrnetpp_lib.train.journal import EpochBar
 from hrnetpp_lib.train.loader import EpochBatches, Loader, number_of_steps
 from hrnetpp_lib.train.machine import (
-    Machine,
+    EngineOptions,
     SigtermNotice,
     compile_step,
-    free_bytes,
     is_out_of_memory,
     make_accelerator,
-    out_of_memory,
 )
 
 _EXPLODED = 100  # times the typical loss
@@ -72,11 +72,11 @@ def checkpoint_path(runs_dir: Path, run_name: str) -> Path:
     return runs_dir / run_name / "model.safetensors"
 
 
-_THIS_MACHINE = Machine()
+_DEFAULT = EngineOptions()
 
 
 def train_stage(
-    run: Run, data: StageData, runs_dir: Path, data_dir: Path, machine: Machine = _THIS_MACHINE
+    run: Run, data: StageData, runs_dir: Path, data_dir: Path, options: EngineOptions = _DEFAULT
 ) -> Path:
     """Train one stage, or go on with it, or find it trained.
 
@@ -86,7 +86,7 @@ def train_stage(
         runs_dir: Gets a folder named after the run: recipe.json, data.json, metrics.jsonl, snapshots/,
             states/ while it trains, best.safetensors (highest metric on val), model.safetensors at its end.
         data_dir: Where weight files for initialisation lie.
-        machine: How to use this machine. Started by `accelerate launch`, the processes share each batch.
+        options: How to use this machine. Started by `accelerate launch`, the processes share each batch.
 
     Returns:
         Path of the checkpoint.
@@ -100,23 +100,22 @@ def train_stage(
     Reference: HRNet++ report, training.
     """
     path = checkpoint_path(runs_dir, run.name)
-    accelerator = make_accelerator(run, machine, path.parent)
+    accelerator = make_accelerator(run, options, path.parent)
+    # Found before the lock is taken: a finished run may lie in a folder that cannot be written to.
+    if all(gather_object([path.is_file()])):
+        now = data.train.fingerprint()
+        resume.check_data(journal.read_data(path.parent) or now, now, path.parent)
+        accelerator.print(f"{run.name}: found trained, {path}")
+        resume.remove_states(path.parent / "states")
+        return path
     with SigtermNotice() as notice, journal.lock(path.parent, accelerator.is_main_process):
-        if path.is_file():
-            now = data.train.fingerprint()
-            resume.check_data(journal.read_data(path.parent) or now, now, path.parent)
-            accelerator.print(f"{run.name}: found trained, {path}")
-        else:
-            training = Training(run, data, path.parent, machine, accelerator, notice)
-            if not training.resume():
-                report = initialise(training.model, run, runs_dir, data_dir)
-                accelerator.print(f"{run.name}, initial weights:\n{report}")
-            training.wrap()
-            training.run_epochs()
-            if accelerator.is_main_process:
-                save_checkpoint(training.model, training.card, path)
-        accelerator.wait_for_everyone()
+        with notice.at_once():  # nothing is done that is not done again
+            accelerator.init_trackers("tensorboard")
+            training = Training(run, data, path.parent, options, accelerator, notice)
+            training.prepare(runs_dir, data_dir)
+        training.run_epochs()
         if accelerator.is_main_process:
+            save_checkpoint(training.model, training.card, path)
             resume.remove_states(path.parent / "states")
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -135,32 +134,42 @@ class Training:
         run: Run,
         data: StageData,
         folder: Path,
-        machine: Machine,
+        options: EngineOptions,
         accelerator: Accelerator,
         notice: SigtermNotice,
     ):
         """A run at its beginning, with random weights; `train_stage` gives the arguments."""
         self.run, self.data, self.folder = run, data, folder
-        self.machine, self.accelerator, self.notice = machine, accelerator, notice
+        self.options, self.accelerator, self.notice = options, accelerator, notice
         rank, processes = accelerator.process_index, accelerator.num_processes
         persons, size = len(data.train), run.profile.batch_size
-        self.steps = number_of_steps(data.train.name, persons, size, processes * machine.accumulate)
+        self.steps = number_of_steps(data.train.name, persons, size, processes * options.accumulate)
         self.batches = EpochBatches(persons, size, run.seed, rank, processes)
-        self.crops = TrainCrops.of_run(data.train, run, skip_bad_images=machine.skip_bad_images)
+        self.crops = TrainCrops.of_run(data.train, run, skip_bad_images=options.skip_bad_images)
         self.card = ModelCard.of_run(run, data.train.skeleton)
         model = build_model(run, len(self.card.skeleton))
         self.model = model.to(accelerator.device, memory_format=torch.channels_last)
         # CHOICE: no weight decay: the report is silent, and the official recipe's never reaches Adam.
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=run.stage.lr_start, fused=True)
         self.network: torch.nn.Module = TrainStep(self.model, run)
-        self.progress = resume.Progress(data.train.fingerprint(), processes)
+        self.progress = resume.Progress(run.name, data.train.fingerprint(), processes, options.accumulate)
         self.saved_at = time.monotonic()
-        self.free_bytes = free_bytes(accelerator.device)
 
-    def resume(self) -> bool:
+    def prepare(self, runs_dir: Path, data_dir: Path) -> None:
+        """Everything up to the first step: weights, of a saved state or of a start, and checks."""
+        if not self._resume():
+            report = initialise(self.model, self.run, runs_dir, data_dir)
+            self.accelerator.print(f"{self.run.name}, initial weights:\n{report}")
+        self._wrap()
+        if self.accelerator.is_main_process:
+            check_images(self.data.val, decode=True)  # now, rather than after the first epochs
+
+    def _resume(self) -> bool:
         """Go on from the newest saved state; whether there was one."""
-        states = self.folder / "states"
-        self.progress, remarks = resume.load_state(states, self.model, self.optimizer, self.progress)
+        self.progress, remarks, wrong = resume.load_state(
+            *(self.folder / "states", self.model, self.optimizer, self.progress),
+            *(self.steps, self.run.stage.epochs),
+        )
         steps = set(gather_object([self.progress.step]))  # nobody writes before everybody has read
         if len(steps) > 1:
             raise HrnetppError(
@@ -168,27 +177,24 @@ class Training:
                 "on a file system that all machines share"
             )
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            resume.set_damaged_aside(states)
+            resume.set_aside(wrong)
             remarks.append(journal.cut_metrics(self.folder, self.progress.epoch))
             journal.write_origin(self.folder, self.run, self.progress.data)
         for remark in filter(None, remarks):
             self.accelerator.print(f"{self.run.name}: {remark}")
         return self.progress.step > 0
 
-    def wrap(self) -> None:
+    def _wrap(self) -> None:
         """Prepare the step for several processes, for bf16 and, if asked for, for the compiler."""
         self.network = self.accelerator.prepare(self.network)
-        if self.machine.compile:
-            share = self.run.profile.batch_size // self.accelerator.num_processes // self.machine.accumulate
+        if self.options.compile:
+            share = self.run.profile.batch_size // self.accelerator.num_processes // self.options.accumulate
             example = default_collate([self.crops[i] for i in range(share)])
             self.network.train()
             self.network = compile_step(self.network, self._to_device(example), self.accelerator.print)
 
     def run_epochs(self) -> None:
         """Train, evaluate, log and save, epoch by epoch."""
-        if self.accelerator.is_main_process:
-            check_images(self.data.val, decode=True)  # now, rather than after the first epochs
         for epoch in range(self.progress.epoch, self.run.stage.epochs):
             self._train_epoch(epoch)
             record = self._summary(epoch)
@@ -227,7 +233,7 @@ class Training:
                         f"{self.run.name}: SIGTERM at step {progress.step}; the state is saved, the same "
                         "command goes on from it"
                     )
-                if time.monotonic() - self.saved_at >= self.machine.save_every_s:
+                if time.monotonic() - self.saved_at >= self.options.save_every_s:
                     self._save()
         bar.close()
 
@@ -238,23 +244,23 @@ class Training:
             Of all processes: loss of the whole batch, whether one must stop, persons replaced.
         """
         total = torch.zeros((), device=self.accelerator.device)
-        for part, is_last in _parts(batch, self.machine.accumulate):
+        for part, is_last in _parts(batch, self.options.accumulate):
             # Gradients of the parts add up, and go to the other processes once.
             together = contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network)
-            fits = True
             try:
                 with together:
                     # Losses are means over crops, and parts are equal: their mean is the whole batch's.
-                    loss = self.network(part) / self.machine.accumulate
+                    loss = self.network(part) / self.options.accumulate
                     self.accelerator.backward(loss)
                     total += loss.detach()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                fits = False
-            if not fits:  # out here the failed step's activations are free
-                step = TrainStep(self.model, self.run)
-                raise out_of_memory(step, part, self.free_bytes, self.accelerator.autocast)
+                raise HrnetppError(
+                    f"memory ran out with {len(part.image)} crops at once; cut each batch into more parts "
+                    f"(train --accumulate {2 * self.options.accumulate} or more), use more processes, or a "
+                    "profile with smaller batches"
+                ) from error
         said = [total, total.new_tensor(self.notice.received), (batch.bad >= 0).sum().to(total)]
         loss, stops, bad = self.accelerator.reduce(torch.stack(said), "sum").tolist()
         loss /= self.accelerator.num_processes
@@ -297,11 +303,11 @@ class Training:
             "samples_per_s": len(progress.losses) * self.run.profile.batch_size / progress.seconds,
             "bad_images": progress.bad_images,
             "processes": self.accelerator.num_processes,
-            "accumulate": self.machine.accumulate,
+            "accumulate": self.options.accumulate,
         }
 
     def _evaluate(self, epoch: int) -> dict:
-        """The metric on val, a picture of eight of its people, and the best network so far."""
+        """The metric on val, the heatmaps of eight of its people, and the best network so far."""
         for buffer in self.model.buffers():
             broadcast(buffer)  # batch statistics differ between processes
         result = validate(self.model, self.card, self.data, self.accelerator, self.run.profile.workers)
@@ -330,6 +336,28 @@ class Training:
             )
         if self.accelerator.is_main_process:
             resume.save_state(self.folder / "states", self.model, self.optimizer, self.progress)
+
+
+def validate(
+    model: HRNet, card: ModelCard, data: StageData, accelerator: Accelerator, workers: int = 0
+) -> dict[str, object]:
+    """Predict on val's boxes with the flip test, every process on its share, and score the result.
+
+    Returns:
+        On the main process metric, value (0..1) and boxes, ready to be logged; on others nothing.
+    """
+    rows = np.arange(accelerator.process_index, len(data.val), accelerator.num_processes)
+    mine = predict_boxes(model, card, data.val.select(rows), workers=usable_workers(workers))
+    # A list in, the concatenated lists of all processes out; nobody's rows are padded.
+    shares = gather_object([(rows, mine)])
+    if not accelerator.is_main_process:
+        return {}
+    order = np.argsort(np.concatenate([rows for rows, _ in shares]))
+    predictions = Predictions(
+        np.concatenate([share.keypoints for _, share in shares])[order],
+        np.concatenate([share.scores for _, share in shares])[order],
+    )
+    return {"metric": data.metric.value, "value": score(predictions, data)["AP"], "boxes": data.boxes}
 
 
 def _parts(batch: Sample, number: int) -> Iterator[tuple[Sample, bool]]:

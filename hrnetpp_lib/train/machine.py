@@ -1,29 +1,29 @@
-"""How a run uses the machine: devices, processes, precision, compiler. None of it is the recipe's."""
+"""How a run uses the machine: devices, processes, precision, compiler, signals; nothing of its recipe."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
-import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import is_tensorboard_available
+from accelerate.utils.memory import should_reduce_batch_size
 
 from hrnetpp_lib.data.crops import Sample
 from hrnetpp_lib.errors import HrnetppError, Preempted
+from hrnetpp_lib.files import write_json
 from hrnetpp_lib.recipe import Run
 
 # The other processes wait while the first one scores val; NCCL's own limit is ten minutes.
@@ -36,7 +36,7 @@ SLOW_BF16 = (
 
 
 @dataclass(frozen=True)
-class Machine:
+class EngineOptions:
     """What the command line may ask of the engine.
 
     Attributes:
@@ -46,6 +46,9 @@ class Machine:
         skip_bad_images: Whether an unreadable picture is replaced by another person's.
         tensorboard: Whether to write TensorBoard's event files beside metrics.jsonl.
         save_every_s: Seconds between two saved states; one is saved at each epoch's end, too.
+
+    Raises:
+        HrnetppError: If a number makes no sense.
     """
 
     accumulate: int = 1
@@ -53,6 +56,12 @@ class Machine:
     skip_bad_images: bool = False
     tensorboard: bool = False
     save_every_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.accumulate, int) or self.accumulate < 1:
+            raise HrnetppError(f"accumulate is {self.accumulate!r}; give a whole number from 1 on")
+        if not 0 <= self.save_every_s < float("inf"):
+            raise HrnetppError(f"save_every_s is {self.save_every_s}; give seconds from 0 on")
 
 
 def processes() -> PartialState:
@@ -74,22 +83,19 @@ def leave(status: int) -> NoReturn:
     DistributedDataParallel keeps gloo's threads alive, even after `destroy_process_group`. One that lets go
     of its last tensor while the interpreter shuts down aborts the process, and the launcher would report a
     finished run as failed.
-
-    Args:
-        status: The exit status.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def make_accelerator(run: Run, machine: Machine, folder: Path) -> Accelerator:
-    """Device, precision and processes of one run.
+def make_accelerator(run: Run, options: EngineOptions, folder: Path) -> Accelerator:
+    """Device, precision and processes of one run; writes nothing yet.
 
     Raises:
         HrnetppError: If TensorBoard is asked for and not installed.
     """
-    if machine.tensorboard and not is_tensorboard_available():
+    if options.tensorboard and not is_tensorboard_available():
         raise HrnetppError(
             "tensorboard is not installed; install the extra watch, or do without --tensorboard"
         )
@@ -100,10 +106,9 @@ def make_accelerator(run: Run, machine: Machine, folder: Path) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="bf16" if run.profile.precision == "bf16" else "no",
         cpu=not torch.cuda.is_available(),
-        log_with="tensorboard" if machine.tensorboard else None,
+        log_with="tensorboard" if options.tensorboard else None,
         project_dir=str(folder),
     )
-    accelerator.init_trackers("tensorboard")
     if run.profile.precision == "bf16" and imitates_bf16(accelerator.device):
         accelerator.print(SLOW_BF16)
     return accelerator
@@ -132,139 +137,33 @@ def compile_step(network: torch.nn.Module, batch: Sample, say: Callable[[str], N
     return compiled
 
 
-# The allocator cannot use the last tenth: fragments, convolution workspaces, the display.
-_USABLE = 0.9
-# Weights, their gradients and Adam's two moments.
-_COPIES_OF_WEIGHTS = 4
-_PHRASES = (
-    "can't allocate memory",
-    "not enough memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-
-
-def kept_for_backward(step: torch.nn.Module, batch: Sample) -> int:
-    """Bytes of activations that one forward keeps for its backward.
-
-    Args:
-        step: Raw batch in, loss out.
-        batch: On the step's device.
-    """
-    storages: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = step(batch)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in step.parameters()}
-    del loss
-    return sum(size for address, size in storages.items() if address not in weights)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process could use on a device, beyond what it has in use."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
-    return psutil.virtual_memory().available
-
-
-def fitting_crops(per_crop: int, weights: int, available: int) -> int:
-    """How many crops a step can take at once.
-
-    Args:
-        per_crop: Bytes of activations a crop keeps.
-        weights: Bytes of the network's weights.
-        available: Bytes free before any of it is there.
-    """
-    return max(0, int((_USABLE * available - _COPIES_OF_WEIGHTS * weights) // max(per_crop, 1)))
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; only CUDA's allocator has one of its own for that."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
-    )
-
-
-def bytes_per_crop(
-    step: torch.nn.Module,
-    batch: Sample,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> int:
-    """What one crop more adds to `kept_for_backward`; weights that autocast copies are counted by no crop.
-
-    Args:
-        step: Raw batch in, loss out.
-        batch: At least two crops, on the step's device.
-        autocast: The precision that the step is run in.
-    """
-    with autocast():
-        one, two = (
-            kept_for_backward(step, Sample(*(tensor[:n].clone() for tensor in batch))) for n in (1, 2)
-        )
-    return two - one if len(batch.image) > 1 else one
-
-
-def out_of_memory(
-    step: torch.nn.Module,
-    batch: Sample,
-    available: int,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> HrnetppError:
-    """The message for a step that did not fit; measures what one crop takes.
-
-    Args:
-        step: Raw batch in, loss out.
-        batch: The one that did not fit.
-        available: `free_bytes` before the first step.
-        autocast: The precision that the step was run in.
-    """
-    crops = len(batch.image)
-    step.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    try:
-        per_crop = bytes_per_crop(step, batch, autocast)
-    except (RuntimeError, MemoryError):
-        return HrnetppError(f"memory ran out with {crops} crops at once, and two alone do not fit either")
-    weights = sum(p.numel() * p.element_size() for p in step.parameters())
-    fitting = min(fitting_crops(per_crop, weights, available), crops - 1)
-    parts = -(-crops // max(fitting, 1))
-    return HrnetppError(
-        f"memory ran out with {crops} crops at once ({per_crop / 2**20:.0f} MiB each, "
-        f"{available / 2**30:.1f} GiB were free): about {max(fitting, 1)} would likely fit. Cut each "
-        f"batch into parts (train --accumulate {parts} or more), or use more processes or smaller batches"
-    )
+    """Whether an exception says that memory ran out: by accelerate's test, or in words that it lacks."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
+        return True
+    words = ("not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
 class SigtermNotice:
-    """While entered, SIGTERM does not end the process: it sets `received`, and may raise `Preempted`.
+    """While entered, SIGTERM does not end the process: it is noted, and within `at_once` it raises.
 
     Python delivers signals to the main thread only; elsewhere this does nothing.
-
-    Args:
-        at_once: Whether to raise, too: where nothing can be lost that is not made again.
     """
 
-    def __init__(self, at_once: bool = False) -> None:
-        self.received = False
-        self._at_once = at_once
+    def __init__(self) -> None:
+        self.received = self._raises = False
         self._before = None
 
     def __enter__(self) -> "SigtermNotice":
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
+            outer = getattr(self._before, "__self__", None)
+            if isinstance(outer, SigtermNotice):  # one that came before and was noted only
+                self.received = outer.received
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
@@ -275,74 +174,106 @@ class SigtermNotice:
         Raises:
             Preempted: If SIGTERM came before, or comes now.
         """
-        before, self._at_once = self._at_once, True
         try:
-            if self.received:
-                self._leave()
+            self._raises = True
+            self._leave_if_received()
             yield
+            self._leave_if_received()  # raised within a destructor, where Python drops exceptions
         finally:
-            self._at_once = before
+            self._raises = False
+
+    def stay(self) -> None:
+        """Keep this handler when left: the process ends, and being told so again must not disturb that."""
+        self._before = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        if self._at_once:
-            self._leave()
+        again, self.received = self.received, True
+        # Launchers and schedulers both send it: the second one must not break off what the first one began.
+        if self._raises and not again:
+            self._leave_if_received()
 
-    def _leave(self) -> None:
-        raise Preempted("SIGTERM; what is saved is whole, the same command goes on from it")
+    def _leave_if_received(self) -> None:
+        if self.received:
+            raise Preempted("SIGTERM; what is saved is whole, the same command goes on from it")
 
 
-def launch_command(recipe: Path, root: Path, processes: int) -> list[str]:
-    """The command that trains a recipe.json in several processes on this machine, one per GPU if it has any.
+def _mark(root: Path, run: Run) -> Path:
+    return root / "runs" / run.profile.name / "PREEMPTED"
+
+
+@contextlib.contextmanager
+def preemptible(root: Path, runs: tuple[Run, ...]) -> Iterator[SigtermNotice]:
+    """Around the command that trains: when SIGTERM ended it, runs/<profile>/PREEMPTED names its runs.
+
+    Launchers do not pass our exit status on.
 
     Args:
-        recipe: The file.
         root: Folder of data/ and runs/.
-        processes: How many.
+        runs: Of one profile.
     """
+    mark, is_first = _mark(root, runs[0]), int(os.environ.get("RANK", "0")) == 0
+    if is_first:
+        mark.unlink(missing_ok=True)
+    with SigtermNotice() as notice:
+        try:
+            yield notice
+        except Preempted:
+            notice.stay()
+            with contextlib.suppress(OSError):  # a full disk is no reason to end in another way
+                if is_first:
+                    mark.parent.mkdir(parents=True, exist_ok=True)
+                    mark.write_text("".join(f"{run.name}\n" for run in runs))
+            raise
+
+
+def _launch_command(recipe: Path, root: Path, number: int) -> list[str]:
+    """The command that trains a recipe in several processes on this machine, one per GPU if it has any."""
     # On a machine without GPUs, too: --cpu would start one process, whatever number is asked for.
     device = ["--multi_gpu"]
     # Everything said that the launcher would otherwise guess, and warn about.
     machine = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     machine += ["--main_process_port", "0"]  # any free one: two runs may train on one machine
-    threads = ["--num_cpu_threads_per_process", str(max(1, torch.get_num_threads() // processes))]
+    threads = ["--num_cpu_threads_per_process", str(max(1, torch.get_num_threads() // number))]
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch", *device, "--num_processes", str(processes)),
+        *(sys.executable, "-m", "accelerate.commands.launch", *device, "--num_processes", str(number)),
         *(*machine, *threads, "-m", "hrnetpp_lib"),
         *("train", "--recipe", str(recipe), "--output", str(root)),
     ]
 
 
-def train_in_processes(run: Run, root: Path, processes: int) -> None:
+def train_in_processes(run: Run, root: Path, number: int) -> None:
     """Train a run, or go on with it, and print what it says as it says it.
 
     Args:
         run: The resolved recipe.
         root: Folder of data/ and runs/.
-        processes: How many share each batch.
+        number: Of processes that share each batch.
 
     Raises:
-        HrnetppError: If it fails; with its own error, else with the last lines of its log.
+        HrnetppError: If the number makes no sense, or training fails; with its own error, else with the last
+            lines of its log.
         Preempted: If SIGTERM ended it.
     """
-    recipe = root / "runs" / run.profile.name / run.name / "recipe.json"
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(json.dumps(asdict(run), indent=2))
-    command = launch_command(recipe, root, processes)
-    last, errors, preempted = deque(maxlen=15), [], False
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            for line in process.stdout:
-                last.append(line.rstrip())
-                preempted |= "SIGTERM" in line and "goes on" in line
-                errors += [line.removeprefix("error: ").rstrip()] * line.startswith("error: ")
-                print(line, end="", flush=True)
-        except KeyboardInterrupt:  # stopping a notebook's cell stops the training
-            process.terminate()
-            raise
+    if not isinstance(number, int) or number < 1:
+        raise HrnetppError(f"training in {number!r} processes: give a whole number from 1 on")
+    mark, last, errors = _mark(root, run), deque(maxlen=15), []
+    mark.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "recipe.json", run)
+        command = _launch_command(Path(folder) / "recipe.json", root, number)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        with subprocess.Popen(command, **streams) as process:
+            try:
+                for line in process.stdout:
+                    last.append(line.rstrip())
+                    errors += [line.removeprefix("error: ").rstrip()] * line.startswith("error: ")
+                    print(line, end="", flush=True)
+            except BaseException:  # stopping a notebook's cell stops the training
+                process.terminate()
+                raise
     if process.returncode == 0:
         return
-    if preempted:
+    if mark.is_file() and run.name in mark.read_text().splitlines():
         raise Preempted(f"{run.name}: SIGTERM; run this again to go on")
     reason = errors[0] if errors else "\n".join(last)
-    raise HrnetppError(f"{run.name}: training in {processes} processes failed: {reason}")
+    raise HrnetppError(f"{run.name}: training in {number} processes failed: {reason}")

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_data import RUN, dotted_table
 
-from hrnetpp_lib.data.crops import TrainCrops
+from hrnetpp_lib.data.crops import TrainCrops, usable_workers
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.train.loader import EpochBatches, Loader, number_of_steps, usable_workers
+from hrnetpp_lib.recipe import SMOKE, STAGE2, resolve
+from hrnetpp_lib.train.loader import EpochBatches, Loader, number_of_steps
+
+RUN = resolve(STAGE2, SMOKE)
 
 
 def batches(persons=23, size=6, seed=1, rank=0, processes=1, epoch=0, step=0) -> list[list[int]]:
@@ -56,13 +58,14 @@ def iterate(crops, sampler, workers):
         yield from loader
 
 
-def six_persons(folder):
-    return dotted_table(folder).select(np.zeros(6, int))
+@pytest.fixture
+def six_persons(one_person):
+    return one_person.select(np.zeros(6, int))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_bring_what_the_dataset_gives(tmp_path, workers):
-    crops, sampler = TrainCrops.of_run(six_persons(tmp_path), RUN), EpochBatches(6, 2, seed=3)
+def test_workers_bring_what_the_dataset_gives(six_persons, workers):
+    crops, sampler = TrainCrops.of_run(six_persons, RUN), EpochBatches(6, 2, seed=3)
     sampler.start_at(4, 1)
     found = list(iterate(crops, sampler, workers))
     assert [batch.person.tolist() for batch in found] == list(sampler)
@@ -71,11 +74,10 @@ def test_workers_bring_what_the_dataset_gives(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_corrupt_picture_is_named_in_one_line(tmp_path, workers):
-    table = six_persons(tmp_path)
+def test_a_corrupt_picture_is_named_in_one_line(tmp_path, six_persons, workers):
     (tmp_path / "dots.png").write_bytes(b"torn")
     with pytest.raises(HrnetppError) as caught:
-        list(iterate(TrainCrops.of_run(table, RUN), EpochBatches(6, 2, 0), workers))
+        list(iterate(TrainCrops.of_run(six_persons, RUN), EpochBatches(6, 2, 0), workers))
     assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)
 
 
@@ -88,16 +90,34 @@ class Deadly(TrainCrops):
         return super().__getitem__(index)
 
 
-def test_a_worker_that_dies_is_reported_with_its_person_whatever_the_main_process_does(tmp_path):
+def test_a_worker_that_dies_is_reported_with_its_person_whatever_the_main_process_does(six_persons):
     # torch reports the death from a signal handler. A loader that an earlier test left in a reference cycle,
     # destroyed by the garbage collector at that moment, would swallow the report: destroyed now instead.
     gc.collect()
-    crops = Deadly(six_persons(tmp_path), replace(RUN, seed=2))
+    crops = Deadly.of_run(six_persons, replace(RUN, seed=2))
     loader = Loader(crops, EpochBatches(6, 2, 0), 2, pin_memory=False)
     message = r"worker \d+ died while reading person 4, .*dots.png"
     with pytest.raises(HrnetppError, match=message), loader.explain_deaths():
         for _ in loader:
             time.sleep(0.5)
+
+
+def test_a_scheduler_that_tells_all_processes_costs_no_worker(six_persons):
+    """SIGTERM to a worker that is at work, while the main process waits for it."""
+    batches = iter(Loader(Told.of_run(six_persons, RUN), EpochBatches(6, 2, 0), 2, pin_memory=False))
+    assert next(batches).person.tolist() == next(iter(EpochBatches(6, 2, 0)))
+    for worker in batches._workers:  # while the main process can still end them, or it would never exit
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
+
+
+class Told(TrainCrops):
+    """Tells the process that asks, as a scheduler would."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
 
 
 def test_workers_share_the_cores_with_the_processes_that_train(monkeypatch):

@@ -1,16 +1,30 @@
-"""What the engine asks of the machine: precision per run, TensorBoard, a compiler that may be missing."""
+"""What the engine asks of the machine: precision, compiler, memory, SIGTERM, processes of its own."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
 import hrnetpp_lib.train.machine as module
-from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.recipe import SMOKE, STAGE2, resolve
-from hrnetpp_lib.train.machine import Machine, compile_step, make_accelerator, processes
+from hrnetpp_lib.train.machine import (
+    EngineOptions,
+    SigtermNotice,
+    compile_step,
+    is_out_of_memory,
+    make_accelerator,
+    preemptible,
+    processes,
+    train_in_processes,
+)
+
+RUN = resolve(STAGE2, SMOKE)
 
 
 class Step(torch.nn.Module):
@@ -21,7 +35,23 @@ class Step(torch.nn.Module):
         self.layer, self.norm = torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5)
 
     def forward(self, batch):
-        return self.norm(self.layer(batch.image)).square().mean()
+        return self.norm(self.layer(batch["image"])).square().mean()
+
+
+def send() -> None:
+    """As a scheduler does."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"accumulate": n} for n in (0, -1, 1.5)]
+    + [{"save_every_s": s} for s in (-1, float("nan"), float("inf"))],
+)
+def test_options_that_make_no_sense_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(HrnetppError, match=rf"^{name} is \S+; give .* on$"):
+        EngineOptions(**wrong)
 
 
 def test_alone_this_process_is_the_main_one():
@@ -44,7 +74,7 @@ def test_runs_of_one_process_may_differ_in_precision(tmp_path):
     layer = torch.nn.Linear(3, 5)
     for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
         run = resolve(STAGE2, replace(SMOKE, precision=precision))
-        accelerator = make_accelerator(run, Machine(), tmp_path)
+        accelerator = make_accelerator(run, EngineOptions(tensorboard=True), tmp_path)
         with accelerator.autocast():
             assert layer(torch.ones(2, 3)).dtype == expected
     assert not list(tmp_path.iterdir())
@@ -54,7 +84,7 @@ def test_a_cpu_that_imitates_bf16_is_warned_of(tmp_path, monkeypatch, capsys):
     for capability, slow in (("AVX2", True), ("AVX512", False), ("SVE256", False)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda answer=capability: answer)
         for precision in ("bf16", "fp32"):
-            make_accelerator(resolve(STAGE2, replace(SMOKE, precision=precision)), Machine(), tmp_path)
+            make_accelerator(resolve(STAGE2, replace(SMOKE, precision=precision)), EngineOptions(), tmp_path)
             warned = "imitates it" in capsys.readouterr().out
             assert warned == (slow and precision == "bf16" and not torch.cuda.is_available())
 
@@ -62,7 +92,7 @@ def test_a_cpu_that_imitates_bf16_is_warned_of(tmp_path, monkeypatch, capsys):
 def test_tensorboard_missing_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "is_tensorboard_available", lambda: False)
     with pytest.raises(HrnetppError, match="tensorboard is not installed; install the extra watch"):
-        make_accelerator(resolve(STAGE2, SMOKE), Machine(tensorboard=True), tmp_path)
+        make_accelerator(RUN, EngineOptions(tensorboard=True), tmp_path)
 
 
 def test_where_compiling_fails_training_goes_on_and_the_trial_leaves_no_trace(monkeypatch):
@@ -93,3 +123,115 @@ def test_compiled_steps_compute_the_same():
     compiled = compile_step(step, batch, said.append)
     assert said == [] and compiled is not step
     assert compiled(batch).item() == pytest.approx(step(batch).item(), rel=1e-5)
+
+
+def test_only_memory_errors_are_taken_for_memory_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)  # the allocator's own words on this machine
+    for error in (
+        *(caught.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ):
+        assert is_out_of_memory(error), error
+    for error in (RuntimeError("shapes do not match"), ValueError("not enough memory of it")):
+        assert not is_out_of_memory(error)
+
+
+def test_a_notice_is_noted_and_the_handler_before_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with SigtermNotice() as notice:
+        assert not notice.received
+        send()
+        assert notice.received
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_in_another_thread_it_does_nothing():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with SigtermNotice() as notice:
+            seen.append((notice.received, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+def test_where_nothing_can_be_lost_it_raises_once_what_no_handler_of_bad_input_takes():
+    with SigtermNotice() as notice:
+        with pytest.raises(Preempted, match="the same command goes on") as caught, notice.at_once():
+            try:
+                send()
+            except Exception as error:
+                raise AssertionError from error
+            finally:
+                send()  # launcher and scheduler both do: what is being put in order is not disturbed
+                caught_in_order = True
+        assert caught_in_order and caught.value.code == 75
+        send()  # noted only
+        with pytest.raises(Preempted), notice.at_once():  # one that came before
+            raise AssertionError
+
+
+def test_one_that_python_drops_in_a_destructor_counts_at_the_end(monkeypatch):
+    class Dying:
+        def __del__(self):
+            send()
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with SigtermNotice() as notice, pytest.raises(Preempted), notice.at_once():
+        Dying()
+    assert len(dropped) == 1
+
+
+def test_an_inner_notice_takes_over_and_hands_back():
+    with SigtermNotice() as outer:
+        with SigtermNotice() as inner:
+            send()
+        assert inner.received and not outer.received
+        send()
+        with SigtermNotice() as late:  # noted before it began
+            assert outer.received and late.received
+
+
+def test_a_command_that_was_preempted_leaves_its_mark_and_may_be_told_again(tmp_path, monkeypatch):
+    mark, told = tmp_path / "runs" / "smoke" / "PREEMPTED", []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("who ends on it"))
+    try:
+        for rank, marked in (("1", False), ("0", True)):
+            monkeypatch.setenv("RANK", rank)
+            with pytest.raises(Preempted), preemptible(tmp_path, (RUN,)) as notice, notice.at_once():
+                send()
+            send()
+            assert mark.is_file() == marked and not told
+        assert mark.read_text() == f"{RUN.name}\n"
+        with pytest.raises(HrnetppError), preemptible(tmp_path, (RUN,)):
+            raise HrnetppError("bad input")
+        assert not mark.exists()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5])
+def test_a_number_of_processes_that_makes_no_sense_is_refused(tmp_path, number):
+    with pytest.raises(HrnetppError, match=f"training in {number} processes: give a whole number"):
+        train_in_processes(RUN, tmp_path, number)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("marked", "kind"), [(RUN.name, Preempted), ("another run", HrnetppError)])
+def test_a_failed_launch_is_preemption_where_the_mark_names_the_run(tmp_path, monkeypatch, marked, kind):
+    mark = tmp_path / "runs" / "smoke" / "PREEMPTED"
+    mark.parent.mkdir(parents=True)
+    script = f"import pathlib; pathlib.Path({str(mark)!r}).write_text({marked + chr(10)!r}); print(1 / 0)"
+    monkeypatch.setattr(module, "_launch_command", lambda *_: [sys.executable, "-c", script])
+    with pytest.raises(kind):
+        train_in_processes(RUN, tmp_path, 2)
+    monkeypatch.setattr(module, "_launch_command", lambda *_: [sys.executable, "-c", "print('no' / 1)"])
+    with pytest.raises(HrnetppError, match="(?s)in 2 processes failed: .*TypeError"):  # not the old mark's
+        train_in_processes(RUN, tmp_path, 2)

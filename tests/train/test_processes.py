@@ -9,16 +9,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from engine_run import PROFILE, small_run
 from safetensors.torch import load_file
 
 from hrnetpp_lib.data.layout import prepare_data
-from hrnetpp_lib.train.loop import build_model
+from hrnetpp_lib.errors import HrnetppError, Preempted
+from hrnetpp_lib.model.weights import load_checkpoint
+from hrnetpp_lib.recipe import SMOKE, STAGE2, read_recipe, resolve
+from hrnetpp_lib.train.loop import build_model, checkpoint_path
+from hrnetpp_lib.train.machine import train_in_processes
 
 SCRIPT = Path(__file__).with_name("engine_run.py")
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
@@ -57,7 +64,7 @@ def start(root: Path, *options: str, processes: int = 1, port: int = 0) -> subpr
     """Start a run in a process group of its own."""
     launcher = [*TWO, "--main_process_port", str(port)] if processes == 2 else []
     command = [sys.executable, *launcher, str(SCRIPT), str(root), *options]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env=environment,
@@ -138,7 +145,7 @@ def wait_for_states(root: Path, process: subprocess.Popen, number: int) -> None:
 
 
 def states(root: Path) -> set[str]:
-    return {path.name for path in root.glob("runs/*/states/step_*.pt")}
+    return {path.name for path in root.glob("runs/*/states/step_*.safetensors")}
 
 
 def kill_all(root: Path, process: subprocess.Popen) -> None:
@@ -182,7 +189,7 @@ def test_a_kill_inside_a_save(data, undisturbed, tmp_path, moment):
     assert process.returncode == -signal.SIGKILL
     (states,) = root.glob("runs/*/states")
     assert (states / "state.part").exists() == (moment == "half written")
-    assert len(list(states.glob("step_*.pt"))) == (2 if moment == "half written" else 3)
+    assert len(list(states.glob("step_*.safetensors"))) == (2 if moment == "half written" else 3)
     finish(start(root))
     assert digest(weights(root)) == digest(undisturbed[1]) and not states.exists()
 
@@ -211,6 +218,47 @@ def test_sigterm_to_two_processes_saves_once_and_both_go_on(data, undisturbed, t
     assert digest(weights(root)) == digest(undisturbed[2])
 
 
+def test_the_command_exits_with_75_and_says_so_once(tmp_path):
+    """The signal comes while the data are made, to the process as the shell sees it."""
+    command = [sys.executable, "-m", "hrnetpp_lib", "train", "--profile", "smoke", "--output", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("run ")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, said.count("the same command goes on"), said.count("\n")) == (75, 1, 1)
+    assert (tmp_path / "runs" / "smoke" / "PREEMPTED").is_file()
+    assert not list(tmp_path.glob("data/smoke")) and not list(tmp_path.glob("runs/smoke/*/*"))
+
+
+def test_a_notebook_trains_the_very_recipe_in_two_processes_and_is_told_of_preemption(tmp_path, capfd):
+    run = resolve(STAGE2, replace(SMOKE, synthetic_persons=(16, 8, 4), holdout_persons=2), seed=3)
+    path = checkpoint_path(tmp_path / "runs" / "smoke", run.name)
+    ended = threading.Event()
+
+    def scheduler() -> None:  # tells the launcher and its workers, as soon as a state is saved
+        while not ended.wait(0.005):
+            if list(path.parent.glob("states/step_*")):
+                for process in psutil.Process().children(recursive=True):
+                    process.terminate()
+                return
+
+    thread = threading.Thread(target=scheduler)
+    thread.start()
+    with pytest.raises(Preempted, match="run this again"):
+        train_in_processes(run, tmp_path, 2)
+    ended.set()
+    thread.join()
+    shown = capfd.readouterr().out
+    assert shown.count("goes on after it") + shown.count("goes on from it") == 1 and "seed         3" in shown
+    train_in_processes(run, tmp_path, 2)
+    assert load_checkpoint(path)[1].run == run.name and read_recipe(path.with_name("recipe.json")) == run
+    metrics = json.loads(path.with_name("metrics.jsonl").read_text())
+    assert metrics["processes"] == 2 and metrics["metric"] == "COCO AP"
+    with pytest.raises(HrnetppError, match="cannot be divided into 3 equal parts"):
+        train_in_processes(replace(run, seed=4), tmp_path, 3)
+    assert len(list(tmp_path.glob("runs/smoke/*/recipe.json"))) == 1  # written under the lock, not before
+
+
 def test_a_second_training_of_a_run_is_kept_out(data, tmp_path):
     root = new_root(data, tmp_path / "twice")
     first = start(root)
@@ -229,7 +277,7 @@ def test_the_slurm_script_requeues_what_was_preempted_and_nothing_else(tmp_path)
     for name, body in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    script = SCRIPT.parents[1] / "examples" / "train.sbatch"
+    script = SCRIPT.parents[2] / "examples" / "train.sbatch"
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
     slurm |= {"SLURM_CPUS_PER_TASK": "32", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 

@@ -18,7 +18,7 @@ from hrnetpp_lib.errors import Preempted
 from hrnetpp_lib.recipe import SMOKE, STAGE2, Run, resolve
 from hrnetpp_lib.train import resume
 from hrnetpp_lib.train.loop import train_stage
-from hrnetpp_lib.train.machine import Machine, leave, processes
+from hrnetpp_lib.train.machine import EngineOptions, leave, processes
 
 PROFILE = replace(SMOKE, synthetic_persons=(36, 8, 4), holdout_persons=2, eval_every=2)
 
@@ -30,10 +30,10 @@ def small_run() -> Run:
 
 def die_in_save(moment: str) -> None:
     """Arrange for SIGKILL in the midst of the fifth save."""
-    calls, save, replace_durably = itertools.count(1), torch.save, resume.replace_durably
+    calls, save, replace_durably = itertools.count(1), resume.save_file, resume.replace_durably
 
-    def half(content: dict, path: Path) -> None:
-        save(content, path)
+    def half(tensors: dict, path: Path, header: dict) -> None:
+        save(tensors, path, header)
         if next(calls) == 5:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -44,7 +44,7 @@ def die_in_save(moment: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if moment == "half written":
-        torch.save = half
+        resume.save_file = half
     else:
         resume.replace_durably = before_pruning
 
@@ -69,8 +69,8 @@ def main() -> None:
     with processes().main_process_first():
         paths = prepare_data(PROFILE, options.root / "data")
         data = load_coco(PROFILE, paths)
-    machine = Machine(options.accumulate, save_every_s=options.save_every)
-    train_stage(small_run(), data, options.root / "runs", paths.root, machine)
+    engine = EngineOptions(options.accumulate, save_every_s=options.save_every)
+    train_stage(small_run(), data, options.root / "runs", paths.root, engine)
     processes().destroy_process_group()
 
 
