@@ -59,8 +59,9 @@ class Predictions:
             reason = str(error)[:200] or type(error).__name__
             raise HrnetppError(f"{path}: no predictions can be read from it ({reason}); {remedy}") from error
         good = keypoints.ndim == 3 and keypoints.shape == (*scores.shape, 2) and input_hw.shape == (2,)
-        good = good and keypoints.dtype.kind == scores.dtype.kind == "f" and input_hw.dtype.kind == "i"
-        if damaged or not good or not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
+        good &= keypoints.dtype.kind == scores.dtype.kind == "f" and input_hw.dtype.kind == "i"
+        good = good and np.isfinite(keypoints).all() and np.isfinite(scores).all() and (input_hw > 0).all()
+        if damaged or not good:
             raise HrnetppError(f"{path}: holds other arrays than poses, or a number is not finite; {remedy}")
         return cls(keypoints, scores, tuple(input_hw.tolist()))
 

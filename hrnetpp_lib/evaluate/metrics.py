@@ -193,12 +193,12 @@ def match_coco(truth: CocoTruth, poses: ScoredPoses) -> COCOeval | None:
         "area": truth.areas.tolist(),
         "iscrowd": truth.crowd.astype(int).tolist(),
         "num_keypoints": truth.num_keypoints.tolist(),
-        "keypoints": list(truth.keypoints.reshape(len(truth), -1)),
+        "keypoints": [pose.ravel() for pose in truth.keypoints],
     }
     triples = np.concatenate([poses.keypoints, poses.keypoint_scores[:, :, None]], axis=2)
     found = {
         "image_id": poses.image_ids.tolist(),
-        "keypoints": list(triples.reshape(len(poses), -1)),
+        "keypoints": [pose.ravel() for pose in triples],
         "score": poses.scores.tolist(),
     }
     document = {
