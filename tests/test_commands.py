@@ -8,15 +8,12 @@ import sys
 import time
 from dataclasses import asdict
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
 import hrnetpp_lib
 from hrnetpp_lib import __main__ as commands
 from hrnetpp_lib.__main__ import main
-from hrnetpp_lib.data.synthetic import render_scene
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
@@ -47,14 +44,6 @@ def tiny_checkpoint(path, skeleton=COCO17):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory):
-    path = tmp_path_factory.mktemp("photograph") / "people.png"
-    image, _ = render_scene(np.random.default_rng(5))
-    cv2.imwrite(str(path), image[:, :, ::-1])
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,11 @@ class Predictions:
         check_file(path, remedy)
         try:
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # numpy alone would not look at all checksums
+                # As `save` writes them, so that nothing unpacks to more than the file holds.
+                if len(archive.infolist()) != 3 or any(part.compress_type for part in archive.infolist()):
+                    raise ValueError("it has other parts than poses have")
+                if archive.testzip():  # numpy alone would not look at all checksums
+                    raise ValueError("a checksum is wrong")
             with np.load(path) as arrays:
                 keypoints, scores, input_hw = (arrays[field.name] for field in fields(cls))
         except Exception as error:  # a damaged file can raise nearly anything
@@ -61,7 +65,7 @@ class Predictions:
         good = keypoints.ndim == 3 and keypoints.shape == (*scores.shape, 2) and input_hw.shape == (2,)
         good &= keypoints.dtype.kind == scores.dtype.kind == "f" and input_hw.dtype.kind == "i"
         good = good and np.isfinite(keypoints).all() and np.isfinite(scores).all() and (input_hw > 0).all()
-        if damaged or not good:
+        if not good:
             raise HrnetppError(f"{path}: holds other arrays than poses, or a number is not finite; {remedy}")
         return cls(keypoints, scores, tuple(input_hw.tolist()))
 

@@ -148,6 +148,10 @@ def test_torn_flipped_foreign_and_missing_files_are_no_predictions(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(HrnetppError, match="delete it to predict anew"):
             Predictions.load(path)
+    zeros = {"keypoints": np.zeros((10**5, 17, 2)), "scores": np.zeros((10**5, 17)), "input_hw": np.array(HW)}
+    np.savez_compressed(path, **zeros)  # 40 MB in 40 KB
+    with pytest.raises(HrnetppError, match="other parts"):
+        Predictions.load(path)
 
 
 def test_an_unknown_decoder_is_refused():
