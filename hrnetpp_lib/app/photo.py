@@ -90,7 +90,9 @@ def predict(
         boxes_xywh: (N, 4) persons in image px; by default one box, the whole image.
         detector: Name of a detector of the transformers library that finds the persons instead.
         flip: Whether to average with the mirrored crop.
-        output_dir: Where to write `<image>_poses.json` and `.png`, see `write_prediction`; None for nowhere.
+        output_dir: Gets `<image>_poses.json`, a COCO result list, and `.png`; None for nothing. Persons are
+            category 1 if they have COCO's keypoints, 1014 with AI Challenger's 14; `image_id` says which
+            image; the score is `metrics.rescore`'s; box, its score and the file's name are kept beside.
 
     Returns:
         (N, K, 3) as (x, y, score) in image px.
@@ -121,7 +123,7 @@ def predict(
         f"boxes {origin}"
     )
     if output_dir is not None:
-        paths = write_prediction(Path(image), poses, boxes, box_scores, card.skeleton, Path(output_dir))
+        paths = _write(Path(image), poses, boxes, box_scores, card.skeleton, Path(output_dir))
         print(f"written: {paths[0]} (category {_CATEGORY_IDS[card.skeleton.name]}), {paths[1]}")
     return poses
 
@@ -136,7 +138,7 @@ def image_id(path: Path) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(path.name)).digest()[:6], "big")
 
 
-def write_prediction(
+def _write(
     image_path: Path,
     poses: np.ndarray,
     boxes_xywh: np.ndarray,
@@ -144,22 +146,7 @@ def write_prediction(
     skeleton: Skeleton,
     output: Path,
 ) -> tuple[Path, Path]:
-    """Write `<output>/<image>_poses.json`, a COCO result list, and `.png`, the poses drawn.
-
-    Persons are category 1 if they have COCO's keypoints, 1014 with AI Challenger's 14. Scores follow
-    `metrics.rescore`. File name, box, its score and the keypoints' set are kept beside.
-
-    Args:
-        image_path: The photograph; see `image_id`.
-        poses: (N, K, 3) image px and scores.
-        boxes_xywh: (N, 4) image px.
-        box_scores: (N,).
-        skeleton: Of the poses.
-        output: Folder for both files.
-
-    Returns:
-        The two paths.
-    """
+    """Write the poses' json and picture, and return their paths."""
     scores = rescore(poses[:, :, 2], box_scores)
     results = [
         {

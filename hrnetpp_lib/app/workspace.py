@@ -86,12 +86,7 @@ class Workspace:
         if not found:
             raise HrnetppError(
                 f"{self.runs}: no finished run to explore. Train the networks: python -m hrnetpp_lib train "
-                f"--profile {self.profile.name}"
-                + (
-                    ""
-                    if self.profile.name == "smoke"
-                    else " (smoke takes seconds; then profile = 'smoke' above)"
-                )
+                f"--profile {self.profile.name} (smoke takes seconds; then profile = 'smoke' above)"
             )
         return found
 

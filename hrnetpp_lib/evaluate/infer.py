@@ -238,7 +238,7 @@ def predict(
         raise HrnetppError(f"bboxes_xywh must be (N, 4), got {boxes.shape}")
     height, width = image.shape[:2]
     fits = (np.abs(boxes) < 1e6).all(axis=1) & (boxes[:, 2:] > 1e-3).all(axis=1)  # false for NaN, too
-    fits &= (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
+    fits &= (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, :2] > -boxes[:, 2:]).all(axis=1)
     if not fits.all():
         box = boxes[~fits][0].tolist()
         raise HrnetppError(

@@ -233,11 +233,8 @@ def _match(truth: dict, found: list[dict], kind: str) -> COCOeval | None:
 
 def coco_metrics(matches: COCOeval | None) -> dict[str, float]:
     """The ten COCO metrics of matches by their names, in [0, 1]; see `coco_ap`."""
-    return (
-        dict(zip(COCO_METRICS, _summarise(matches), strict=True))
-        if matches
-        else dict.fromkeys(COCO_METRICS, 0.0)
-    )
+    values = _summarise(matches) if matches else [0.0] * len(COCO_METRICS)
+    return dict(zip(COCO_METRICS, values, strict=True))
 
 
 def _summarise(matches: COCOeval) -> list[float]:
@@ -263,11 +260,10 @@ def ai_challenger_metrics(
         persons += max(len(truth), len(found))
         for pose, area in zip(truth, areas, strict=True):
             visible = pose[:, 2] == 2
-            comparable = visible.any() and len(found)
-            similarity = (
-                oks(found[:, visible], pose[visible], area + 1, sigmas[visible]) if comparable else 0.0
-            )
-            best.append(np.max(similarity))
+            similarity = 0.0
+            if visible.any() and len(found):
+                similarity = oks(found[:, visible], pose[visible], area + 1, sigmas[visible]).max()
+            best.append(similarity)
     precision = (np.array(best)[:, None] > np.linspace(0.5, 0.95, 10)).sum(axis=0) / max(persons, 1)
     return {"AP": float(precision.mean()), "AP50": float(precision[0]), "AP75": float(precision[5])}
 
@@ -286,9 +282,12 @@ class _Identified(Struct):
     id: Id
 
 
-class _TrueBox(Struct):
+class _Person(Struct):
     image_id: Id
     category_id: Id
+
+
+class _TrueBox(_Person):
     bbox: Box
     area: Size
     iscrowd: int | bool
@@ -305,16 +304,12 @@ class _Coco(Struct, Generic[Person]):
     categories: list[_Identified]
 
 
-class _FoundBox(Struct):
-    image_id: Id
-    category_id: Id
+class _FoundBox(_Person):
     score: Number
     bbox: Box
 
 
-class _FoundPose(Struct):
-    image_id: Id
-    category_id: Id
+class _FoundPose(_Person):
     score: Number
     keypoints: Keypoints17
 

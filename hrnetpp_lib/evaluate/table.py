@@ -11,10 +11,11 @@ from pathlib import Path
 from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import Predictions, average
+from hrnetpp_lib.evaluate.metrics import COCO_METRICS
 from hrnetpp_lib.evaluate.score import Claim, Draws, resample
 from hrnetpp_lib.files import whole_file, write_json
 
-METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR")
+METRICS = COCO_METRICS[:6]
 
 # The report's Table 1: COCO val2017, 384x288, boxes of person AP 59.6, in percent.
 PAPER_TABLE_1 = {
