@@ -109,14 +109,8 @@ def predict(
     checkpoint = Path(checkpoint) if checkpoint else newest_checkpoint(project_root())
     model, card = load_checkpoint(checkpoint)
     device = pick_device()
-    if detector:
-        boxes, box_scores = TransformersDetector(detector, device=str(device)).detect(pixels)
-    else:
-        whole = [[0, 0, pixels.shape[1], pixels.shape[0]]]
-        boxes = np.asarray(whole if boxes_xywh is None else boxes_xywh, np.float64)
-        box_scores = np.ones(len(boxes))
+    boxes, box_scores, origin = _persons(pixels, boxes_xywh, detector, str(device))
     poses = predict_poses(model.to(device), pixels, boxes, flip=flip, card=card)
-    origin = f"by {detector}" if detector else "the whole image" if boxes_xywh is None else "as given"
     drawn = f"{(poses[:, :, 2] > _DRAWN_ABOVE).sum()} of {poses[:, :, 2].size} keypoints above {_DRAWN_ABOVE}"
     print(
         f"{len(poses)} poses, {drawn}, by {checkpoint} ({card.run}, {card.decoder}, {card.skeleton.name}), "
@@ -126,6 +120,17 @@ def predict(
         paths = _write(Path(image), poses, boxes, box_scores, card.skeleton, Path(output_dir))
         print(f"written: {paths[0]} (category {_CATEGORY_IDS[card.skeleton.name]}), {paths[1]}")
     return poses
+
+
+def _persons(
+    pixels: np.ndarray, boxes_xywh: np.ndarray | None, detector: str | None, device: str
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Boxes (N, 4) and their scores (N,), and where they come from, in words."""
+    if detector:
+        return *TransformersDetector(detector, device=device).detect(pixels), f"by {detector}"
+    whole = [[0, 0, pixels.shape[1], pixels.shape[0]]]
+    boxes = np.asarray(whole if boxes_xywh is None else boxes_xywh, np.float64)
+    return boxes, np.ones(len(boxes)), "the whole image" if boxes_xywh is None else "as given"
 
 
 def image_id(path: Path) -> int:

@@ -167,7 +167,7 @@ def predict_boxes(
         N poses in the table's order.
 
     Raises:
-        HrnetppError: If a picture cannot be read, or a loader process dies.
+        HrnetppError: If an image cannot be read, or a loader process dies.
 
     Reference: HRNet++ report, testing.
     """

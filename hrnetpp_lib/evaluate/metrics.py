@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -290,11 +290,11 @@ class _Person(Struct):
 class _TrueBox(_Person):
     bbox: Box
     area: Size
-    iscrowd: int | bool
+    iscrowd: Literal[0, 1] | bool
 
 
 class _TruePose(_TrueBox):
-    num_keypoints: int
+    num_keypoints: Annotated[int, Meta(ge=0, le=17)]
     keypoints: Keypoints17
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hrnetpp_lib.data.annotations import read_coco_detections
 from hrnetpp_lib.data.persons import PersonTable
-from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.evaluate.infer import (
     TTA_VIEWS,
     Predictions,
@@ -152,6 +152,17 @@ def test_torn_flipped_foreign_and_missing_files_are_no_predictions(tmp_path):
     np.savez_compressed(path, **zeros)  # 40 MB in 40 KB
     with pytest.raises(HrnetppError, match="other parts"):
         Predictions.load(path)
+
+
+def test_being_asked_to_end_is_no_damaged_file(tmp_path, monkeypatch):
+    Predictions(np.zeros((3, 17, 2)), np.zeros((3, 17)), HW).save(tmp_path / "p.npz")
+
+    def interrupted(path):
+        raise Preempted("SIGTERM")
+
+    monkeypatch.setattr(np, "load", interrupted)
+    with pytest.raises(Preempted):
+        Predictions.load(tmp_path / "p.npz")
 
 
 def test_an_unknown_decoder_is_refused():

@@ -269,6 +269,8 @@ def test_bad_results_are_refused(change, message):
         ({"bbox": [0, 0, -5, 5]}, "annotation 0.*negative size"),
         ({"bbox": [0, 0, 5]}, r"annotations\[0\].bbox"),
         ({"image_id": 10}, "annotation 0: its image is not among"),
+        ({"num_keypoints": -1}, r"annotations\[0\].num_keypoints"),
+        ({"iscrowd": 2}, r"annotations\[0\].iscrowd"),
         ({"iscrowd": "no"}, r"annotations\[0\].iscrowd"),
         ({"num_keypoints": 1.5}, r"annotations\[0\].num_keypoints"),
     ],
