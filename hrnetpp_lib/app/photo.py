@@ -10,7 +10,7 @@ import torch
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.draw import render_images, save
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.infer import pick_device
+from hrnetpp_lib.evaluate.infer import as_boxes, pick_device
 from hrnetpp_lib.evaluate.infer import predict as predict_poses
 from hrnetpp_lib.evaluate.metrics import rescore
 from hrnetpp_lib.files import project_root, write_json
@@ -129,7 +129,7 @@ def _persons(
     if detector:
         return *TransformersDetector(detector, device=device).detect(pixels), f"by {detector}"
     whole = [[0, 0, pixels.shape[1], pixels.shape[0]]]
-    boxes = np.asarray(whole if boxes_xywh is None else boxes_xywh, np.float64)
+    boxes = as_boxes(whole if boxes_xywh is None else boxes_xywh)
     return boxes, np.ones(len(boxes)), "the whole image" if boxes_xywh is None else "as given"
 
 

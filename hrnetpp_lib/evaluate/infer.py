@@ -205,6 +205,21 @@ def average(predictions: list[Predictions]) -> Predictions:
     return Predictions(keypoints, np.mean([p.scores for p in predictions], axis=0), predictions[0].input_hw)
 
 
+def as_boxes(bboxes_xywh: np.ndarray) -> np.ndarray:
+    """Boxes as (N, 4) float64.
+
+    Raises:
+        HrnetppError: If they are of another shape or no numbers.
+    """
+    try:
+        boxes = np.asarray(bboxes_xywh, np.float64)
+    except (TypeError, ValueError) as error:
+        raise HrnetppError(f"bboxes_xywh: {error}; give (N, 4) numbers") from None
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise HrnetppError(f"bboxes_xywh must be (N, 4), got {boxes.shape}")
+    return boxes
+
+
 def predict(
     model: torch.nn.Module,
     image: np.ndarray,
@@ -231,11 +246,9 @@ def predict(
             the image.
     """
     card = card or ModelCard()
-    boxes = np.asarray(bboxes_xywh, np.float64)
+    boxes = as_boxes(bboxes_xywh)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise HrnetppError(f"image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}")
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise HrnetppError(f"bboxes_xywh must be (N, 4), got {boxes.shape}")
     height, width = image.shape[:2]
     fits = (np.abs(boxes) < 1e6).all(axis=1) & (boxes[:, 2:] > 1e-3).all(axis=1)  # false for NaN, too
     fits &= (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, :2] > -boxes[:, 2:]).all(axis=1)

@@ -177,6 +177,9 @@ def test_no_box_gives_no_pose_and_bad_input_is_refused():
         predict(BrightnessNetwork(), image.astype(np.float32), BOX, card=CARD)
     with pytest.raises(HrnetppError, match=r"\(N, 4\)"):
         predict(BrightnessNetwork(), image, BOX[0], card=CARD)
+    for no_boxes in ("1,2,3,4", [[1, 2, 3, 4], [5]], [[None] * 4, [{}] * 4], 7):
+        with pytest.raises(HrnetppError, match=r"\(N, 4\)"):
+            predict(BrightnessNetwork(), image, no_boxes, card=CARD)
     for box in ([-30, 5, 20, 40], [0, 0, 0, 9], [5, 5, 9, -3], [np.nan, 1, 2, 3], [0, 0, np.inf, 9]):
         boxes = np.array([[9, 9, 60, 80], box], float)
         with pytest.raises(HrnetppError, match=r"box \[.*has no area in the image of 320x240 px"):
