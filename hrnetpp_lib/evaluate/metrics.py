@@ -416,11 +416,12 @@ def _load_humans(source: str | Path | list, kind: type, what: str) -> dict[str, 
 def _load_truth(source: str | Path | dict, kind: type) -> dict:
     """COCO annotations with all that pycocotools asks for."""
     truth = _load(source, _Coco[kind], "ground truth")
-    known = {image["id"] for image in truth["images"]}
+    images, categories = ({record["id"] for record in truth[part]} for part in ("images", "categories"))
     for number, person in enumerate(truth["annotations"]):
-        if person["image_id"] not in known or min(person["bbox"][2:]) < 0:
-            wrong = f"annotation {number}: its image is not among the images, or its box has a negative size"
-            raise HrnetppError(f"{wrong}; mend it")
+        listed = person["image_id"] in images and person["category_id"] in categories
+        if not listed or min(person["bbox"][2:]) < 0:
+            wrong = "its image or category is not listed, or its box has a negative size"
+            raise HrnetppError(f"annotation {number}: {wrong}; mend it")
     return truth
 
 
