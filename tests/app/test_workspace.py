@@ -79,12 +79,19 @@ def test_a_run_that_is_not_finished_is_named(tmp_path):
             use(run)
 
 
+def write_epochs(folder: Path, *numbers: tuple[int, float]) -> None:
+    """metrics.jsonl with the step and the seconds of each epoch."""
+    rest = {"loss": 0.5, "lr": 0.1, "samples_per_s": 9.0, "bad_images": 0, "processes": 1, "accumulate": 1}
+    epochs = [{"epoch": n, "step": step, "seconds": s} | rest for n, (step, s) in enumerate(numbers, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)) + "\n")
+
+
 def finish(ws: Workspace, run: Run) -> Path:
     """A run's folder as training leaves it, with random weights; its checkpoint."""
     path = checkpoint_path(ws.runs, run.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(build_model(run, 17), ModelCard.of_run(run, COCO17), path)
-    (path.parent / "metrics.jsonl").write_text('{"epoch": 1, "step": 3, "seconds": 0.25}\n')
+    write_epochs(path.parent, (3, 0.25))
     return path
 
 
@@ -146,8 +153,7 @@ def test_a_run_is_described_by_all_of_its_epochs(tmp_path):
     ws = workspace("smoke", tmp_path)
     run = three_stages(ws.profile)[1]
     (ws.runs / run.name).mkdir(parents=True)
-    epochs = [{"epoch": 1, "step": 3, "seconds": 0.015}, {"epoch": 2, "step": 6, "seconds": 0.005}]
-    (ws.runs / run.name / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)) + "\n")
+    write_epochs(ws.runs / run.name, (3, 0.015), (6, 0.005))
     described = ws.describe_run(run)
     assert described["crops"] == 6 * ws.profile.batch_size
     assert described["train_seconds"] == pytest.approx(0.02)  # not 0: notebook 8 divides by it
