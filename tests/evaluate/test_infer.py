@@ -141,9 +141,9 @@ def test_torn_flipped_foreign_and_missing_files_are_no_predictions(tmp_path):
     path = tmp_path / "p.npz"
     with pytest.raises(HrnetppError, match=r"p\.npz.*no such file"):
         Predictions.load(path)
-    Predictions(np.random.rand(3, 17, 2), np.random.rand(3, 17), HW).save(path)
+    Predictions(np.random.rand(99, 17, 2), np.random.rand(99, 17), HW).save(path)
     content = path.read_bytes()
-    fewer = content.replace(b"(3, 17", b"(1, 17")  # arrays of one person, which numpy alone would take
+    fewer = content.replace(b"(99, 17", b"( 1, 17")  # arrays of one person, which numpy alone would take
     for damaged in (content[:500], b"", b"[1]", fewer):
         path.write_bytes(damaged)
         with pytest.raises(HrnetppError, match="delete it to predict anew"):
