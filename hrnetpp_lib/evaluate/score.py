@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.data.layout import Metric, StageData
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, Predictions, predict_boxes
+from hrnetpp_lib.evaluate.infer import Predictions
 from hrnetpp_lib.evaluate.metrics import (
     ScoredPoses,
     ai_challenger_metrics,
@@ -21,35 +19,7 @@ from hrnetpp_lib.evaluate.metrics import (
     match_coco,
     rescore_and_suppress,
 )
-from hrnetpp_lib.model.hrnet import HRNet
-from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import bbox_to_center_scale
-from hrnetpp_lib.train.loader import usable_workers
-
-
-def validate(
-    model: HRNet, card: ModelCard, data: StageData, accelerator: Accelerator, workers: int = 0
-) -> dict[str, object]:
-    """Predict on val's boxes with the flip test, every process on its share, and score the result.
-
-    Returns:
-        On the main process metric, value (0..1) and boxes, ready to be logged; on others nothing.
-    """
-    rows = np.arange(accelerator.process_index, len(data.val), accelerator.num_processes)
-    mine = predict_boxes(
-        model, card, data.val.select(rows), views=SINGLE_VIEW, workers=usable_workers(workers)
-    )
-    # A list in, the concatenated lists of all processes out; nobody's rows are padded.
-    shares = gather_object([(rows, mine)])
-    if not accelerator.is_main_process:
-        return {}
-    order = np.argsort(np.concatenate([rows for rows, _ in shares]))
-    predictions = Predictions(
-        np.concatenate([share.keypoints for _, share in shares])[order],
-        np.concatenate([share.scores for _, share in shares])[order],
-        card.input_hw,
-    )
-    return {"metric": data.metric.value, "value": score(predictions, data)["AP"], "boxes": data.boxes}
 
 
 def score(predictions: Predictions, data: StageData) -> dict[str, float]:
