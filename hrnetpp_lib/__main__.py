@@ -210,7 +210,9 @@ def _add_profile(sub: argparse.ArgumentParser) -> None:
 
 def _add_photograph(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("image", type=Path)
-    sub.add_argument("--checkpoint", type=Path, help="a model.safetensors; default: the newest of stage 3")
+    sub.add_argument(
+        "--checkpoint", type=Path, help="a model.safetensors; default: the newest HRNet++ of stage 3"
+    )
     sub.add_argument(
         "--boxes",
         metavar='"x,y,w,h ..."',
@@ -219,7 +221,7 @@ def _add_photograph(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--detector", metavar="MODEL", help="find persons by a transformers model (extra detect)"
     )
-    sub.add_argument("--output-dir", type=Path, default=Path("."), help="gets the json and the png")
+    sub.add_argument("--output-dir", type=Path, help="gets json and picture; default: nothing is written")
 
 
 def _add_architecture(sub: argparse.ArgumentParser) -> None:

@@ -2,25 +2,18 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
 import hrnetpp_lib
 from hrnetpp_lib import __main__ as commands
 from hrnetpp_lib.__main__ import main
-from hrnetpp_lib.app.photo import newest_checkpoint, parse_boxes, predict
-from hrnetpp_lib.data.images import read_image
-from hrnetpp_lib.data.synthetic import render_scene
-from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
@@ -51,14 +44,6 @@ def tiny_checkpoint(path, skeleton=COCO17):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory):
-    path = tmp_path_factory.mktemp("photograph") / "people.png"
-    image, _ = render_scene(np.random.default_rng(5))
-    cv2.imwrite(str(path), image[:, :, ::-1])
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -107,43 +92,6 @@ def test_unknown_notebook_and_parameter(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_predict_refuses_a_missing_or_broken_image(capsys, tmp_path, checkpoint):
-    missing = tmp_path / "nobody.jpg"
-    assert f"{missing}: there is no such image" in refused(
-        capsys, "predict", missing, "--checkpoint", checkpoint
-    )
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8 half")
-    assert str(broken) in refused(capsys, "predict", broken, "--checkpoint", checkpoint)
-
-
-def test_predict_refuses_a_missing_broken_or_foreign_checkpoint(capsys, tmp_path, photograph):
-    missing = tmp_path / "model.safetensors"
-    assert str(missing) in refused(capsys, "predict", photograph, "--checkpoint", missing)
-    missing.write_bytes(b"no weights at all")
-    assert str(missing) in refused(capsys, "predict", photograph, "--checkpoint", missing)
-    assert str(photograph) in refused(capsys, "predict", photograph, "--checkpoint", photograph)
-    pth = tmp_path / "model.pth"
-    torch.save({"conv1.weight": torch.zeros(3)}, pth)
-    assert str(pth) in refused(capsys, "predict", photograph, "--checkpoint", pth)
-
-
-@pytest.mark.parametrize("boxes", ["1,2,3", "a,b,c,d", "1,2,3,4,5", " ", "1;2;3;4"])
-def test_predict_refuses_boxes_that_are_none(capsys, tmp_path, checkpoint, photograph, boxes):
-    message = refused(
-        capsys, "predict", photograph, "--checkpoint", checkpoint, "--boxes", boxes, "--output-dir", tmp_path
-    )
-    assert "write x,y,w,h" in message
-
-
-@pytest.mark.parametrize("box", ["10,10,0,20", "10,10,20,-5", "nan,1,2,3"])
-def test_predict_refuses_a_box_without_area(capsys, tmp_path, checkpoint, photograph, box):
-    refused(
-        capsys, "predict", photograph, "--checkpoint", checkpoint, "--boxes", box, "--output-dir", tmp_path
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_evaluate_refuses_a_checkpoint_of_other_keypoints(capsys, tmp_path, smoke_root):
     path = tiny_checkpoint(tmp_path / "stage1.safetensors", AIC14)
     message = refused(capsys, "evaluate", "--profile", "smoke", "--output", smoke_root, "--checkpoint", path)
@@ -175,94 +123,6 @@ def test_a_file_in_the_place_of_a_folder_is_named(capsys, tmp_path):
     assert str(tmp_path / "file") in refused(
         capsys, "check-data", "--profile", "smoke", "--output", tmp_path / "file"
     )
-
-
-# ------------------------------------------------------------------------------------------ predict
-
-
-def test_predict_writes_coco_json_and_a_picture(capsys, tmp_path, checkpoint, photograph):
-    boxes = "10,20,100,150 60.5,40,80,90"
-    arguments = ["predict", str(photograph), "--checkpoint", str(checkpoint), "--boxes", boxes]
-    assert main([*arguments, "--output-dir", str(tmp_path / "new")]) == 0
-    printed = capsys.readouterr().out
-    assert (
-        re.search(r"2 poses, \d+ of 34 keypoints above 0.2, by", printed)
-        and "tiny-coco17" in printed
-        and "boxes as given" in printed
-    )
-    results = json.loads((tmp_path / "new/people_poses.json").read_text())
-    assert [result["bbox"] for result in results] == [[10, 20, 100, 150], [60.5, 40, 80, 90]]
-    for result in results:
-        assert result["image_id"] == "people" and result["category_id"] == 1
-        keypoints = np.array(result["keypoints"]).reshape(17, 3)
-        assert result["score"] == pytest.approx(keypoints[:, 2].mean(), abs=1e-3)
-    drawn = read_image(tmp_path / "new/people_poses.png")
-    assert drawn.shape[1] == 1040
-
-
-def test_predict_takes_the_whole_image_by_default(capsys, tmp_path, checkpoint, photograph):
-    assert (
-        main(["predict", str(photograph), "--checkpoint", str(checkpoint), "--output-dir", str(tmp_path)])
-        == 0
-    )
-    assert "boxes the whole image" in capsys.readouterr().out
-    height, width = read_image(photograph).shape[:2]
-    assert json.loads((tmp_path / "people_poses.json").read_text())[0]["bbox"] == [0, 0, width, height]
-
-
-def test_predict_takes_the_boxes_of_a_detector(capsys, tmp_path, checkpoint, photograph, monkeypatch):
-    class Detector:
-        def __init__(self, model):
-            assert model == "some/model"
-
-        def detect(self, image):
-            return np.array([[10.0, 20.0, 60.0, 90.0], [100.0, 20.0, 50.0, 80.0]]), np.array([0.9, 0.5])
-
-    monkeypatch.setattr("hrnetpp_lib.app.photo.TransformersDetector", Detector)
-    arguments = ["predict", str(photograph), "--checkpoint", str(checkpoint), "--detector", "some/model"]
-    assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
-    assert "2 poses" in (printed := capsys.readouterr().out) and "boxes by some/model" in printed
-    found = json.loads((tmp_path / f"{photograph.stem}_poses.json").read_text())
-    assert [pose["bbox"] for pose in found] == [[10, 20, 60, 90], [100, 20, 50, 80]]
-    assert main([*arguments, "--boxes", "1,2,3,4"]) == 2
-    assert "not both" in capsys.readouterr().err
-
-
-def test_predict_in_one_line(checkpoint, photograph, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    poses = hrnetpp_lib.predict(photograph, checkpoint)
-    assert poses.shape == (1, 17, 3)
-    written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"people_poses.json", "people_poses.png"}
-    assert str(checkpoint) in (said := capsys.readouterr().out) and "boxes the whole image" in said
-    np.testing.assert_array_equal(poses, predict(read_image(photograph), str(checkpoint)))
-    height, width = read_image(photograph).shape[:2]
-    boxes = np.array([[0.0, 0, width, height], [5, 5, 50, 60], [20, 9, 70, 80]])
-    three = predict(str(photograph), checkpoint, boxes)
-    assert three.shape == (3, 17, 3)
-    np.testing.assert_allclose(three[0], poses[0], atol=1e-4)
-    assert not np.allclose(predict(photograph, checkpoint, flip=False), poses)
-
-
-def test_predict_takes_the_regression_network_finished_last(checkpoint, photograph, tmp_path, monkeypatch):
-    monkeypatch.setattr("hrnetpp_lib.app.photo._PROJECT_ROOT", tmp_path / "nowhere")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(HrnetppError, match="train --profile mini"):
-        predict(photograph)
-    for age, run in enumerate(("mini/stage3_new", "smoke/stage3_old", "mini/stage2_newest")):
-        path = tmp_path / "runs" / run / "model.safetensors"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(checkpoint.read_bytes())
-        os.utime(path, (100 - age, 100 - age) if "stage3" in run else None)
-    assert newest_checkpoint((tmp_path,)) == tmp_path / "runs/mini/stage3_new/model.safetensors"
-    assert predict(photograph, output_dir=None).shape == (1, 17, 3)
-
-
-def test_boxes_are_parsed():
-    np.testing.assert_array_equal(parse_boxes("1,2,3,4"), [[1, 2, 3, 4]])
-    np.testing.assert_array_equal(parse_boxes(" 1.5,2,3,4   5,6,7,8 "), [[1.5, 2, 3, 4], [5, 6, 7, 8]])
-    with pytest.raises(HrnetppError):
-        parse_boxes("")
 
 
 # ------------------------------------------------------------------------------------ other commands

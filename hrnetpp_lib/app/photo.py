@@ -1,5 +1,7 @@
-"""One photograph in, poses, COCO json and a picture out."""
+"""One photograph in, poses out, and, if asked for, COCO json and the photograph with the poses drawn."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,17 @@ import torch
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.draw import render_images, save
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.infer import as_boxes, pick_device
 from hrnetpp_lib.evaluate.infer import predict as predict_poses
+from hrnetpp_lib.evaluate.metrics import rescore
 from hrnetpp_lib.files import project_root, write_json
 from hrnetpp_lib.model.weights import load_checkpoint
-from hrnetpp_lib.pose.keypoints import Skeleton
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
+from hrnetpp_lib.recipe import read_recipe, three_stages
 
 _DRAWN_ABOVE = 0.2  # the score above which a keypoint is drawn, and counts in evaluation
+# COCO's own categories are 1 to 90; poses with other keypoints must not be taken for its persons.
+_CATEGORY_IDS = {COCO17.name: 1, AIC14.name: 1014}
 
 
 def parse_boxes(text: str) -> np.ndarray:
@@ -36,27 +43,33 @@ def parse_boxes(text: str) -> np.ndarray:
     return np.array(boxes)
 
 
-def whole_image(image: np.ndarray) -> np.ndarray:
-    """(1, 4) xywh: the box of a picture that shows one person and little else."""
-    return np.array([[0.0, 0.0, image.shape[1], image.shape[0]]])
+def newest_checkpoint(root: Path) -> Path:
+    """The HRNet++ regression network that was finished last, at the end of a whole chain of three stages.
 
-
-def newest_checkpoint(folders: tuple[Path, ...]) -> Path:
-    """The regression network that was finished last.
+    Ablations, which differ from the profile's chain in some field, are no candidates.
 
     Args:
-        folders: Where runs/ may lie.
+        root: The folder of runs/.
 
     Raises:
         HrnetppError: If there is none; names the smallest command that trains one.
     """
-    found = [p for folder in folders for p in folder.glob("runs/*/stage3_*/model.safetensors")]
+    found = [path for path in root.glob("runs/*/stage3_*/model.safetensors") if _ends_a_chain(path.parent)]
     if not found:
         raise HrnetppError(
-            "no finished regression network below runs/; give a checkpoint, or train one with python -m "
-            "hrnetpp_lib train --profile mini (minutes on two cores; smoke: seconds, but poor)"
+            f"{root / 'runs'}: no finished HRNet++ regression network; give a checkpoint, or train one with "
+            "python -m hrnetpp_lib train --profile mini (minutes on two cores; smoke: seconds, but poor)"
         )
     return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def _ends_a_chain(folder: Path) -> bool:
+    """Whether the run of a folder is stage 3 of its profile's own chain."""
+    try:
+        run = read_recipe(folder / "recipe.json")
+        return folder.name == three_stages(run.profile, seed=run.seed)[-1].name
+    except HrnetppError:  # no recipe, or one of another version
+        return False
 
 
 def predict(
@@ -65,73 +78,93 @@ def predict(
     boxes_xywh: np.ndarray | None = None,
     detector: str | None = None,
     flip: bool = True,
-    output_dir: str | Path | None = ".",
+    output_dir: str | Path | None = None,
 ) -> np.ndarray:
-    """Poses of one image by one of this package's checkpoints, drawn and written down.
+    """Poses of one image by one of this package's checkpoints.
 
-    Says which checkpoint and boxes it used. For a file, `<its name>_poses.json` (COCO results) and
-    `<its name>_poses.png` are written.
+    Says which checkpoint and boxes it used, and runs on the GPU if there is one.
 
     Args:
         image: A path, or (height, width, 3) uint8 RGB.
-        checkpoint: A model.safetensors that `train` wrote; by default the regression network finished last.
+        checkpoint: A model.safetensors that `train` wrote; by default that of `newest_checkpoint`.
         boxes_xywh: (N, 4) persons in image px; by default one box, the whole image.
         detector: Name of a detector of the transformers library that finds the persons instead.
         flip: Whether to average with the mirrored crop.
-        output_dir: Where to write; None for nowhere.
+        output_dir: Gets `<image>_poses.json`, a COCO result list, and `.png`; None for nothing. Persons are
+            category 1 if they have COCO's keypoints, 1014 with AI Challenger's 14; `image_id` says which
+            image; the score is `metrics.rescore`'s; box, its score and the file's name are kept beside.
 
     Returns:
         (N, K, 3) as (x, y, score) in image px.
 
     Raises:
-        HrnetppError: If a file is missing or damaged, a box has no area, or there is no checkpoint.
+        HrnetppError: If a file is missing or damaged, a box has no area, there is no checkpoint, or there
+            is no name to write an array's poses under.
     """
     if boxes_xywh is not None and detector:
         raise HrnetppError("give boxes or a detector, not both")
+    if output_dir is not None and isinstance(image, np.ndarray):
+        raise HrnetppError("output_dir: an array has no name to write its poses under; give the file's path")
     pixels = image if isinstance(image, np.ndarray) else read_image(Path(image), upright=True)
-    checkpoint = Path(checkpoint) if checkpoint else newest_checkpoint((project_root(),))
+    checkpoint = Path(checkpoint) if checkpoint else newest_checkpoint(project_root())
     model, card = load_checkpoint(checkpoint)
-    boxes, origin = (
-        (whole_image(pixels), "the whole image") if boxes_xywh is None else (boxes_xywh, "as given")
-    )
-    if detector:
-        boxes, origin = TransformersDetector(detector).detect(pixels)[0], f"by {detector}"
-    poses = predict_poses(model, pixels, boxes, flip=flip, card=card)
-    written = ""
-    if output_dir is not None and not isinstance(image, np.ndarray):
-        paths = write_prediction(Path(image), poses, boxes, card.skeleton, Path(output_dir))
-        written = f": {paths[0]}, {paths[1]}"
+    device = pick_device()
+    boxes, box_scores, origin = _persons(pixels, boxes_xywh, detector, str(device))
+    poses = predict_poses(model.to(device), pixels, boxes, flip=flip, card=card)
     drawn = f"{(poses[:, :, 2] > _DRAWN_ABOVE).sum()} of {poses[:, :, 2].size} keypoints above {_DRAWN_ABOVE}"
     print(
-        f"{len(poses)} poses, {drawn}, by {checkpoint} ({card.run}, {card.decoder}), boxes {origin}{written}"
+        f"{len(poses)} poses, {drawn}, by {checkpoint} ({card.run}, {card.decoder}, {card.skeleton.name}), "
+        f"boxes {origin}"
     )
+    if output_dir is not None:
+        paths = _write(Path(image), poses, boxes, box_scores, card.skeleton, Path(output_dir))
+        print(f"written: {paths[0]} (category {_CATEGORY_IDS[card.skeleton.name]}), {paths[1]}")
     return poses
 
 
-def write_prediction(
-    image_path: Path, poses: np.ndarray, boxes_xywh: np.ndarray, skeleton: Skeleton, output: Path
-) -> tuple[Path, Path]:
-    """Write `<output>/<image>_poses.json` (COCO results) and `.png` (poses drawn).
+def _persons(
+    pixels: np.ndarray, boxes_xywh: np.ndarray | None, detector: str | None, device: str
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Boxes (N, 4) and their scores (N,), and where they come from, in words."""
+    if detector:
+        return *TransformersDetector(detector, device=device).detect(pixels), f"by {detector}"
+    whole = [[0, 0, pixels.shape[1], pixels.shape[0]]]
+    boxes = as_boxes(whole if boxes_xywh is None else boxes_xywh)
+    return boxes, np.ones(len(boxes)), "the whole image" if boxes_xywh is None else "as given"
 
-    Args:
-        image_path: The photograph; its stem is the image id in the json, as a number if it is one.
-        poses: (N, K, 3) image px and scores.
-        boxes_xywh: (N, 4) image px.
-        skeleton: Of the poses.
-        output: Folder for both files.
 
-    Returns:
-        The two paths.
+def image_id(path: Path) -> int:
+    """The image id of a file in COCO's sense: its stem, where that is a number, as in COCO's own files.
+
+    Of any other name the first six bytes of its SHA-256, so that it is the same everywhere.
     """
+    if path.stem.isascii() and path.stem.isdecimal() and len(path.stem) < 19:  # int64
+        return int(path.stem)
+    return int.from_bytes(hashlib.sha256(os.fsencode(path.name)).digest()[:6], "big")
+
+
+def _write(
+    image_path: Path,
+    poses: np.ndarray,
+    boxes_xywh: np.ndarray,
+    box_scores: np.ndarray,
+    skeleton: Skeleton,
+    output: Path,
+) -> tuple[Path, Path]:
+    """Write the poses' json and picture, and return their paths."""
+    scores = rescore(poses[:, :, 2], box_scores)
     results = [
         {
-            "image_id": int(image_path.stem) if image_path.stem.isdecimal() else image_path.stem,
-            "category_id": 1,
-            "keypoints": np.round(pose, 3).ravel().tolist(),
-            "bbox": np.round(box, 2).tolist(),
-            "score": float(pose[:, 2].mean()),
+            "image_id": image_id(image_path),
+            "category_id": _CATEGORY_IDS[skeleton.name],
+            "keypoints": np.round(pose, 3).ravel(),
+            "score": score,
+            "bbox": np.round(box, 2),
+            "bbox_score": box_score,
+            "keypoint_set": skeleton.name,
+            "file_name": os.fsencode(image_path.name).decode(errors="replace"),
         }
-        for pose, box in zip(poses, boxes_xywh, strict=True)
+        for pose, score, box, box_score in zip(poses, scores, boxes_xywh, box_scores, strict=True)
     ]
     json_path, png_path = output / f"{image_path.stem}_poses.json", output / f"{image_path.stem}_poses.png"
     write_json(json_path, results)

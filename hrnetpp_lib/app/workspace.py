@@ -1,5 +1,6 @@
 """Where a notebook finds and leaves things: data, runs, figures and results of one profile."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -8,16 +9,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hrnetpp_lib import draw as plots
+from hrnetpp_lib import draw
 from hrnetpp_lib.data.layout import DataPaths, StageData, load_stage_data, prepare_data
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate import table as report
+from hrnetpp_lib.evaluate import table
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
-from hrnetpp_lib.files import read_json, sha256, write_json
+from hrnetpp_lib.files import read_json, sha256, whole_file, write_json
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
-from hrnetpp_lib.recipe import Profile, Run, get_profile
-from hrnetpp_lib.train.journal import headless, read_metrics
+from hrnetpp_lib.recipe import HRNET, HRNETPP, Profile, Run, get_profile, three_stages
+from hrnetpp_lib.train.journal import read_metrics
 from hrnetpp_lib.train.loop import checkpoint_path, train_stage
 from hrnetpp_lib.train.machine import train_in_processes
 
@@ -30,11 +31,12 @@ _DATA_IN_WORDS = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one profile below `root`."""
+    """The folders of one profile below `root`, and whether photographs are shown; see `show`."""
 
     profile: Profile
     root: Path
     data: DataPaths
+    show_photographs: bool = False
 
     @property
     def runs(self) -> Path:
@@ -84,27 +86,48 @@ class Workspace:
         if not found:
             raise HrnetppError(
                 f"{self.runs}: no finished run to explore. Train the networks: python -m hrnetpp_lib train "
-                f"--profile {self.profile.name}"
-                + (
-                    ""
-                    if self.profile.name == "smoke"
-                    else " (smoke takes seconds; then profile = 'smoke' above)"
-                )
+                f"--profile {self.profile.name} (smoke takes seconds; then profile = 'smoke' above)"
             )
         return found
 
     def predictions(self, run: Run, data: StageData, tta: bool = False) -> Predictions:
         """Poses of val's boxes by a finished run, with the flip test.
 
-        Kept in the run's folder, under a name that changes with the network and with the boxes.
+        Kept in the run's folder, under a name that changes with the network, the boxes and the views; made
+        anew where the file is damaged.
         """
-        origin = [self.checkpoint_hash(run), data.val.fingerprint()]
+        views = TTA_VIEWS if tta else SINGLE_VIEW
+        origin = [self.checkpoint_hash(run), data.val.fingerprint(), [asdict(view) for view in views], "flip"]
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:10]
         path = self.runs / run.name / f"predictions_{'tta' if tta else 'single'}_{digest}.npz"
-        if not path.is_file():
-            model, card = self.load(run)
-            predict_boxes(model, card, data.val, views=TTA_VIEWS if tta else SINGLE_VIEW).save(path)
-        return Predictions.load(path)
+        with contextlib.suppress(HrnetppError):
+            kept = Predictions.load(path)
+            if kept.keypoints.shape == (len(data.val), len(data.val.skeleton), 2):
+                return kept
+        model, card = self.load(run)
+        found = predict_boxes(model, card, data.val, views=views)
+        found.save(path)
+        return found
+
+    def table_1(self, seed: int = 0) -> table.Table1:
+        """Measure the report's Table 1 with the networks of notebooks 3 to 5.
+
+        Writes results.json and table_1.md to figures/<profile>.
+
+        Raises:
+            HrnetppError: If a run is not finished.
+        """
+        data = self.stage_data("coco")
+        baselines, stages = (three_stages(self.profile, a, seed) for a in (HRNET, HRNETPP))
+        runs = {"hrnet": baselines[1], "heatmap": stages[1], "regression": stages[2]}
+        wanted = {part for parts in table.PARTS.values() for part in parts}
+        found = {(name, tta): self.predictions(runs[name], data, tta) for name, tta in sorted(wanted)}
+        hashes = {name: self.checkpoint_hash(run) for name, run in runs.items()}
+        measured = table.assemble(found, hashes, data, seed)
+        trained = [self.describe_run(run) for run in (*baselines[:2], *stages)]
+        words = self.describe_data(data)
+        table.write_results(self.figures, self.profile.name, words, measured.rows, trained)
+        return measured
 
     def checkpoint_hash(self, run: Run) -> dict[str, str]:
         """The run's name and the SHA-256 of its checkpoint, for provenance."""
@@ -130,25 +153,25 @@ class Workspace:
         """The metrics of every epoch of those runs in figures/<profile>/training_log.jsonl, a line each."""
         path = self.figures / "training_log.jsonl"
         lines = [json.dumps({"run": run.name} | e) for run in runs for e in read_metrics(self.runs, run)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+        with whole_file(path) as part:
+            part.write_text("\n".join(lines) + "\n")
         return path
 
     def show(self, figure: Figure, name: str) -> Figure:
         """Save a figure as figures/<profile>/<name>.png and return it for display.
 
-        Photographs are not ours to publish: headless runs, whose figures and notebooks are kept for others,
-        blur them beyond recognition; an interactive session shows them as they are and saves nothing.
+        Photographs are not ours to publish: they are blurred beyond recognition, unless the workspace was
+        opened to show them, which saves nothing.
         """
         if self.profile.data != "synthetic":
-            if not headless():
+            if self.show_photographs:
                 return figure
-            plots.blur_pictures(figure)
-        return plots.save(figure, self.figures / f"{name}.png")
+            draw.blur_pictures(figure)
+        return draw.save(figure, self.figures / f"{name}.png")
 
     def save_results(self, notebook: str, content: dict) -> None:
         """Write a notebook's results with their provenance to runs/<profile>/results/<notebook>.json."""
-        provenance = report.provenance() | {"profile": self.profile.name}
+        provenance = table.provenance() | {"profile": self.profile.name}
         write_json(self.runs / "results" / f"{notebook}.json", content | {"provenance": provenance})
 
     def results(self, notebook: str) -> dict:
@@ -156,11 +179,16 @@ class Workspace:
         return read_json(self.runs / "results" / f"{notebook}.json", dict)
 
 
-def open_workspace(profile_name: str, root: str | Path) -> Workspace:
+def open_workspace(profile_name: str, root: str | Path, show_photographs: bool = False) -> Workspace:
     """The workspace of a profile; makes the profile's data if it can be made.
+
+    Args:
+        profile_name: One of the profiles.
+        root: The folder of data/, runs/ and figures/.
+        show_photographs: Whether figures show photographs unblurred, and are not saved; see `show`.
 
     Raises:
         HrnetppError: If the profile is unknown or its data are missing.
     """
     profile, root = get_profile(profile_name), Path(root)
-    return Workspace(profile, root, prepare_data(profile, root / "data"))
+    return Workspace(profile, root, prepare_data(profile, root / "data"), show_photographs)

@@ -6,9 +6,9 @@ import numpy as np
 
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.metrics import keypoint_similarity, oks
+from hrnetpp_lib.evaluate.metrics import ScoredPoses, keypoint_similarity, oks
 from hrnetpp_lib.pose.geometry import bbox_to_center_scale
-from hrnetpp_lib.pose.keypoints import COCO17, Skeleton
+from hrnetpp_lib.pose.keypoints import Skeleton
 
 LABELS = ("good", "jitter", "inversion", "swap", "miss")
 GOOD, JITTER, INVERSION, SWAP, MISS = range(5)
@@ -52,19 +52,6 @@ class Diagnosis:
         return np.sort((self.error_px / cells)[near])
 
 
-def diagnose_results(truth: PersonTable, results: list[dict]) -> Diagnosis:
-    """`diagnose` of a COCO result list against a table of true persons.
-
-    Args:
-        truth: N persons with their labels.
-        results: COCO keypoint results over the same images.
-    """
-    keypoints = np.array([result["keypoints"] for result in results]).reshape(-1, len(truth.skeleton), 3)
-    scores, image_ids = (np.array([result[name] for result in results]) for name in ("score", "image_id"))
-    true_ids = truth.image_ids[truth.image_index]
-    return diagnose(truth.keypoints, truth.areas, true_ids, keypoints, scores, image_ids, truth.skeleton)
-
-
 def px_per_cell(bboxes_xywh: np.ndarray, input_hw: tuple[int, int]) -> np.ndarray:
     """(N,) image px that a heatmap cell covers in the crop of each box.
 
@@ -75,15 +62,7 @@ def px_per_cell(bboxes_xywh: np.ndarray, input_hw: tuple[int, int]) -> np.ndarra
     return bbox_to_center_scale(bboxes_xywh, input_hw)[1][:, 0] / (input_hw[1] / 4)
 
 
-def diagnose(
-    truth_keypoints: np.ndarray,
-    truth_areas: np.ndarray,
-    truth_image_ids: np.ndarray,
-    keypoints: np.ndarray,
-    scores: np.ndarray,
-    image_ids: np.ndarray,
-    skeleton: Skeleton = COCO17,
-) -> Diagnosis:
+def diagnose(truth: PersonTable, poses: ScoredPoses) -> Diagnosis:
     """Match predicted with true persons, image by image, and name the error of each labelled keypoint.
 
     A pair needs an OKS of 0.1 over the labelled keypoints. The most similar of all true keypoints of the
@@ -91,48 +70,31 @@ def diagnose(
     mirrored one an inversion, and the own above 0.85 good, else jitter.
 
     Args:
-        truth_keypoints: (N, K, 3) in image px, visibility 0 where not labelled.
-        truth_areas: (N,) px^2.
-        truth_image_ids: (N,) of any type that compares.
-        keypoints: (M, K, >=2) predicted, in image px.
-        scores: (M,); better poses choose first.
-        image_ids: (M,) of the same type as the truth's.
-        skeleton: K sigmas and the mirror pairs.
+        truth: N persons with their labels.
+        poses: Of the same images and keypoints; better poses choose first.
 
     Raises:
-        HrnetppError: If the numbers of persons or keypoints do not fit together.
+        HrnetppError: If the poses have another number of keypoints.
 
     Reference: Ronchi & Perona, ICCV 2017.
     """
-    truth_keypoints, keypoints = np.asarray(truth_keypoints, np.float64), np.asarray(keypoints, np.float64)
-    truth_areas, truth_image_ids = np.asarray(truth_areas, np.float64), np.asarray(truth_image_ids)
-    scores, image_ids = np.asarray(scores, np.float64), np.asarray(image_ids)
-    _check_lengths("true", truth_keypoints, truth_areas, truth_image_ids, skeleton)
-    _check_lengths("predicted", keypoints, scores, image_ids, skeleton)
+    skeleton, truth_image_ids = truth.skeleton, truth.image_ids[truth.image_index]
+    if poses.keypoints.shape[1:] != (len(skeleton), 2):
+        raise HrnetppError(
+            f"poses of shape {poses.keypoints.shape}: give (P, {len(skeleton)}, 2) for {skeleton.name}"
+        )
     pairs, rows = [], []
-    for image_id in np.unique(image_ids):
+    for image_id in np.unique(poses.image_ids):
         persons = np.flatnonzero(truth_image_ids == image_id)
-        found = np.flatnonzero(image_ids == image_id)
-        found = found[np.argsort(-scores[found], kind="stable")]
-        true_poses, areas = truth_keypoints[persons], truth_areas[persons]
-        matched = _match(true_poses, areas, keypoints[found], skeleton)
-        for person, pose in matched:
+        found = np.flatnonzero(poses.image_ids == image_id)
+        found = found[np.argsort(-poses.scores[found], kind="stable")]
+        true_poses, areas = truth.keypoints[persons].astype(np.float64), truth.areas[persons]
+        for person, pose in _match(true_poses, areas, poses.keypoints[found], skeleton):
             pairs.append((persons[person], found[pose]))
-            rows.append(_name_errors(true_poses, areas, person, keypoints[found[pose]], skeleton))
+            rows.append(_name_errors(true_poses, areas, person, poses.keypoints[found[pose]], skeleton))
     pairs = np.array(pairs, np.int64).reshape(-1, 2)
     labels, similarity, error_px = np.array(rows, np.float64).reshape(-1, 3, len(skeleton)).swapaxes(0, 1)
     return Diagnosis(pairs[:, 0], pairs[:, 1], labels.astype(np.int64), similarity, error_px)
-
-
-def _check_lengths(
-    which: str, poses: np.ndarray, values: np.ndarray, image_ids: np.ndarray, skeleton: Skeleton
-) -> None:
-    """Refuse poses without one value and one image id each, or of another skeleton."""
-    if poses.shape[1:2] != (len(skeleton),) or not len(poses) == len(values) == len(image_ids):
-        raise HrnetppError(
-            f"{which} poses of shape {poses.shape}, with {len(values)} areas or scores and {len(image_ids)} "
-            f"image ids: give as many of each, and {len(skeleton)} keypoints for {skeleton.name}"
-        )
 
 
 def _match(

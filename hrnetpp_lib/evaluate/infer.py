@@ -1,59 +1,73 @@
 """From boxes to poses: flip test, decoding, test-time augmentation and the ensemble."""
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hrnetpp_lib.data.crops import BoxCrops, View, crops_of_box, normalise
+from hrnetpp_lib.data.crops import BoxCrops, View, crops_of_box, explain_workers, normalise
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.files import whole_file
+from hrnetpp_lib.files import check_file, whole_file
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import invert_matrix, transform_points
 from hrnetpp_lib.pose.heatmap import decode, flip_back
 from hrnetpp_lib.pose.softargmax import soft_argmax
-from hrnetpp_lib.train.loader import explain_workers
 
 SINGLE_VIEW = (View(),)
 # CHOICE: the report gives the scales and the rotations; we take their union, not their product.
 TTA_VIEWS = (View(0.8), View(1.0), View(1.2), View(1.0, -10.0), View(1.0, 10.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """Poses of N boxes.
 
     Attributes:
         keypoints: (N, K, 2) as (x, y) in image px.
         scores: (N, K), the maximum of each keypoint's flip-averaged raw heatmap.
+        input_hw: Height and width of the network's input, whose shape the boxes were extended to.
     """
 
     keypoints: np.ndarray
     scores: np.ndarray
+    input_hw: tuple[int, int]
 
     def save(self, path: Path) -> None:
         """Write to an .npz file, whole or not at all."""
         with whole_file(path) as part:
-            np.savez(part, keypoints=self.keypoints, scores=self.scores)
+            np.savez(part, **asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
         """Read a file of `save`.
 
         Raises:
-            HrnetppError: If the file is missing or not such a file.
+            HrnetppError: If the file is missing, damaged, or not such a file.
         """
+        remedy = "delete it to predict anew"
+        check_file(path, remedy)
         try:
-            with open(path, "rb") as file, np.load(file) as arrays:
-                return cls(arrays["keypoints"], arrays["scores"])
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise HrnetppError(
-                f"{path}: no predictions can be read from it ({error}); delete it to predict anew"
-            ) from error
+            with zipfile.ZipFile(path) as archive:
+                # As `save` writes them, so that nothing unpacks to more than the file holds.
+                if len(archive.infolist()) != 3 or any(part.compress_type for part in archive.infolist()):
+                    raise ValueError("it has other parts than poses have")
+                if archive.testzip():  # numpy alone would not look at all checksums
+                    raise ValueError("a checksum is wrong")
+            with np.load(path) as arrays:
+                keypoints, scores, input_hw = (arrays[field.name] for field in fields(cls))
+        except Exception as error:  # a damaged file can raise nearly anything
+            reason = str(error)[:200] or type(error).__name__
+            raise HrnetppError(f"{path}: no predictions can be read from it ({reason}); {remedy}") from error
+        good = keypoints.ndim == 3 and keypoints.shape == (*scores.shape, 2) and input_hw.shape == (2,)
+        good &= keypoints.dtype.kind == scores.dtype.kind == "f" and input_hw.dtype.kind == "i"
+        good = good and np.isfinite(keypoints).all() and np.isfinite(scores).all() and (input_hw > 0).all()
+        if not good:
+            raise HrnetppError(f"{path}: holds other arrays than poses, or a number is not finite; {remedy}")
+        return cls(keypoints, scores, tuple(input_hw.tolist()))
 
 
 def pick_device() -> torch.device:
@@ -95,7 +109,12 @@ def decode_heatmaps(heatmaps: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
 
     Returns:
         keypoints (B, K, 2) in heatmap px and scores (B, K), the maxima of the heatmaps.
+
+    Raises:
+        HrnetppError: If the decoder is unknown.
     """
+    if card.decoder not in ("quarter_offset", "soft_argmax"):
+        raise HrnetppError(f"decoder {card.decoder!r} is unknown; use quarter_offset or soft_argmax")
     keypoints, scores = decode(heatmaps)
     # CHOICE: the confidence is the heatmap's maximum for soft-argmax too; the report does not say.
     if card.decoder == "soft_argmax":
@@ -121,7 +140,7 @@ def poses_of_crops(
         transform_points(points, invert_matrix(m))
         for points, m in zip(keypoints_input, matrices, strict=True)
     ]
-    return Predictions(np.stack(back), scores.cpu().numpy())
+    return Predictions(np.stack(back), scores.cpu().numpy(), card.input_hw)
 
 
 def predict_boxes(
@@ -148,7 +167,7 @@ def predict_boxes(
         N poses in the table's order.
 
     Raises:
-        HrnetppError: If a picture cannot be read, or a loader process dies.
+        HrnetppError: If an image cannot be read, or a loader process dies.
 
     Reference: HRNet++ report, testing.
     """
@@ -165,27 +184,40 @@ def predict_boxes(
             ]
             parts.append(average(per_view))
     if not parts:
-        return Predictions(np.zeros((0, len(card.skeleton), 2)), np.zeros((0, len(card.skeleton))))
-    return Predictions(
-        np.concatenate([p.keypoints for p in parts]), np.concatenate([p.scores for p in parts])
-    )
+        return Predictions(*(np.zeros((0, len(card.skeleton), *xy)) for xy in ((2,), ())), card.input_hw)
+    keypoints = np.concatenate([part.keypoints for part in parts])
+    return Predictions(keypoints, np.concatenate([part.scores for part in parts]), card.input_hw)
 
 
 def average(predictions: list[Predictions]) -> Predictions:
     """Mean positions and mean scores of several predictions for the same boxes (TTA and ensemble).
 
     Raises:
-        ValueError: If the predictions are not of the same boxes.
+        ValueError: If the predictions are not of the same boxes, or of inputs of several sizes.
 
     Reference: HRNet++ report, testing.
     """
-    shapes = {p.keypoints.shape for p in predictions}
+    shapes = {(p.keypoints.shape, p.input_hw) for p in predictions}
     if len(shapes) != 1:
         raise ValueError(f"predictions differ in shape: {sorted(shapes)}; they must be of the same boxes")
     # CHOICE: scores are averaged like positions; the report speaks of positions only.
-    return Predictions(
-        np.mean([p.keypoints for p in predictions], axis=0), np.mean([p.scores for p in predictions], axis=0)
-    )
+    keypoints = np.mean([p.keypoints for p in predictions], axis=0)
+    return Predictions(keypoints, np.mean([p.scores for p in predictions], axis=0), predictions[0].input_hw)
+
+
+def as_boxes(bboxes_xywh: np.ndarray) -> np.ndarray:
+    """Boxes as (N, 4) float64.
+
+    Raises:
+        HrnetppError: If they are of another shape or no numbers.
+    """
+    try:
+        boxes = np.asarray(bboxes_xywh, np.float64)
+    except (TypeError, ValueError) as error:
+        raise HrnetppError(f"bboxes_xywh: {error}; give (N, 4) numbers") from None
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise HrnetppError(f"bboxes_xywh must be (N, 4), got {boxes.shape}")
+    return boxes
 
 
 def predict(
@@ -214,17 +246,17 @@ def predict(
             the image.
     """
     card = card or ModelCard()
-    boxes = np.asarray(bboxes_xywh, np.float64)
+    boxes = as_boxes(bboxes_xywh)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise HrnetppError(f"image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}")
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise HrnetppError(f"bboxes_xywh must be (N, 4), got {boxes.shape}")
     height, width = image.shape[:2]
-    outside = (boxes[:, :2] >= (width, height)).any(axis=1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1)
-    outside &= (boxes[:, 2:] > 0).all(axis=1)  # those without area have an error of their own
-    if outside.any():
-        box = boxes[outside.argmax()].tolist()
-        raise HrnetppError(f"box {box} lies outside the image of {width}x{height} px; boxes are x, y, w, h")
+    fits = (np.abs(boxes) < 1e6).all(axis=1) & (boxes[:, 2:] > 1e-3).all(axis=1)  # false for NaN, too
+    fits &= (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, :2] > -boxes[:, 2:]).all(axis=1)
+    if not fits.all():
+        box = boxes[~fits][0].tolist()
+        raise HrnetppError(
+            f"box {box} has no area in the image of {width}x{height} px; give x, y and positive w, h"
+        )
     views = tta or SINGLE_VIEW
     poses = np.zeros((len(boxes), len(card.skeleton), 3))
     model.eval()

@@ -1,20 +1,47 @@
-"""The figures: object keypoint similarity, OKS-NMS, rescoring, COCO AP and AI Challenger's own AP."""
+"""The metrics: keypoint similarity, OKS-NMS, rescoring, COCO AP and AI Challenger's own AP."""
 
 import contextlib
 import io
-import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Generic, Literal, TypeVar
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from hrnetpp_lib.data.persons import CocoTruth
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.keypoints import AIC14, COCO17
+from hrnetpp_lib.files import decode_json, read_json
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
 
-COCO_FIGURES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+Person = TypeVar("Person")
+
+COCO_METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPoses:
+    """P poses as a metric takes them.
+
+    Attributes:
+        image_ids: (P,) of the same type as the truth's.
+        keypoints: (P, K, 2) as (x, y) in image px.
+        keypoint_scores: (P, K).
+        scores: (P,) of the whole poses; the better ones choose first.
+    """
+
+    image_ids: np.ndarray
+    keypoints: np.ndarray
+    keypoint_scores: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
 
 
 def keypoint_similarity(
@@ -118,98 +145,206 @@ def rescore(keypoint_scores: np.ndarray, bbox_scores: np.ndarray, threshold: flo
     return np.asarray(bbox_scores) * total / np.maximum(counted.sum(axis=1), 1)
 
 
-def to_coco_results(
+def rescore_and_suppress(
     image_ids: np.ndarray,
     keypoints: np.ndarray,
     keypoint_scores: np.ndarray,
     bbox_scores: np.ndarray,
     areas: np.ndarray,
-    sigmas: Sequence[float] = COCO17.oks_sigmas,
-    keypoint_threshold: float = 0.2,
-    nms_threshold: float = 0.9,
+    skeleton: Skeleton = COCO17,
     scored: np.ndarray | None = None,
-) -> list[dict]:
-    """Rescore poses, suppress repetitions image by image, and write what is left as COCO results.
+) -> ScoredPoses:
+    """Rescore poses and suppress repetitions, image by image.
 
     Args:
-        image_ids: (N,) integers.
+        image_ids: (N,).
         keypoints: (N, K, 2) in image px.
         keypoint_scores: (N, K).
         bbox_scores: (N,).
         areas: (N,) px^2 of the padded boxes.
-        sigmas: K per-keypoint standard deviations, for the suppression.
-        keypoint_threshold: Keypoints that score no more do not count towards a pose's score.
-        nms_threshold: OKS above which the worse of two poses goes.
+        skeleton: Gives the sigmas for the suppression.
         scored: (K,) bool; keypoints that take part in score and suppression. Leave out those that never
             had a label in training: their heatmaps mean nothing.
 
     Returns:
-        COCO keypoint results, per image best first.
+        What is left, image by image in the order of their first pose, best first.
 
     Reference: official HRNet, COCODataset.evaluate.
     """
-    keypoint_scores, areas = np.asarray(keypoint_scores), np.asarray(areas)
-    triples = np.concatenate([keypoints, keypoint_scores[:, :, None]], axis=2).astype(np.float64)
-    scored = np.ones(triples.shape[1], bool) if scored is None else np.asarray(scored, bool)
-    scores = rescore(keypoint_scores[:, scored], bbox_scores, keypoint_threshold)
-    sigmas = np.asarray(sigmas)[scored]
+    keypoints, keypoint_scores = np.asarray(keypoints, np.float64), np.asarray(keypoint_scores)
+    image_ids, areas = np.asarray(image_ids), np.asarray(areas)
+    scored = np.ones(len(skeleton), bool) if scored is None else scored
+    scores, sigmas = rescore(keypoint_scores[:, scored], bbox_scores), np.array(skeleton.oks_sigmas)[scored]
     persons = defaultdict(list)
-    for person, image_id in enumerate(np.asarray(image_ids).tolist()):
+    for person, image_id in enumerate(image_ids.tolist()):
         persons[image_id].append(person)
-    results = []
-    for image_id, members in persons.items():
-        poses = triples[members][:, scored]
-        kept = oks_nms(poses, areas[members], scores[members], nms_threshold, sigmas)
-        for person in np.array(members)[kept]:
-            pose, score = triples[person].ravel().tolist(), float(scores[person])
-            results.append({"image_id": image_id, "category_id": 1, "keypoints": pose, "score": score})
-    return results
+    kept: list[int] = []
+    for members in map(np.array, persons.values()):
+        poses = keypoints[members][:, scored]
+        kept += members[oks_nms(poses, areas[members], scores[members], sigmas=sigmas)].tolist()
+    return ScoredPoses(image_ids[kept], keypoints[kept], keypoint_scores[kept], scores[kept])
 
 
-def coco_ap(
-    gt_json: str | Path | dict,
-    results: str | Path | list[dict],
-    sigmas: Sequence[float] | None = None,
-    keypoints: Sequence[int] | None = None,
+def match_coco(truth: CocoTruth, poses: ScoredPoses) -> COCOeval | None:
+    """pycocotools' matches of found with true persons, 20 poses an image; None without poses."""
+    true = {
+        "image_id": truth.image_ids[truth.image_index].tolist(),
+        "bbox": truth.bboxes_xywh.tolist(),
+        "area": truth.areas.tolist(),
+        "iscrowd": truth.crowd.astype(int).tolist(),
+        "num_keypoints": truth.num_keypoints.tolist(),
+        "keypoints": [pose.ravel() for pose in truth.keypoints],
+    }
+    triples = np.concatenate([poses.keypoints, poses.keypoint_scores[:, :, None]], axis=2)
+    found = {
+        "image_id": poses.image_ids.tolist(),
+        "keypoints": [pose.ravel() for pose in triples],
+        "score": poses.scores.tolist(),
+    }
+    document = {
+        "images": [{"id": image_id} for image_id in truth.image_ids.tolist()],
+        "annotations": _persons(true),
+        "categories": [{"id": 1}],
+    }
+    return _match(document, _persons(found), "keypoints")
+
+
+def _persons(columns: dict[str, list]) -> list[dict]:
+    """Columns as pycocotools' records."""
+    rows = zip(*columns.values(), strict=True)
+    return [{"category_id": 1, **dict(zip(columns, row, strict=True))} for row in rows]
+
+
+def _match(truth: dict, found: list[dict], kind: str) -> COCOeval | None:
+    """COCOeval after its matching, without what it prints; it writes into the records."""
+    if not found:
+        return None  # pycocotools refuses an empty list
+    for number, person in enumerate(truth["annotations"], 1):
+        person["id"] = number  # it takes a match with one of id 0 for none
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        matches = COCOeval(coco, coco.loadRes(found), kind)
+        matches.params.kpt_oks_sigmas = np.array(COCO17.oks_sigmas)
+        matches.evaluate()
+    return matches
+
+
+def coco_metrics(matches: COCOeval | None) -> dict[str, float]:
+    """The ten COCO metrics of matches by their names, in [0, 1]; see `coco_ap`."""
+    values = _summarise(matches) if matches else [0.0] * len(COCO_METRICS)
+    return dict(zip(COCO_METRICS, values, strict=True))
+
+
+def _summarise(matches: COCOeval) -> list[float]:
+    """COCOeval's own statistics, without what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        matches.accumulate()
+        matches.summarize()
+    return matches.stats.tolist()
+
+
+def ai_challenger_metrics(
+    images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], sigmas: Sequence[float] = AIC14.oks_sigmas
 ) -> dict[str, float]:
-    """The ten COCO keypoint figures, by pycocotools with 20 detections an image.
+    """AI Challenger's own metric; see `ai_challenger_ap`.
+
+    Args:
+        images: Of each image the true persons' keypoints (n, K, 3), of which those with v = 2 count, and the
+            areas of their boxes (n,), and the predicted keypoints (m, K, >=2), in image px.
+        sigmas: K per-keypoint standard deviations.
+    """
+    best, persons, sigmas = [], 0, np.array(sigmas)
+    for truth, areas, found in images:
+        persons += max(len(truth), len(found))
+        for pose, area in zip(truth, areas, strict=True):
+            visible = pose[:, 2] == 2
+            similarity = 0.0
+            if visible.any() and len(found):
+                similarity = oks(found[:, visible], pose[visible], area + 1, sigmas[visible]).max()
+            best.append(similarity)
+    precision = (np.array(best)[:, None] > np.linspace(0.5, 0.95, 10)).sum(axis=0) / max(persons, 1)
+    return {"AP": float(precision.mean()), "AP50": float(precision[0]), "AP75": float(precision[5])}
+
+
+# ------------------------------------------------------------------------- files and lists, checked here
+
+Number = Annotated[float, Meta(gt=-1e9, lt=1e9)]
+Size = Annotated[float, Meta(ge=0, lt=1e18)]
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Box = Annotated[list[Number], Meta(min_length=4, max_length=4)]
+Keypoints17 = Annotated[list[Number], Meta(min_length=51, max_length=51)]
+Keypoints14 = Annotated[list[Number], Meta(min_length=42, max_length=42)]
+
+
+class _Identified(Struct):
+    id: Id
+
+
+class _Person(Struct):
+    image_id: Id
+    category_id: Id
+
+
+class _TrueBox(_Person):
+    bbox: Box
+    area: Size
+    iscrowd: Literal[0, 1] | bool
+
+
+class _TruePose(_TrueBox):
+    num_keypoints: Annotated[int, Meta(ge=0, le=17)]
+    keypoints: Keypoints17
+
+
+class _Coco(Struct, Generic[Person]):
+    images: list[_Identified]
+    annotations: list[Person]
+    categories: list[_Identified]
+
+
+class _FoundBox(_Person):
+    score: Number
+    bbox: Box
+
+
+class _FoundPose(_Person):
+    score: Number
+    keypoints: Keypoints17
+
+
+class _FoundHumans(Struct):
+    image_id: str
+    keypoint_annotations: dict[str, Keypoints14]
+
+
+class _TrueHumans(_FoundHumans):
+    human_annotations: dict[str, Box]
+
+
+def coco_ap(gt_json: str | Path | dict, results: str | Path | list[dict]) -> dict[str, float]:
+    """The ten COCO keypoint metrics, by pycocotools with 20 poses an image.
 
     Args:
         gt_json: COCO keypoint annotations, a path or what it holds.
-        results: COCO keypoint results, a path or what it holds. No result at all scores 0.
-        sigmas: K standard deviations; COCO's 17 if None.
-        keypoints: Indices of the keypoints that count; the labels of others are ignored. All if None.
+        results: COCO keypoint results, a path or what it holds; their boxes, if any, are not looked at.
 
     Returns:
-        AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL in [0, 1]; -1 where no person could be found.
+        AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL in [0, 1]; -1 where no person could be found. No result at
+        all scores 0.
 
     Raises:
         HrnetppError: If a file or record cannot be used.
     """
-    sigmas = np.asarray(COCO17.oks_sigmas if sigmas is None else sigmas)
-    numbers = {"image_id": 1, "category_id": 1, "keypoints": 3 * len(sigmas)}
-    truth = _load_truth(gt_json, {**numbers, "num_keypoints": 1})
-    results = _load(results, list)
-    _check_numbers(results, {**numbers, "score": 1}, "result")
+    truth, found = _load_truth(gt_json, _TruePose), _load(results, list[_FoundPose], "results")
     for part, field in (("images", "image_id"), ("categories", "category_id")):
         known = {record["id"] for record in truth[part]}
-        for number, result in enumerate(results):
+        for number, result in enumerate(found):
             if result[field] not in known:
-                wrong = f"result {number}: {field} {result[field]!r} is not in the ground truth"
+                wrong = f"result {number}: {field} {result[field]} is not in the ground truth"
                 raise HrnetppError(f"{wrong}; evaluate on the set predicted on, with persons as category 1")
-    if not results:
-        return dict.fromkeys(COCO_FIGURES, 0.0)  # pycocotools refuses an empty list
-    persons = [dict(person) for person in truth["annotations"]]
-    if keypoints is not None:
-        left_out = np.delete(np.arange(len(sigmas)), np.asarray(keypoints))
-        for person in persons:
-            triples = np.array(person["keypoints"]).reshape(-1, 3)
-            triples[left_out] = 0
-            person |= {"keypoints": triples.ravel().tolist(), "num_keypoints": int((triples[:, 2] > 0).sum())}
-    # A result may also hold its box, which pycocotools would take for what is to be scored.
-    poses = [{field: result[field] for field in (*numbers, "score")} for result in results]
-    figures = _evaluate({**truth, "annotations": persons}, poses, "keypoints", sigmas)
-    return dict(zip(COCO_FIGURES, figures, strict=True))
+    return coco_metrics(_match(truth, found, "keypoints"))
 
 
 def bbox_ap(gt_json: str | Path | dict, detections_json: str | Path | list[dict]) -> float:
@@ -223,22 +358,15 @@ def bbox_ap(gt_json: str | Path | dict, detections_json: str | Path | list[dict]
     Raises:
         HrnetppError: If a file or record cannot be used.
     """
-    numbers = {"image_id": 1, "category_id": 1, "bbox": 4, "score": 1}
-    truth, detections = _load_truth(gt_json, {"image_id": 1, "category_id": 1}), _load(detections_json, list)
-    _check_numbers(detections, numbers, "detection")
+    truth, found = _load_truth(gt_json, _TrueBox), _load(detections_json, list[_FoundBox], "detections")
     known = {image["id"] for image in truth["images"]}
-    boxes = [
-        {field: detection[field] for field in numbers}
-        for detection in detections
-        if detection["category_id"] == 1 and detection["image_id"] in known
-    ]
-    if not boxes:
-        return 0.0
-    return _evaluate({**truth, "categories": [{"id": 1}]}, boxes, "bbox")[0]
+    boxes = [box for box in found if box["category_id"] == 1 and box["image_id"] in known]
+    matches = _match({**truth, "categories": [{"id": 1}]}, boxes, "bbox")
+    return _summarise(matches)[0] if matches else 0.0
 
 
 def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> dict[str, float]:
-    """AI Challenger's own figure, which is not COCO AP.
+    """AI Challenger's own metric, which is not COCO AP.
 
     A true person takes its best similarity over the image's predictions, which may serve several; only
     keypoints with v = 1 count. An image counts max(true, predicted) persons.
@@ -255,96 +383,55 @@ def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> 
 
     Reference: Wu et al., arXiv 1711.06475; the challenge's evaluation code.
     """
-    truth, predicted = _load_persons(gt_json, True), _load_persons(results, False)
-    best, persons = [], 0
-    for image_id, (poses, boxes) in truth.items():
-        candidates = predicted[image_id][0] if image_id in predicted else np.zeros((0, 14, 3))
-        best += [_best_similarity(pose, box, candidates) for pose, box in zip(poses, boxes, strict=True)]
-        persons += max(len(poses), len(candidates))
-    thresholds = np.linspace(0.5, 0.95, 10)
-    precision = (np.array(best)[:, None] > thresholds).sum(axis=0) / max(persons, 1)
-    return {"AP": float(precision.mean()), "AP50": float(precision[0]), "AP75": float(precision[5])}
+    truth = _load_humans(gt_json, _TrueHumans, "annotation")
+    predicted, images = _load_humans(results, _FoundHumans, "result"), []
+    for number, (image_id, record) in enumerate(truth.items()):
+        # Both parts are unordered: names tie them together, and each must have all of the other's.
+        poses, boxes = record["keypoint_annotations"], record["human_annotations"]
+        corners = np.array([boxes.get(name, [np.nan] * 4) for name in poses]).reshape(-1, 2, 2)
+        sizes = corners[:, 1] - corners[:, 0]
+        if len(poses) != len(boxes) or not (sizes >= 0).all():
+            wrong = f"AI Challenger annotation {number}: persons and boxes do not belong together"
+            raise HrnetppError(f"{wrong}; give each person one box as x1, y1, x2, y2")
+        keypoints = np.array(list(poses.values())).reshape(-1, 14, 3)
+        keypoints[..., 2] = 3 - keypoints[..., 2]  # 1 visible, 2 hidden, 3 not labelled -> 2, 1, 0
+        found = predicted[image_id]["keypoint_annotations"] if image_id in predicted else {}
+        found = np.array(list(found.values())).reshape(-1, 14, 3)
+        images.append((keypoints, sizes.prod(axis=1), found))
+    return ai_challenger_metrics(images)
 
 
-def _load_persons(source: str | Path | list, boxed: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Poses (n, 14, 3) and boxes (n, 4), as corners or zeros, of each image of an AI Challenger list."""
+def _load_humans(source: str | Path | list, kind: type, what: str) -> dict[str, dict]:
+    """AI Challenger's records by image."""
     persons = {}
-    for number, record in enumerate(_load(source, list)):
-        try:
-            humans = record["keypoint_annotations"]
-            boxes = record["human_annotations"] if boxed else dict.fromkeys(humans, [0] * 4)
-            # Both are unordered: names tie them together, and each must have all of the other's.
-            poses = np.array([humans[name] for name in boxes], np.float64).reshape(len(humans), 14, 3)
-            corners = np.array(list(boxes.values()), np.float64).reshape(len(humans), 4)
-            if record["image_id"] in persons or not (np.isfinite(poses).all() and np.isfinite(corners).all()):
-                raise ValueError("a number is not finite, or the image occurs twice")
-            persons[record["image_id"]] = poses, corners
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            wrong = f"AI Challenger {'annotation' if boxed else 'result'} {number}: {error!r}"
-            remedy = "give each image once, 14 x [x, y, v] per person, and a box per true person"
-            raise HrnetppError(f"{wrong}; {remedy}") from error
+    for number, record in enumerate(_load(source, list[kind], f"AI Challenger {what}s")):
+        if record["image_id"] in persons:
+            raise HrnetppError(
+                f"AI Challenger {what} {number}: its image has come before; give each image once"
+            )
+        persons[record["image_id"]] = record
     return persons
 
 
-def _best_similarity(pose: np.ndarray, box_xyxy: np.ndarray, poses: np.ndarray) -> float:
-    """Best similarity of one true person (14, 3) with the poses (n, 14, 3) of its image."""
-    visible = pose[:, 2] == 1
-    if not visible.any() or not len(poses):
-        return 0.0
-    area = (box_xyxy[3] - box_xyxy[1]) * (box_xyxy[2] - box_xyxy[0]) + 1
-    return float(oks(poses[:, visible], pose[visible], area, np.array(AIC14.oks_sigmas)[visible]).max())
-
-
-def _evaluate(truth: dict, found: list[dict], kind: str, sigmas: np.ndarray | None = None) -> list[float]:
-    """COCOeval's figures, without what it prints."""
-    # COCOeval writes into the annotations it gets, and takes a match with one of id 0 for none.
-    persons = [{**person, "id": number} for number, person in enumerate(truth["annotations"], 1)]
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {**truth, "annotations": persons}
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(found), kind)
-        evaluation.params.kpt_oks_sigmas = sigmas  # boxes have no use for them
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return [float(figure) for figure in evaluation.stats]
-
-
-def _load(source: str | Path | dict | list, kind: type) -> dict | list:
-    """What a json file holds, or the thing itself, checked to be a dict or a list."""
-    name, content = "the argument", source
-    if isinstance(source, str | Path):
-        name = str(source)
-        try:
-            content = json.loads(Path(source).read_text())
-        except (OSError, ValueError) as error:
-            raise HrnetppError(f"{name}: cannot be read as json ({error}); check the path") from error
-    if not isinstance(content, kind):
-        raise HrnetppError(f"{name}: holds a {type(content).__name__}, give a {kind.__name__}")
-    return content
-
-
-def _load_truth(source: str | Path | dict, lengths: dict[str, int]) -> dict:
+def _load_truth(source: str | Path | dict, kind: type) -> dict:
     """COCO annotations with all that pycocotools asks for."""
-    truth = _load(source, dict)
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(truth.get(part), list):
-            raise HrnetppError(f"ground truth has no list {part!r}; give COCO annotations")
-        _check_numbers(truth[part], {"id": 1}, f"ground truth, {part}")
-    _check_numbers(truth["annotations"], lengths | {"bbox": 4, "area": 1, "iscrowd": 1}, "annotation")
+    truth = _load(source, _Coco[kind], "ground truth")
+    images, categories = ({record["id"] for record in truth[part]} for part in ("images", "categories"))
+    for number, person in enumerate(truth["annotations"]):
+        listed = person["image_id"] in images and person["category_id"] in categories
+        if not listed or min(person["bbox"][2:]) < 0:
+            wrong = "its image or category is not listed, or its box has a negative size"
+            raise HrnetppError(f"annotation {number}: {wrong}; mend it")
     return truth
 
 
-def _check_numbers(records: list[dict], lengths: dict[str, int], what: str) -> None:
-    """Refuse records without so many finite numbers in each field."""
-    for number, record in enumerate(records):
-        for field, length in lengths.items():
-            try:
-                numbers = np.array(record[field])
-                fits = numbers.shape == ((length,) if length > 1 else ()) and numbers.dtype.kind in "biuf"
-                good = fits and np.isfinite(numbers).all()
-            except (KeyError, TypeError, ValueError):
-                good = False
-            if not good:
-                raise HrnetppError(f"{what} {number}: needs {length} finite number(s) in {field!r}; mend it")
+def _load(source: str | Path | dict | list, kind: type, name: str) -> dict | list:
+    """The fields of a type in a json file or in a thing of that form, which is left as it is."""
+    remedy = "mend it"
+    if isinstance(source, str | Path):
+        return msgspec.to_builtins(read_json(Path(source), kind, f"check the path, or {remedy}"))
+    try:
+        text = msgspec.json.encode(source, enc_hook=lambda array: array.tolist())
+    except Exception as error:  # what json does not know: foreign objects, lone surrogates, deep nesting
+        raise HrnetppError(f"{name}: cannot be written as json ({str(error)[:200]}); {remedy}") from None
+    return msgspec.to_builtins(decode_json(text, kind, name, remedy))

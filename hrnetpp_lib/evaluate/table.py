@@ -1,16 +1,21 @@
-"""Results that say where they come from: provenance, results.json and the report's Table 1 beside ours."""
+"""The report's Table 1 beside ours: its rows and claims, results.json, and where the numbers come from."""
 
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.files import write_json
+from hrnetpp_lib.evaluate.infer import Predictions, average
+from hrnetpp_lib.evaluate.metrics import COCO_METRICS
+from hrnetpp_lib.evaluate.score import Claim, Draws, resample
+from hrnetpp_lib.files import whole_file, write_json
 
-METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR")
+METRICS = COCO_METRICS[:6]
 
 # The report's Table 1: COCO val2017, 384x288, boxes of person AP 59.6, in percent.
 PAPER_TABLE_1 = {
@@ -23,13 +28,32 @@ PAPER_TABLE_1 = {
 }
 
 
+# The networks that each row averages over, and whether each of them looks at the five views.
+PARTS = {
+    "Original HRNet-W48": (("hrnet", False),),
+    "HRNet++ (heatmap)": (("heatmap", False),),
+    "HRNet++ (regression)": (("regression", False),),
+    "HRNet++ (regression) + TTA": (("regression", True),),
+    "ensemble": (("heatmap", False), ("regression", False)),
+    "ensemble + TTA": (("heatmap", True), ("regression", True)),
+}
+# The report's steps from row to row, each with the row that it improves on.
+_STEPS = {
+    "HRNet++ (heatmap)": "Original HRNet-W48",
+    "HRNet++ (regression)": "HRNet++ (heatmap)",
+    "HRNet++ (regression) + TTA": "HRNet++ (regression)",
+    "ensemble": "HRNet++ (regression)",
+    "ensemble + TTA": "HRNet++ (regression) + TTA",
+}
+
+
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One measured row of Table 1.
 
     Attributes:
         method: A key of `PAPER_TABLE_1`.
-        metrics: The ten COCO figures, 0..1.
+        metrics: The ten COCO metrics, 0..1.
         boxes: Where the boxes come from.
         flip: Whether heatmaps are averaged with the mirrored crop's.
         tta: Whether positions are averaged over the five views.
@@ -46,8 +70,50 @@ class Row:
     tta: bool
     interval: tuple[float, float]
     difference: tuple[float, float, float] | None
-    runs: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
+    runs: dict[str, str]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Table1:
+    """What `assemble` measured: the rows in the report's order, the report's claims, and the draws."""
+
+    rows: list[TableRow]
+    claims: list[Claim]
+    draws: Draws
+
+
+def assemble(
+    predictions: Mapping[tuple[str, bool], Predictions],
+    hashes: Mapping[str, dict[str, str]],
+    data: StageData,
+    seed: int,
+) -> Table1:
+    """Measure the report's six rows on val's boxes.
+
+    Args:
+        predictions: (network, TTA) as in `PARTS` -> its poses of val's boxes, made with the flip test.
+        hashes: Network -> run name -> SHA-256 of its checkpoint.
+        data: Of COCO.
+        seed: Of the runs.
+    """
+    found = {method: average([predictions[part] for part in parts]) for method, parts in PARTS.items()}
+    draws, first = resample(found, data), next(iter(PARTS))
+    rows = [
+        TableRow(
+            method=method,
+            metrics=draws.metrics[method],
+            boxes=data.boxes,
+            flip=True,
+            tta=parts[0][1],
+            interval=draws.interval(method),
+            difference=None if method == first else draws.difference(method, first),
+            runs={name: digest for network, _ in parts for name, digest in hashes[network].items()},
+            seed=seed,
+        )
+        for method, parts in PARTS.items()
+    ]
+    return Table1(rows, [draws.compare(*step, PAPER_TABLE_1) for step in _STEPS.items()], draws)
 
 
 def git_revision(folder: Path) -> str:
@@ -80,7 +146,7 @@ def provenance() -> dict[str, object]:
     }
 
 
-def write_results(folder: Path, profile_name: str, data: str, rows: list[Row], runs: list[dict]) -> Path:
+def write_results(folder: Path, profile_name: str, data: str, rows: list[TableRow], runs: list[dict]) -> Path:
     """Write results.json and table_1.md.
 
     Args:
@@ -94,16 +160,17 @@ def write_results(folder: Path, profile_name: str, data: str, rows: list[Row], r
         "profile": profile_name,
         "data": data,
         "provenance": provenance(),
-        "rows": [asdict(row) for row in rows],
+        "rows": rows,
         "runs": runs,
     }
     write_json(folder / "results.json", content)
-    (folder / "table_1.md").write_text(table_1(profile_name, data, rows))
+    with whole_file(folder / "table_1.md") as part:
+        part.write_text(in_markdown(profile_name, data, rows))
     return folder / "results.json"
 
 
-def table_1(profile_name: str, data: str, rows: list[Row]) -> str:
-    """The report's table in markdown, its figures (percent) beside ours.
+def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
+    """The report's table in markdown, its metrics (percent) beside ours.
 
     Ours are never on the report's scale unless the profile is the report's own; the heading says so.
 

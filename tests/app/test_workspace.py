@@ -1,38 +1,52 @@
 """Where notebooks leave things: pictures of photographs above all."""
 
 import json
+import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from hrnetpp_lib import draw as plots
+from hrnetpp_lib import draw
 from hrnetpp_lib.app.workspace import Workspace, open_workspace
+from hrnetpp_lib.data.crops import View
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.layout import data_paths
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.infer import Predictions
+from hrnetpp_lib.evaluate.score import resample
+from hrnetpp_lib.files import read_json
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
 from hrnetpp_lib.pose.keypoints import COCO17
-from hrnetpp_lib.recipe import HRNET, get_profile, three_stages
+from hrnetpp_lib.recipe import HRNET, Run, get_profile, three_stages
 from hrnetpp_lib.train.loop import build_model, checkpoint_path
 
 NOISE = np.random.default_rng(0).integers(0, 256, (96, 72, 3)).astype(np.uint8)
 
 
-def workspace(profile_name: str, root) -> Workspace:
+def workspace(profile_name: str, root, **options) -> Workspace:
     profile = get_profile(profile_name)
-    return Workspace(profile, root, data_paths(profile, root / "data"))
+    return Workspace(profile, root, data_paths(profile, root / "data"), **options)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Workspace:
+    return open_workspace("smoke", tmp_path_factory.mktemp("smoke"))
 
 
 def shown(ws: Workspace) -> np.ndarray:
     """The picture in a figure after the workspace has had it."""
-    figure = ws.show(plots.render_images([NOISE], [[]], COCO17), "fig")
+    figure = ws.show(draw.render_images([NOISE], [[]], COCO17), "fig")
     return np.asarray(figure.axes[0].images[0].get_array())
 
 
 @pytest.mark.parametrize("name", ["mini", "lspet_cpu", "lspet", "coco"])
-def test_headless_figures_of_photographs_are_blurred(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("HRNETPP_HEADLESS", "1")
+def test_photographs_are_blurred_wherever_a_notebook_runs(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("HRNETPP_HEADLESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))  # as under nbconvert
     ws = workspace(name, tmp_path)
     is_photograph = name != "mini"
     assert (shown(ws).std() < 10) == is_photograph
@@ -41,14 +55,13 @@ def test_headless_figures_of_photographs_are_blurred(name, tmp_path, monkeypatch
     assert (np.abs(np.diff(file[100:-100, 100:-100], axis=1)).mean() < 2) == is_photograph
 
 
-def test_people_see_photographs_as_they_are_and_nothing_is_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr("hrnetpp_lib.app.workspace.headless", lambda: False)
-    ws = workspace("lspet", tmp_path)
+def test_photographs_are_shown_when_asked_for_and_nothing_is_saved(tmp_path, smoke):
+    ws = workspace("lspet", tmp_path, show_photographs=True)
     np.testing.assert_array_equal(shown(ws), NOISE)
     assert not ws.figures.exists()
-    assert (shown(workspace("mini", tmp_path)) == NOISE).all() and (
-        tmp_path / "figures/mini/fig.png"
-    ).exists()
+    ours = open_workspace("smoke", smoke.root, show_photographs=True)
+    assert ours.show_photographs and not smoke.show_photographs
+    assert (shown(ours) == NOISE).all() and (ours.figures / "fig.png").exists()
 
 
 def test_without_a_finished_run_the_command_that_makes_some_is_named(tmp_path):
@@ -66,29 +79,81 @@ def test_a_run_that_is_not_finished_is_named(tmp_path):
             use(run)
 
 
-def test_predictions_follow_the_network_and_the_boxes(tmp_path):
-    ws = open_workspace("smoke", tmp_path)
-    run, data = three_stages(ws.profile, HRNET)[1], ws.stage_data("coco")
-    (ws.runs / run.name).mkdir(parents=True, exist_ok=True)
-    card = ModelCard.of_run(run, data.val.skeleton)
+def write_epochs(folder: Path, *numbers: tuple[int, float]) -> None:
+    """metrics.jsonl with the step and the seconds of each epoch."""
+    rest = {"loss": 0.5, "lr": 0.1, "samples_per_s": 9.0, "bad_images": 0, "processes": 1, "accumulate": 1}
+    epochs = [{"epoch": n, "step": step, "seconds": s} | rest for n, (step, s) in enumerate(numbers, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)) + "\n")
+
+
+def finish(ws: Workspace, run: Run) -> Path:
+    """A run's folder as training leaves it, with random weights; its checkpoint."""
     path = checkpoint_path(ws.runs, run.name)
-    save_checkpoint(build_model(run, 17), card, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(build_model(run, 17), ModelCard.of_run(run, COCO17), path)
+    write_epochs(path.parent, (3, 0.25))
+    return path
+
+
+def test_predictions_follow_the_network_the_boxes_and_the_views(tmp_path, monkeypatch, smoke):
+    ws = replace(smoke, root=tmp_path)
+    run, data = three_stages(ws.profile, HRNET)[1], ws.stage_data("coco")
+    path = finish(ws, run)
     before = ws.predictions(run, data)
-    files = set(path.parent.glob("predictions_*"))
+    (kept,) = path.parent.glob("predictions_*")
+    stamp = kept.stat().st_mtime_ns
     np.testing.assert_array_equal(ws.predictions(run, data).keypoints, before.keypoints)
-    assert set(path.parent.glob("predictions_*")) == files
+    assert kept.stat().st_mtime_ns == stamp  # read, not made anew
     moved = replace(data, val=replace(data.val, bboxes_xywh=data.val.bboxes_xywh + [20, 0, 0, 0]))
     assert not np.array_equal(ws.predictions(run, moved).keypoints, before.keypoints)
-    save_checkpoint(build_model(replace(run, seed=1), 17), card, path)
+    monkeypatch.setattr("hrnetpp_lib.app.workspace.SINGLE_VIEW", (View(1.3),))
+    assert not np.array_equal(ws.predictions(run, data).keypoints, before.keypoints)
+    monkeypatch.undo()
+    save_checkpoint(build_model(replace(run, seed=1), 17), ModelCard.of_run(run, COCO17), path)
     assert not np.array_equal(ws.predictions(run, data).scores, before.scores)
+
+
+def test_damaged_predictions_are_made_anew(tmp_path, smoke):
+    ws = replace(smoke, root=tmp_path)
+    run, data = three_stages(ws.profile, HRNET)[1], ws.stage_data("coco")
+    finish(ws, run)
+    before = ws.predictions(run, data)
+    (kept,) = (ws.runs / run.name).glob("predictions_*")
+    n, k = before.scores.shape
+    good = kept.read_bytes()
+    for shape in ((n, 14), (n - 1, k), None):
+        kept.write_bytes(good[:99])
+        if shape:
+            Predictions(np.zeros((*shape, 2)), np.zeros(shape), (64, 64)).save(kept)
+        np.testing.assert_array_equal(ws.predictions(run, data).keypoints, before.keypoints)
+        assert Predictions.load(kept).scores.shape == (n, k)
+
+
+def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):
+    monkeypatch.setattr("hrnetpp_lib.evaluate.table.resample", partial(resample, draws=20))
+    ws = replace(smoke, root=tmp_path)
+    runs = [*three_stages(ws.profile, HRNET)[:2], *three_stages(ws.profile)]
+    for run in runs:
+        finish(ws, run)
+    table = ws.table_1()
+    written = read_json(ws.figures / "results.json", dict)
+    assert [row["method"] for row in written["rows"]] == [row.method for row in table.rows]
+    assert [described["name"] for described in written["runs"]] == [run.name for run in runs]
+    assert written["profile"] == "smoke" and written["data"] == ws.describe_data(ws.stage_data("coco"))
+    used = [list(row.runs) for row in table.rows]
+    baseline, heatmap, regression = (runs[i].name for i in (1, 3, 4))
+    assert used == [[baseline], [heatmap], *[[regression]] * 2, *[[heatmap, regression]] * 2]
+    assert len(table.claims) == 5 and table.draws.drawn["ensemble"].shape == (20,)
+    assert (ws.figures / "table_1.md").read_text().count("\n| ") == 7
+    with pytest.raises(HrnetppError, match="not there; run the notebooks"):
+        ws.table_1(seed=1)
 
 
 def test_a_run_is_described_by_all_of_its_epochs(tmp_path):
     ws = workspace("smoke", tmp_path)
     run = three_stages(ws.profile)[1]
     (ws.runs / run.name).mkdir(parents=True)
-    epochs = [{"epoch": 1, "step": 3, "seconds": 0.015}, {"epoch": 2, "step": 6, "seconds": 0.005}]
-    (ws.runs / run.name / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)) + "\n")
+    write_epochs(ws.runs / run.name, (3, 0.015), (6, 0.005))
     described = ws.describe_run(run)
     assert described["crops"] == 6 * ws.profile.batch_size
     assert described["train_seconds"] == pytest.approx(0.02)  # not 0: notebook 8 divides by it

@@ -1,12 +1,15 @@
 """The error taxonomy: one keypoint of each kind by hand, its limits, the matching, and real poses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hrnetpp_lib.data.annotations import read_coco
+from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.diagnose import (
     GOOD,
@@ -17,13 +20,23 @@ from hrnetpp_lib.evaluate.diagnose import (
     SWAP,
     UNLABELLED,
     diagnose,
-    diagnose_results,
     px_per_cell,
 )
+from hrnetpp_lib.evaluate.metrics import ScoredPoses
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 AREA = 3600.0
 NOSE, LEFT_WRIST, RIGHT_WRIST, LEFT_KNEE, RIGHT_KNEE = 0, 9, 10, 13, 14
+
+
+def compare(truth, areas, true_ids, keypoints, scores, image_ids, skeleton=COCO17):
+    """`diagnose` of plain arrays."""
+    ids, image_index = np.unique(np.array(true_ids), return_inverse=True)
+    n, no = len(truth), np.zeros(0)
+    boxes = np.zeros((n, 4)), np.ones(n), np.array(areas, float), np.array(truth)
+    table = PersonTable("made up", skeleton, Path(), no, ids, no, image_index, np.arange(n), *boxes, {})
+    found = np.array(keypoints)[..., :2]
+    return diagnose(table, ScoredPoses(np.array(image_ids), found, found[..., 0], np.array(scores)))
 
 
 def person(x: float = 0.0, visibility: int = 2) -> np.ndarray:
@@ -37,7 +50,7 @@ def distance_of(similarity: float, keypoint: int, area: float = AREA) -> float:
 
 def diagnose_one(truth: list[np.ndarray], pose: np.ndarray, areas: list[float] | None = None):
     areas = [AREA] * len(truth) if areas is None else areas
-    found = diagnose(np.stack(truth), areas, np.zeros(len(truth)), pose[None], np.ones(1), np.zeros(1))
+    found = compare(np.stack(truth), areas, np.zeros(len(truth)), pose[None], np.ones(1), np.zeros(1))
     assert found.truth_index.tolist() == [0] and found.predicted_index.tolist() == [0]
     return found
 
@@ -128,7 +141,7 @@ def test_matching_by_hand():
     keypoints = np.stack([near, nearer, person(5003)[:, :2], far, person(5000)[:, :2], near])
     scores = np.array([0.9, 0.5, 0.2, 1.0, 0.9, 0.1])
     image_ids = np.array([5, 5, 5, 5, 6, 6])
-    found = diagnose(truth, np.full(4, AREA), np.array([5, 5, 6, 6]), keypoints, scores, image_ids)
+    found = compare(truth, np.full(4, AREA), np.array([5, 5, 6, 6]), keypoints, scores, image_ids)
     pairs = set(zip(found.truth_index.tolist(), found.predicted_index.tolist(), strict=True))
     assert pairs == {(0, 0), (1, 2), (2, 5)}  # the better score chose first, and took the person
 
@@ -137,13 +150,13 @@ def test_matching_by_hand():
 def test_match_needs_a_similarity_of_a_tenth(similarity, matched):
     pose = person()[:, :2]
     pose[:, 0] += [distance_of(similarity, k) for k in range(17)]
-    found = diagnose(person()[None], [AREA], [3], pose[None], [1], [3])
+    found = compare(person()[None], [AREA], [3], pose[None], [1], [3])
     assert len(found.labels) == matched and found.labels.shape[1] == 17
 
 
 def test_pose_takes_the_most_similar_person():
     truth = np.stack([person(0), person(9)])
-    found = diagnose(truth, [AREA, AREA], ["a", "a"], person(7)[None], [1], ["a"])
+    found = compare(truth, [AREA, AREA], ["a", "a"], person(7)[None], [1], ["a"])
     assert found.truth_index.tolist() == [1]
 
 
@@ -153,7 +166,7 @@ def test_localisation_errors_by_hand():
     keypoints[0, 5, 0] += 3  # good
     keypoints[1, 12, 1] -= distance_of(0.6, 12)  # jitter
     keypoints[1, 1, 1] -= 90  # miss
-    found = diagnose(truth, [AREA, AREA], [0, 0], keypoints, [1, 2], [0, 0])
+    found = compare(truth, [AREA, AREA], [0, 0], keypoints, [1, 2], [0, 0])
     errors = found.localisation_errors()
     assert len(errors) == 33 and errors[-2:] == pytest.approx([3, distance_of(0.6, 12)])
     assert (errors[:-2] == 0).all()
@@ -168,20 +181,15 @@ def test_nothing_predicted_or_nothing_true():
     for truth, found in ((nobody, one), (one, nobody), (nobody, nobody)):
         ids = np.zeros(len(truth)), np.zeros(len(found))
         scores = np.ones(len(found))
-        empty = diagnose(truth, np.ones(len(truth)), ids[0], found, scores, ids[1], AIC14)
+        empty = compare(truth, np.ones(len(truth)), ids[0], found, scores, ids[1], AIC14)
         assert empty.labels.shape == empty.error_px.shape == (0, 14)
         assert len(empty.truth_index) == len(empty.localisation_errors()) == 0
         assert not any(column.any() for column in empty.counts().values())
 
 
-def test_lengths_that_do_not_fit_are_refused():
-    poses = person()[None]
-    with pytest.raises(HrnetppError, match="true poses"):
-        diagnose(poses, [1, 2], [0], poses, [1], [0])
-    with pytest.raises(HrnetppError, match="predicted poses"):
-        diagnose(poses, [1], [0], poses, [1], [0, 1])
-    with pytest.raises(HrnetppError, match="14 keypoints"):
-        diagnose(poses, [1], [0], poses, [1], [0], AIC14)
+def test_other_keypoints_are_refused():
+    with pytest.raises(HrnetppError, match=r"\(1, 17, 2\): give \(P, 14, 2\) for aic14"):
+        compare(person()[None, :14], [1], [0], person()[None], [1], [0], AIC14)
 
 
 @given(st.integers(0, 9999), st.floats(0.2, 5), st.floats(-900, 900))
@@ -190,9 +198,9 @@ def test_moving_and_zooming_the_image_changes_no_label(seed, zoom, shift):
     truth = np.concatenate([rng.uniform(0, 100, (3, 17, 2)), rng.integers(0, 3, (3, 17, 1))], axis=2)
     keypoints, areas = truth[:, :, :2] + rng.normal(0, 6, (3, 17, 2)), rng.uniform(1e3, 9e3, 3)
     scores, ids = rng.permutation(3), np.zeros(3)
-    found = diagnose(truth, areas, ids, keypoints, scores, ids)
+    found = compare(truth, areas, ids, keypoints, scores, ids)
     moved = truth * [zoom, zoom, 1] + [shift, shift, 0]
-    again = diagnose(moved, areas * zoom**2, ids, keypoints * zoom + shift, scores, ids)
+    again = compare(moved, areas * zoom**2, ids, keypoints * zoom + shift, scores, ids)
     assert np.array_equal(found.labels, again.labels)
     assert np.allclose(found.error_px * zoom, again.error_px, equal_nan=True)
     assert (
@@ -205,14 +213,14 @@ def test_real_persons_against_themselves_and_mirrored(real_data):
     persons = [a for a in json.loads(file.read_text())["annotations"] if a["num_keypoints"] > 0]
     truth = np.array([a["keypoints"] for a in persons], float).reshape(-1, 17, 3)
     columns = [a["area"] for a in persons], [a["image_id"] for a in persons]
-    found = diagnose(truth, *columns, truth, np.ones(len(truth)), columns[1])
+    found = compare(truth, *columns, truth, np.ones(len(truth)), columns[1])
     assert len(found.labels) == len(persons) and np.nanmax(found.error_px) == 0
     labelled = truth[found.truth_index, :, 2] > 0
     assert np.array_equal(found.labels == GOOD, labelled)
     # Each person alone, so that a mirrored pose cannot find a better match.
     alone = np.arange(len(truth))
     mirrored = truth[:, COCO17.flip_order]
-    flipped = diagnose(truth, columns[0], alone, mirrored, np.ones(len(truth)), alone)
+    flipped = compare(truth, columns[0], alone, mirrored, np.ones(len(truth)), alone)
     assert len(flipped.labels) > 40
     rows = flipped.truth_index
     both = (truth[rows, :, 2] > 0) & (mirrored[rows, :, 2] > 0)
@@ -221,23 +229,13 @@ def test_real_persons_against_themselves_and_mirrored(real_data):
     assert (both & apart).sum() > 300
 
 
-def test_results_of_real_persons_are_diagnosed_from_their_table(real_data):
-    from hrnetpp_lib.data.annotations import read_coco
-
+def test_poses_of_real_persons_are_diagnosed_from_their_table(real_data):
     table = read_coco(real_data / "coco_test" / "test_coco.json", real_data / "coco_test")
-    results = [
-        {
-            "image_id": int(table.image_ids[table.image_index[i]]),
-            "keypoints": table.keypoints[i].ravel().tolist(),
-            "score": 1.0,
-        }
-        for i in range(len(table))
-    ]
-    found = diagnose_results(table, results)
+    columns = table.keypoints[..., :2], table.keypoints[..., 2], np.ones(len(table))
+    found = diagnose(table, ScoredPoses(table.image_ids[table.image_index], *columns))
     labelled = int((table.keypoints[:, :, 2] > 0).sum())
     assert int(found.counts()["good"].sum()) + int(found.counts()["swap"].sum()) >= 0.95 * labelled
     assert np.nanmax(found.error_px) < 1e-3
-    assert diagnose_results(table, []).labels.shape == (0, 17)
 
 
 def test_px_per_cell_by_hand():

@@ -5,12 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_data import dotted_table
 from torch.nn import functional as F
 
-from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.infer import TTA_VIEWS, Predictions, average, forward, predict, predict_boxes
-from hrnetpp_lib.evaluate.metrics import COCO_FIGURES
+from hrnetpp_lib.data.annotations import read_coco_detections
+from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.errors import HrnetppError, Preempted
+from hrnetpp_lib.evaluate.infer import (
+    TTA_VIEWS,
+    Predictions,
+    average,
+    decode_heatmaps,
+    forward,
+    predict,
+    predict_boxes,
+)
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT, UDP
@@ -90,25 +98,76 @@ def test_tta_returns_the_mean_of_its_views():
 
 
 def test_average_by_hand_and_of_other_boxes():
-    a = Predictions(np.zeros((2, 17, 2)), np.ones((2, 17)))
-    b = Predictions(np.full((2, 17, 2), 4.0), np.full((2, 17), 0.5))
+    a = Predictions(np.zeros((2, 17, 2)), np.ones((2, 17)), HW)
+    b = Predictions(np.full((2, 17, 2), 4.0), np.full((2, 17), 0.5), HW)
     mean = average([a, b])
-    assert (mean.keypoints == 2).all() and (mean.scores == 0.75).all()
+    assert (mean.keypoints == 2).all() and (mean.scores == 0.75).all() and mean.input_hw == HW
     with pytest.raises(ValueError, match="same boxes"):
-        average([a, Predictions(np.zeros((3, 17, 2)), np.ones((3, 17)))])
+        average([a, Predictions(np.zeros((3, 17, 2)), np.ones((3, 17)), HW)])
+    with pytest.raises(ValueError, match="same boxes"):
+        average([a, replace(b, input_hw=(64, 64))])
 
 
-def test_predictions_round_trip_and_missing_file(tmp_path):
-    saved = Predictions(np.random.rand(3, 17, 2), np.random.rand(3, 17))
+def test_predictions_round_trip(tmp_path):
+    saved = Predictions(np.random.rand(3, 17, 2), np.random.rand(3, 17).astype(np.float32), HW)
     saved.save(tmp_path / "new" / "p.npz")
     loaded = Predictions.load(tmp_path / "new" / "p.npz")
     assert np.array_equal(loaded.keypoints, saved.keypoints) and np.array_equal(loaded.scores, saved.scores)
-    with pytest.raises(HrnetppError, match="other.npz"):
-        Predictions.load(tmp_path / "other.npz")
-    torn = (tmp_path / "new" / "p.npz").read_bytes()[:500]
-    (tmp_path / "torn.npz").write_bytes(torn)
-    with pytest.raises(HrnetppError, match="torn.npz.*delete it to predict anew"):
-        Predictions.load(tmp_path / "torn.npz")
+    assert loaded.input_hw == HW and loaded.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": np.ones((3, 14))},
+        {"scores": np.ones((3, 17), int)},
+        {"keypoints": np.ones((3, 17, 3))},
+        {"keypoints": np.full((3, 17, 2), np.nan)},
+        {"keypoints": np.full((3, 17, 2), "text")},
+        {"keypoints": np.array([{}])},
+        {"input_hw": np.array([96.0, 64.0])},
+        {"input_hw": np.array([96, 64, 32])},
+        {"input_hw": np.array([0, 64])},
+    ],
+)
+def test_other_arrays_are_no_predictions(tmp_path, change):
+    arrays = {"keypoints": np.ones((3, 17, 2)), "scores": np.ones((3, 17)), "input_hw": np.array(HW)}
+    np.savez(tmp_path / "p.npz", **arrays | change)
+    with pytest.raises(HrnetppError, match=r"p\.npz.*delete it to predict anew"):
+        Predictions.load(tmp_path / "p.npz")
+
+
+def test_torn_flipped_foreign_and_missing_files_are_no_predictions(tmp_path):
+    path = tmp_path / "p.npz"
+    with pytest.raises(HrnetppError, match=r"p\.npz.*no such file"):
+        Predictions.load(path)
+    Predictions(np.random.rand(99, 17, 2), np.random.rand(99, 17), HW).save(path)
+    content = path.read_bytes()
+    fewer = content.replace(b"(99, 17", b"( 1, 17")  # arrays of one person, which numpy alone would take
+    for damaged in (content[:500], b"", b"[1]", fewer):
+        path.write_bytes(damaged)
+        with pytest.raises(HrnetppError, match="delete it to predict anew"):
+            Predictions.load(path)
+    zeros = {"keypoints": np.zeros((10**5, 17, 2)), "scores": np.zeros((10**5, 17)), "input_hw": np.array(HW)}
+    np.savez_compressed(path, **zeros)  # 40 MB in 40 KB
+    with pytest.raises(HrnetppError, match="other parts"):
+        Predictions.load(path)
+
+
+def test_being_asked_to_end_is_no_damaged_file(tmp_path, monkeypatch):
+    Predictions(np.zeros((3, 17, 2)), np.zeros((3, 17)), HW).save(tmp_path / "p.npz")
+
+    def interrupted(path):
+        raise Preempted("SIGTERM")
+
+    monkeypatch.setattr(np, "load", interrupted)
+    with pytest.raises(Preempted):
+        Predictions.load(tmp_path / "p.npz")
+
+
+def test_an_unknown_decoder_is_refused():
+    with pytest.raises(HrnetppError, match="decoder 'other' is unknown"):
+        decode_heatmaps(torch.zeros(2, 3, 8, 6), replace(CARD, decoder="other"))
 
 
 def test_no_box_gives_no_pose_and_bad_input_is_refused():
@@ -118,38 +177,37 @@ def test_no_box_gives_no_pose_and_bad_input_is_refused():
         predict(BrightnessNetwork(), image.astype(np.float32), BOX, card=CARD)
     with pytest.raises(HrnetppError, match=r"\(N, 4\)"):
         predict(BrightnessNetwork(), image, BOX[0], card=CARD)
-    with pytest.raises(
-        HrnetppError, match=r"\[-30.0, 5.0, 20.0, 40.0\] lies outside the image of 320x240 px"
-    ):
-        predict(BrightnessNetwork(), image, np.array([[9, 9, 60, 80], [-30, 5, 20, 40]]), card=CARD)
-    with pytest.raises(HrnetppError, match="positive w, h"):
-        predict(BrightnessNetwork(), image, np.array([[0.0, 0, 0, 9]]), card=CARD)
-
-
-def test_real_detections_go_through_the_whole_path(real_data):
-    from hrnetpp_lib.data.annotations import read_coco, read_coco_detections
-    from hrnetpp_lib.data.layout import StageData
-    from hrnetpp_lib.evaluate.score import coco_results, score
-
-    folder = real_data / "coco_test"
-    truth = folder / "test_coco.json"
-    boxes = read_coco_detections(folder / "test_coco_det_AP_H_56.json", truth, folder)
-    assert len(boxes) == 118
-    torch.manual_seed(0)
-    network = HRNet(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1)
-    found = predict_boxes(network, replace(CARD, input_hw=(64, 64)), boxes)
-    assert found.keypoints.shape == (118, 17, 2) and np.isfinite(found.keypoints).all()
-    data = StageData(read_coco(truth, folder), boxes, "COCO AP", "a detector", truth)
-    assert 0 < len(coco_results(found, data)) <= 118
-    figures = score(found, data)
-    assert tuple(figures) == COCO_FIGURES and 0 <= figures["AP"] < 0.2  # an untrained network
+    for no_boxes in ("1,2,3,4", [[1, 2, 3, 4], [5]], [[None] * 4, [{}] * 4], 7):
+        with pytest.raises(HrnetppError, match=r"\(N, 4\)"):
+            predict(BrightnessNetwork(), image, no_boxes, card=CARD)
+    for box in ([-30, 5, 20, 40], [0, 0, 0, 9], [5, 5, 9, -3], [np.nan, 1, 2, 3], [0, 0, np.inf, 9]):
+        boxes = np.array([[9, 9, 60, 80], box], float)
+        with pytest.raises(HrnetppError, match=r"box \[.*has no area in the image of 320x240 px"):
+            predict(BrightnessNetwork(), image, boxes, card=CARD)
+    for box in ([0, 0, 1e300, 1e300], [0, 0, 1e-200, 9], [-1e7, 0, 1e8, 9]):
+        with pytest.raises(HrnetppError, match="has no area"):
+            predict(BrightnessNetwork(), image, np.array([box]), card=CARD)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_picture_is_named_in_one_line(tmp_path, workers):
-    table = dotted_table(tmp_path)
     (tmp_path / "dots.png").write_bytes(b"torn")
+    image = np.array([b"dots.png"]), np.array([1]), np.array([[240, 320]], np.int32), np.zeros(1, np.int32)
+    person = np.array([1]), BOX, np.ones(1), np.ones(1), np.zeros((1, 17, 3), np.float32)
+    table = PersonTable("dots", COCO17, tmp_path, *image, *person, {})
     card = ModelCard(input_hw=(96, 64))
     with pytest.raises(HrnetppError) as caught:
         predict_boxes(HRNet(8, blocks_per_branch=1, modules=(1, 1, 1)), card, table, workers=workers)
     assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)
+
+
+def test_real_detections_go_through_the_whole_path(real_data):
+    folder = real_data / "coco_test"
+    boxes = read_coco_detections(folder / "test_coco_det_AP_H_56.json", folder / "test_coco.json", folder)
+    torch.manual_seed(0)
+    network = HRNet(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1)
+    found = predict_boxes(network, replace(CARD, input_hw=(64, 64)), boxes)
+    assert found.keypoints.shape == (118, 17, 2) and np.isfinite(found.keypoints).all()
+    assert found.input_hw == (64, 64)
+    nobody = predict_boxes(network, CARD, boxes.select([]))
+    assert nobody.keypoints.shape == (0, 17, 2) and nobody.scores.shape == (0, 17)

@@ -1,27 +1,32 @@
-"""Table 1 and results files: the report's figures, our rows beside them, and where numbers come from."""
+"""Table 1 and results files: the report's metrics, our rows beside them, and where numbers come from."""
 
-import hashlib
 import json
 import subprocess
+from functools import partial
 from importlib.metadata import version
 
+import numpy as np
 import pytest
+from test_score import perfect
 
+from hrnetpp_lib.data.layout import load_coco, prepare_data
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.score import resample, score
 from hrnetpp_lib.evaluate.table import (
     METRICS,
     PAPER_TABLE_1,
-    Row,
+    TableRow,
+    assemble,
     git_revision,
+    in_markdown,
     provenance,
-    table_1,
     write_results,
 )
-from hrnetpp_lib.files import read_json, sha256, write_json
+from hrnetpp_lib.recipe import SMOKE, replace
 
 
-def row(method: str = "ensemble", **metrics: float) -> Row:
-    return Row(
+def row(method: str = "ensemble", **metrics: float) -> TableRow:
+    return TableRow(
         method,
         dict(zip(METRICS, (0.5, 0.75, 0.25, 0.125, 1.0, 0.0), strict=True)) | metrics,
         "some.json",
@@ -29,7 +34,44 @@ def row(method: str = "ensemble", **metrics: float) -> Row:
         False,
         (0.45, 0.55),
         None if method == "Original HRNet-W48" else (0.1, -0.025, 0.225),
+        {"a run": "its hash"},
+        3,
     )
+
+
+def test_the_table_is_assembled_from_six_sets_of_poses(tmp_path, monkeypatch):
+    monkeypatch.setattr("hrnetpp_lib.evaluate.table.resample", partial(resample, draws=30))
+    profile = replace(SMOKE, synthetic_persons=(8, 8, 20), boxes=None)
+    data = load_coco(profile, prepare_data(profile, tmp_path))
+    shaken = {
+        ("hrnet", False): perfect(data.val, 9.0),
+        ("heatmap", False): perfect(data.val, 6.0),
+        ("heatmap", True): perfect(data.val, 5.0),
+        ("regression", False): perfect(data.val, 4.0),
+        ("regression", True): perfect(data.val, 2.0),
+    }
+    hashes = {name: {f"run of {name}": f"hash of {name}"} for name in ("hrnet", "heatmap", "regression")}
+    table = assemble(shaken, hashes, data, seed=4)
+    assert [r.method for r in table.rows] == list(PAPER_TABLE_1)
+    # Noise of one seed: the mean of 6 and 4 px is 5 px, that of 5 and 2 px is 3.5 px.
+    expected = [score(perfect(data.val, px), data) for px in (9.0, 6.0, 4.0, 2.0, 5.0, 3.5)]
+    for found, metrics in zip(table.rows, expected, strict=True):
+        assert found.metrics == pytest.approx(metrics)
+        assert found.interval == table.draws.interval(found.method) and found.interval[0] < found.interval[1]
+        assert (found.boxes, found.flip, found.seed) == (data.boxes, True, 4)
+    assert [r.tta for r in table.rows] == [False, False, False, True, False, True]
+    assert table.rows[0].difference is None and table.rows[0].runs == hashes["hrnet"]
+    gain = expected[5]["AP"] - expected[0]["AP"]
+    assert table.rows[5].difference[0] == pytest.approx(gain) and gain > 0
+    assert table.rows[5].runs == hashes["heatmap"] | hashes["regression"]
+    pairs = [(0, 1), (1, 2), (2, 3), (2, 4), (3, 5)]
+    assert [(c.worse, c.better) for c in table.claims] == [
+        (table.rows[a].method, table.rows[b].method) for a, b in pairs
+    ]
+    ours = [100 * (expected[b]["AP"] - expected[a]["AP"]) for a, b in pairs]
+    assert [claim.ours for claim in table.claims] == pytest.approx(ours)
+    assert [c.paper for c in table.claims] == pytest.approx([0.2, 0.2, 0.2, 0, 0.1])
+    assert np.all([claim.low <= claim.high for claim in table.claims])
 
 
 def test_the_reports_table():
@@ -47,7 +89,7 @@ def test_the_reports_table():
 
 def test_the_table_by_hand():
     # APM is -1 where there is no medium person: not a figure.
-    assert table_1("mini", "7 persons", [row(), row("Original HRNet-W48", APM=-1.0)]) == (
+    assert in_markdown("mini", "7 persons", [row(), row("Original HRNet-W48", APM=-1.0)]) == (
         "Each cell: report (COCO val2017, 384x288) / **ours, profile `mini`** (7 persons).\n"
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,\n"
         "trained and tested on the same data and boxes as the other rows.\n"
@@ -64,7 +106,7 @@ def test_the_table_by_hand():
 
 def test_an_unknown_row_is_refused_with_the_known_ones():
     with pytest.raises(HrnetppError, match=r"'my model' is not a row of Table 1.*ensemble \+ TTA"):
-        table_1("mini", "", [row("my model")])
+        in_markdown("mini", "", [row("my model")])
 
 
 def test_results_are_written_with_their_provenance(tmp_path):
@@ -83,10 +125,10 @@ def test_results_are_written_with_their_provenance(tmp_path):
         "tta": False,
         "interval": [0.45, 0.55],
         "difference": [0.1, -0.025, 0.225],
-        "runs": {},
-        "seed": 0,
+        "runs": {"a run": "its hash"},
+        "seed": 3,
     }
-    assert (path.parent / "table_1.md").read_text() == table_1("mini", "7 persons", rows)
+    assert (path.parent / "table_1.md").read_text() == in_markdown("mini", "7 persons", rows)
     assert {file.name for file in path.parent.iterdir()} == {"results.json", "table_1.md"}
 
 
@@ -114,36 +156,3 @@ def test_git_revision_of_a_clean_and_a_changed_checkout_and_of_no_checkout(tmp_p
     assert git_revision(tmp_path) == head[:12]
     (tmp_path / "file").write_text("two")
     assert git_revision(tmp_path) == f"{head[:12]}-dirty"
-
-
-def test_sha256_of_a_file(tmp_path):
-    (tmp_path / "file").write_bytes(b"abc")
-    assert sha256(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
-    assert sha256(tmp_path / "file").startswith("ba7816bf")
-
-
-def test_json_comes_back_and_leaves_no_temporary_file(tmp_path):
-    path = tmp_path / "a" / "b.json"
-    write_json(path, {"x": [1, 2.5, None], "y": "ü"})
-    write_json(path, {"x": [1, 2.5, None], "y": "ß"})
-    assert read_json(path, dict) == {"x": [1, 2.5, None], "y": "ß"}
-    assert [file.name for file in path.parent.iterdir()] == ["b.json"]
-    assert path.read_text().endswith("}\n")
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"kept": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"bad": object()})
-    assert read_json(path, dict) == {"kept": 1}
-
-
-@pytest.mark.parametrize("content", [None, "", '{"half": [1,'])
-def test_missing_and_broken_results_are_named(tmp_path, content):
-    path = tmp_path / "05.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(HrnetppError, match="run the notebook that writes it") as caught:
-        read_json(path, dict)
-    assert str(path) in str(caught.value)
