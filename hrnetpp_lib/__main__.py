@@ -256,8 +256,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what the interpreter flushes at its end
         return 141
     except (HrnetppError, OSError) as error:
-        # In one write, so that the lines of several processes do not run into one another.
-        sys.stderr.write(f"error: {error}\n")
+        # One line (names may hold line breaks), in one write: several processes may have something to say.
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         return 2
     return 0
 

@@ -123,6 +123,10 @@ def test_a_file_in_the_place_of_a_folder_is_named(capsys, tmp_path):
     )
 
 
+def test_a_line_break_in_a_name_breaks_no_line(capsys, tmp_path):
+    assert f"{tmp_path}/a b.json: " in refused(capsys, "train", "--recipe", tmp_path / "a\nb.json")
+
+
 # ---------------------------------------------------------------------------------------- commands
 
 
