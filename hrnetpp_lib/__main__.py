@@ -25,7 +25,7 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train the stages of one architecture, or one recipe; go on with them, or find them trained."""
+    """Train the three stages of one architecture, or one recipe; go on with them, or find them trained."""
     from hrnetpp_lib.train.machine import SigtermNotice
 
     profile, runs = _runs_to_train(options)
@@ -250,7 +250,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.function(options)
         sys.stdout.flush()
     except Preempted as error:
-        print(error.message, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(error.message, file=sys.stderr)
         return Preempted.EXIT_CODE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what the interpreter flushes at its end
