@@ -73,8 +73,7 @@ def reproduce(
         profile_name: Name of a profile.
         only: Prefixes of the notebooks to run; all by default.
         parameters: Values for their parameters cells.
-        output: Folder that gets notebooks/executed/<profile>, figures/<profile>, runs/ and data/; by default
-            the checkout.
+        output: Gets notebooks/executed/<profile>, figures/<profile>, runs/, data/; by default the checkout.
         notebook_folder: Where the sources lie; by default the checkout's.
 
     Returns:
@@ -94,8 +93,7 @@ def reproduce(
     _set_environment(notebook_folder)
     progress_file = output / "runs" / profile_name / "reproduce.json"
     done = read_json(progress_file, dict[str, str], "delete it") if progress_file.is_file() else {}
-    executed = []
-    started = time.perf_counter()
+    executed, started = [], time.perf_counter()
     for path in notebooks:
         # The root is relative, so that the copies do not tell where the project lies on this machine.
         mine = parameters | {"profile": profile_name, "root": os.path.relpath(output, notebook_folder)}
