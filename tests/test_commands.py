@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import hrnetpp_lib
-from hrnetpp_lib.__main__ import main
+from hrnetpp_lib.__main__ import build_parser, main
 from hrnetpp_lib.data.layout import prepare_data
 from hrnetpp_lib.evaluate.infer import predict_boxes
 from hrnetpp_lib.files import project_root
@@ -100,7 +100,7 @@ def test_evaluate_refuses_a_checkpoint_of_other_keypoints(capsys, tmp_path, smok
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["predict"], ["evaluate"], ["train", "--seed", "x"]])
 def test_argparse_refuses_with_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        build_parser().parse_args(arguments)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
 
@@ -112,7 +112,7 @@ def test_argparse_refuses_with_status_2(capsys, arguments):
 )
 def test_numbers_out_of_range_are_refused(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        build_parser().parse_args(arguments)
     assert caught.value.code == 2
     assert f"argument {arguments[1]}: {arguments[2]}: must be at least" in capsys.readouterr().err
 
@@ -340,7 +340,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(wheel):
 
 def from_wheel(wheel: Path, folder: Path, *commands: list[str]) -> subprocess.CompletedProcess:
     """Run commands one after another in one process that has the package from a wheel."""
-    code = f"import sys; from hrnetpp_lib.__main__ import main; sys.exit(max(map(main, {list(commands)!r})))"
+    code = f"import sys; from hrnetpp_lib.__main__ import build_parser, main; sys.exit(max(map(main, {list(commands)!r})))"
     environment = os.environ | {"PYTHONPATH": str(wheel)}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
