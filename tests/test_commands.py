@@ -340,7 +340,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(wheel):
 
 def from_wheel(wheel: Path, folder: Path, *commands: list[str]) -> subprocess.CompletedProcess:
     """Run commands one after another in one process that has the package from a wheel."""
-    code = f"import sys; from hrnetpp_lib.__main__ import build_parser, main; sys.exit(max(map(main, {list(commands)!r})))"
+    code = f"import sys; from hrnetpp_lib.__main__ import main; sys.exit(max(map(main, {list(commands)!r})))"
     environment = os.environ | {"PYTHONPATH": str(wheel)}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
