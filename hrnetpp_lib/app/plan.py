@@ -114,7 +114,7 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
     crops = share if on_gpu else max(2, min(share, int(_CPU_MACS // macs)))
     step = TrainStep(model.to(device, memory_format=torch.channels_last).train(), run)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
-    batch = Sample(*(tensor.to(device) for tensor in _random_batch(profile, crops)))
+    batch = Sample(*(tensor.to(device) for tensor in random_batch(profile, crops)))
 
     def make_step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=profile.precision == "bf16"):
@@ -136,7 +136,8 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
     return rate
 
 
-def _random_batch(profile: Profile, crops: int) -> Sample:
+def random_batch(profile: Profile, crops: int) -> Sample:
+    """A batch of noise in the sizes of a profile: every keypoint labelled and inside."""
     keypoints, ones = (crops, len(COCO17)), torch.ones(crops, len(COCO17))
     image = torch.randint(0, 256, (crops, *profile.input_hw, 3), dtype=torch.uint8)
     peaks = torch.randint(0, min(profile.heatmap_hw), (*keypoints, 2))
