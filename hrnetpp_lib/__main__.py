@@ -71,7 +71,8 @@ def _runs_to_train(options: argparse.Namespace) -> tuple[Profile, tuple[Run, ...
             raise HrnetppError(f"--recipe {options.recipe} says it all; leave out {', '.join(given)}")
         run = read_recipe(options.recipe)
         return run.profile, (run,)
-    profile, name = get_profile(options.profile or "mini"), options.architecture or "hrnetpp"
+    profile = get_profile("mini" if options.profile is None else options.profile)
+    name = "hrnetpp" if options.architecture is None else options.architecture
     if name not in ARCHITECTURES:
         raise HrnetppError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
     return profile, three_stages(profile, ARCHITECTURES[name], options.seed or 0)

@@ -77,6 +77,12 @@ def test_an_unknown_architecture_is_refused_before_data_are_made(capsys, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_empty_name_is_no_default(capsys, tmp_path):
+    common = ("train", "--output", tmp_path)
+    assert "unknown profile ''" in refused(capsys, *common, "--profile", "")
+    assert "unknown architecture ''" in refused(capsys, *common, "--profile", "smoke", "--architecture", "")
+
+
 def test_missing_data_are_named_with_the_way_out(capsys, tmp_path):
     message = refused(capsys, "check-data", "--profile", "coco", "--output", tmp_path)
     assert str(tmp_path / "data/coco/coco/annotations/person_keypoints_train2017.json") in message
