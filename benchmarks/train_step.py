@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from hrnetpp_lib.app.plan import random_batch
 from hrnetpp_lib.app.reproduce import KEEP_FREED_MEMORY
 from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.files import read_json, write_json
@@ -45,23 +46,12 @@ VARIANTS = (
 )
 
 
-def make_batch(run: Run) -> dict[str, torch.Tensor]:
-    """Random crops and targets of the run's sizes."""
-    generator = torch.Generator().manual_seed(0)
-    size, (height, width) = run.profile.batch_size, run.profile.input_hw
-    keypoints = torch.rand(size, KEYPOINTS, 2, generator=generator) * torch.tensor([width / 4, height / 4])
-    return {
-        "image": torch.randint(0, 256, (size, height, width, 3), dtype=torch.uint8, generator=generator),
-        "centres": keypoints.long(),
-        "target_weight": torch.ones(size, KEYPOINTS),
-    }
-
-
 def measure(run: Run, variant: Variant) -> float:
     """Crops per second, after three steps in which caches fill and the compiler does its work."""
     layout = torch.channels_last if variant.fast else torch.contiguous_format
     model = build_model(run, KEYPOINTS).to(memory_format=layout).train()
-    step, batch = TrainStep(model, run), make_batch(run)
+    torch.manual_seed(0)
+    step, batch = TrainStep(model, run), random_batch(run.profile, run.profile.batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=variant.fast, foreach=False)
     if variant.compiled:
         step = torch.compile(step)

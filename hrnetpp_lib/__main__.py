@@ -11,16 +11,14 @@ from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, Profile, Run, get_profile, read_recipe, three_stages
 
-PROJECT_ROOT = project_root()
-
 
 def _root(options: argparse.Namespace) -> Path:
-    return options.output or PROJECT_ROOT
+    return options.output or project_root()
 
 
 def reproduce(options: argparse.Namespace) -> None:
-    """Run the notebooks."""
-    get_profile(options.profile)
+    """Run the notebooks headless, and write figures and Table 1."""
+    get_profile(options.profile)  # before the heavy imports
     from hrnetpp_lib.app.reproduce import parse_parameters, reproduce
 
     reproduce(options.profile, options.only, parse_parameters(options.set), _root(options))
@@ -59,14 +57,15 @@ def _runs_to_train(options: argparse.Namespace) -> tuple[Profile, tuple[Run, ...
             raise HrnetppError(f"--recipe {options.recipe} says it all; leave out {', '.join(given)}")
         run = read_recipe(options.recipe)
         return run.profile, (run,)
-    profile, name = get_profile(options.profile or "mini"), options.architecture or "hrnetpp"
+    profile = get_profile("mini" if options.profile is None else options.profile)
+    name = "hrnetpp" if options.architecture is None else options.architecture
     if name not in ARCHITECTURES:
         raise HrnetppError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
     return profile, three_stages(profile, ARCHITECTURES[name], options.seed or 0)
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """COCO figures of a checkpoint, with what they were measured on."""
+    """COCO metrics of a checkpoint on the profile's val set, with what they were measured on."""
     profile = get_profile(options.profile)
     from hrnetpp_lib.data.layout import load_coco, prepare_data
     from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, pick_device, predict_boxes
@@ -91,7 +90,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Poses of one photograph as json and picture."""
+    """Poses of one photograph."""
     from hrnetpp_lib.app.photo import parse_boxes, predict
 
     boxes = None if options.boxes is None else parse_boxes(options.boxes)
@@ -99,7 +98,7 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def check_data(options: argparse.Namespace) -> None:
-    """Count persons, images and keypoints of the profile's three sets, and decode every picture."""
+    """Count persons, images and keypoints of the profile's sets, and decode every image."""
     profile = get_profile(options.profile)
     from hrnetpp_lib.data.layout import load_ai_challenger, load_coco, prepare_data
     from hrnetpp_lib.data.persons import check_images
@@ -119,14 +118,14 @@ def check_data(options: argparse.Namespace) -> None:
 
 
 def convert_lspe(options: argparse.Namespace) -> None:
-    """Leeds Sports Pose Extended into the layout of the profiles on real photographs."""
+    """Lay Leeds Sports Pose Extended out for the profiles on photographs, lspet*."""
     from hrnetpp_lib.data.layout import convert_lspe
 
     convert_lspe(options.joints, options.images, _root(options) / "data", options.skip_missing_images)
 
 
 def plan(options: argparse.Namespace) -> None:
-    """What training a profile would take: data, speed, hours, disk."""
+    """What training a profile would take: data, measured speed, hours, disk."""
     profile = get_profile(options.profile)
     from hrnetpp_lib.app.plan import plan
 
@@ -135,143 +134,124 @@ def plan(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """Versions, devices, threads, disk, and which profiles could run here."""
+    """Versions, device, disk, and what is missing for which profile."""
     from hrnetpp_lib.data.layout import data_paths, how_to_get, missing_files
     from hrnetpp_lib.evaluate.table import provenance
 
-    facts = provenance()
-    for package, number in facts["versions"].items():
-        print(f"{package:16s} {number}")
-    print(f"{'device':16s} {facts['device']}")
-    print(f"{'git revision':16s} {facts['git_revision']}")
-    print(f"{'free disk':16s} {shutil.disk_usage(PROJECT_ROOT).free / 2**30:.0f} GiB")
+    root, facts = _root(options), provenance()
+    disk = shutil.disk_usage(next(folder for folder in (root, *root.absolute().parents) if folder.exists()))
+    facts = facts["versions"] | {
+        "device": facts["device"],
+        "git revision": facts["git_revision"],
+        "folder": root,
+        "free disk": f"{disk.free / 2**30:.0f} GiB",
+    }
+    for name, fact in facts.items():
+        print(f"{name:17s} {fact}")
     for profile in PROFILES.values():
-        paths = data_paths(profile, PROJECT_ROOT / "data")
-        missing = missing_files(profile, paths)
+        state = "ready"
         if profile.data == "synthetic":
-            print(f"profile {profile.name:9s} ready (makes its own data)")
-        else:
-            state = "ready"
-            if missing:
-                state = f"lacks {len(missing)} files or folders, first {missing[0]}; {how_to_get(profile)}"
-            print(f"profile {profile.name:9s} {state}")
+            state = "ready (makes its own data)"
+        elif missing := missing_files(profile, data_paths(profile, root / "data")):
+            state = f"lacks {len(missing)} files or folders, first {missing[0]}; {how_to_get(profile)}"
+        print(f"profile {profile.name:9s} {state}")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
-    parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True)
+def _number(kind: type, least: float, below: float = float("inf")) -> Callable[[str], float]:
+    """A type for argparse: whole or float numbers from `least` on that are less than `below`."""
 
-    def add(name: str, function, text: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=text, description=text)
-        sub.set_defaults(function=function)
-        return sub
-
-    sub = add("reproduce", reproduce, "run the notebooks headless and write figures and Table 1")
-    _add_profile(sub)
-    sub.add_argument("--only", action="append", metavar="03", help="notebook by its number; may be repeated")
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
-
-    sub = add("train", train, "train, or go on with, the stages of one architecture")
-    _add_profile(sub)
-    _add_architecture(sub)
-    sub.set_defaults(profile=None)  # to know what is given beside --recipe
-    _add_machine(sub)
-
-    sub = add("evaluate", evaluate, "COCO AP of a checkpoint on the profile's val set")
-    _add_profile(sub)
-    sub.add_argument("--checkpoint", type=Path, required=True, help="a model.safetensors")
-    sub.add_argument("--tta", action="store_true", help="average over the five views")
-    sub.add_argument("--no-flip", action="store_true", help="leave the mirrored crop out")
-
-    _add_photograph(add("predict", predict, "poses of one photograph"))
-
-    sub = add("check-data", check_data, "count what is there, decode every picture")
-    _add_profile(sub)
-
-    sub = add("convert-lspe", convert_lspe, "Leeds Sports Pose Extended for the profiles lspet*")
-    sub.add_argument("joints", type=Path, help="joints.mat")
-    sub.add_argument("images", type=Path, help="folder of im00001.jpg ..., or of zip archives of them")
-    sub.add_argument("--skip-missing-images", action="store_true", help="count what is not there, and go on")
-    sub.add_argument("--output", type=Path, default=None, help="folder that gets data/lspet")
-
-    sub = add("plan", plan, "what training would take: data, measured speed, GPU-hours, disk")
-    _add_profile(sub)
-    sub.add_argument("--gpus", type=_at_least(1, int), default=1, metavar="N", help="that share each batch")
-
-    add("doctor", doctor, "versions, devices, disk, and what is missing for which profile")
-    return parser
-
-
-def _add_profile(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--profile", default="mini", help="smoke, mini (default), lspet_cpu, lspet or coco")
-    sub.add_argument("--output", type=Path, default=None, help="folder for data, runs and figures")
-
-
-def _add_photograph(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("image", type=Path)
-    sub.add_argument(
-        "--checkpoint", type=Path, help="a model.safetensors; default: the newest HRNet++ of stage 3"
-    )
-    sub.add_argument(
-        "--boxes",
-        metavar='"x,y,w,h ..."',
-        help="persons in image px (--boxes=... if it begins with a minus); default: the whole image",
-    )
-    sub.add_argument(
-        "--detector", metavar="MODEL", help="find persons by a transformers model (extra detect)"
-    )
-    sub.add_argument("--output-dir", type=Path, help="gets json and picture; default: nothing is written")
-
-
-def _add_architecture(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--architecture", help="hrnetpp (default), hrnet, hrnet+se, ...")
-    sub.add_argument("--seed", type=_at_least(0, int), help="default 0")
-
-
-def _add_machine(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--recipe", type=Path, help="train this recipe.json instead of a profile's stages")
-    sub.add_argument(
-        "--accumulate", type=_at_least(1, int), default=1, metavar="N", help="cut batches into N parts"
-    )
-    sub.add_argument("--compile", action="store_true", help="try torch.compile")
-    sub.add_argument("--skip-bad-images", action="store_true", help="replace persons of unreadable pictures")
-    sub.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files (extra watch)")
-    sub.add_argument(
-        "--save-every", type=_at_least(0, float), default=600, metavar="SECONDS", help="between saved states"
-    )
-
-
-def _at_least(least: int, kind: type[int] | type[float]) -> Callable[[str], int | float]:
-    """A type for argparse: finite numbers from `least` on."""
-
-    def parse(text: str) -> int | float:
+    def parse(text: str) -> float:
         value = kind(text)
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}, and finite")
+        if not least <= value < below:
+            most = "finite" if below == float("inf") else f"less than {below:,}"
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}, and {most}")
         return value
 
     parse.__name__ = kind.__name__  # argparse names it where the text is no number
     return parse
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    commands = {}
+    for command in (reproduce, train, evaluate, predict, check_data, convert_lspe, plan, doctor):
+        name, text = command.__name__.replace("_", "-"), command.__doc__
+        commands[command] = subparsers.add_parser(name, help=text, description=text)
+        commands[command].set_defaults(function=command)
+
+    def option(name: str, *takers: Callable, **settings: object) -> None:
+        for command in takers:
+            commands[command].add_argument(name, **settings)
+
+    data = (reproduce, train, evaluate, check_data, plan)
+    text = "smoke, mini (default), lspet_cpu, lspet or coco"
+    option("--profile", *data, default="mini", help=text)
+    commands[train].set_defaults(profile=None)  # to know what is given beside --recipe
+    text = "folder of data, runs and figures; default: the checkout, else the current folder"
+    option("--output", *data, convert_lspe, doctor, type=Path, help=text)
+    option("--only", reproduce, action="append", metavar="03", help="notebook by its number; may be repeated")
+    option("--set", reproduce, action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
+    _add_training(option)
+    option("--checkpoint", evaluate, type=Path, required=True, help="a model.safetensors")
+    option("--tta", evaluate, action="store_true", help="average over the five views")
+    option("--no-flip", evaluate, action="store_true", help="leave the mirrored crop out")
+    option("image", predict, type=Path)
+    text = "a model.safetensors; default: a finished stage 3 of HRNet++ below runs/"
+    option("--checkpoint", predict, type=Path, help=text)
+    text = "persons in image px (--boxes=... if it begins with a minus); default: the whole image"
+    option("--boxes", predict, metavar='"x,y,w,h ..."', help=text)
+    option("--detector", predict, metavar="MODEL", help="find persons by a transformers model (extra detect)")
+    text = "gets the poses as json and drawn; by default nothing is written"
+    option("--output-dir", predict, type=Path, help=text)
+    option("joints", convert_lspe, type=Path, help="joints.mat")
+    option("images", convert_lspe, type=Path, help="folder of im00001.jpg ..., or of zip archives of them")
+    option("--skip-missing-images", convert_lspe, action="store_true", help="count what lacks, and go on")
+    option("--gpus", plan, type=_number(int, 1), default=1, metavar="N", help="that share each batch")
+    return parser
+
+
+def _add_training(option: Callable[..., None]) -> None:
+    option("--architecture", train, help="hrnetpp (default), hrnet, hrnet+se, ...")
+    option("--seed", train, type=_number(int, 0, 2**64), help="default 0")
+    option("--recipe", train, type=Path, help="train this recipe.json instead of a profile's stages")
+    text = "cut batches into N parts"
+    option("--accumulate", train, type=_number(int, 1), default=1, metavar="N", help=text)
+    option("--compile", train, action="store_true", help="try torch.compile")
+    option("--skip-bad-images", train, action="store_true", help="replace persons of unreadable images")
+    option("--tensorboard", train, action="store_true", help="write TensorBoard's files (extra watch)")
+    text = "between saved states"
+    option("--save-every", train, type=_number(float, 0), default=600, metavar="SECONDS", help=text)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input ends in one line on stderr and exit status 2, SIGTERM in 75."""
+    """Run one command.
+
+    Returns:
+        The exit status: 2 for bad input, told in one line on stderr; 75 after SIGTERM; 141 where nobody reads
+        on, as in `| head`.
+    """
     options = build_parser().parse_args(arguments)
     try:
         options.function(options)
+        sys.stdout.flush()
     except Preempted as error:
         if os.environ.get("RANK", "0") == "0":
             print(error.message, file=sys.stderr)
         return Preempted.EXIT_CODE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what the interpreter flushes at its end
+        return 141
     except (HrnetppError, OSError) as error:
-        # In one write, so that the lines of several processes do not run into one another.
-        sys.stderr.write(f"error: {error}\n")
+        # One line (names may hold line breaks), in one write: several processes may have something to say.
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
         return 2
     return 0
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     exit_status = main()
     if "WORLD_SIZE" in os.environ:
         from hrnetpp_lib.train.machine import leave

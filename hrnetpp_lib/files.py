@@ -79,7 +79,11 @@ def read_json(path: Path, kind: type[Content], remedy: str = "check the path") -
 
 
 def decode_json(text: bytes | str, kind: type[Content], name: Path | str, remedy: str) -> Content:
-    """As `read_json`, for text that is in memory; messages call it `name`."""
+    """As `read_json`, for text that is in memory.
+
+    Raises:
+        HrnetppError: If it is no json, or not of that type; the message begins with `name`.
+    """
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:  # a ValidationError is a DecodeError

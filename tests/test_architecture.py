@@ -1,139 +1,185 @@
-"""The shape of the library: layers, sizes, docstrings, and what must not be in its files."""
+"""The shape of the library: its rooms, docstrings, and what must not be in its files."""
 
 import ast
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "hrnetpp_lib"
-MODULES = sorted(PACKAGE.glob("*.py"))
-SOURCES = MODULES + sorted((ROOT / "tests").glob("*.py"))
-
-# A module imports modules of lower layers only, or of its own layer without going in circles.
-LAYERS = {
-    0: ["__init__", "errors", "keypoints", "recipe", "recipe_file", "progress"],
-    1: ["durable", "coordinates", "geometry", "heatmap", "softargmax", "images", "records"],
-    2: ["blocks", "hrnet", "weights", "losses", "augment", "mannequin", "painter", "scene", "synthetic"]
-    + ["memory", "preemption", "machine", "resume"],
-    3: ["persons", "lspe", "annotations", "datasets", "data", "loader", "step", "detector", "checkpoint"]
-    + ["plots", "cache"],
-    4: ["infer", "evaluate", "bootstrap", "diagnose", "validate", "journal", "train", "realdata", "anatomy"]
-    + ["exploration"],
-    5: ["report", "charts", "plan", "launch", "workspace", "photo", "readme"]
-    + ["views", "gallery", "picture", "explorer", "data_explorer"],
-    6: ["reproduce", "commands", "__main__"],
+LIBRARY = ROOT / "hrnetpp_lib"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(LIBRARY.rglob("*.py"))
 }
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
-each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+SOURCES = sorted(
+    path
+    for folder in ("hrnetpp_lib", "tests", "benchmarks", "tools")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+# A room imports from floors below its own, and within itself without going in circles.
+FLOORS = (
+    ("errors",),
+    ("files",),
+    ("recipe",),
+    ("pose",),
+    ("model", "data"),  # neighbours: neither imports the other
+    ("evaluate",),
+    ("train",),
+    ("draw",),
+    ("explore",),
+    ("app",),
+    ("__main__", "__init__"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+HEAVY = {"torch", "cv2", "matplotlib", "scipy", "accelerate", "pooch", "papermill", "IPython", "ipywidgets"}
+LIGHT = ("__init__", "__main__", "errors", "files", "recipe", "pose.keypoints")
+# Names that users and checks outside this project rely on (README; published checkpoints; the report).
+PUBLIC_CALLS = {"create_model", "hrnet_w32", "hrnet_w48", "hrnetpp_w32", "hrnetpp_w48", "download", "prepare"}
+
+each_module = pytest.mark.parametrize("name", MODULES)
 
 
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), filename=str(path))
+@cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(), filename=name)
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports, anywhere in it."""
+def room_of(name: str) -> str:
+    """'hrnetpp_lib.pose.heatmap' -> 'pose'; the package's own __init__ is a room of its own."""
+    parts = name.split(".")
+    return parts[1]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Modules that a file imports, at its top or later; of `from a import b`, a.b where b is a module."""
     found = set()
-    for node in ast.walk(tree_of(path)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {
-                alias.name.split(".")[1] for alias in node.names if alias.name.startswith("hrnetpp_lib.")
-            }
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: imports are absolute"
-            if node.module == "hrnetpp_lib":
-                found |= {alias.name for alias in node.names}
-            elif (node.module or "").startswith("hrnetpp_lib."):
-                found.add(node.module.split(".")[1])
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                found.add(deeper if deeper in MODULES or f"{deeper}.__init__" in MODULES else node.module)
     return found
 
 
-def test_every_module_has_a_layer():
-    assert {path.stem for path in MODULES} == set(LAYER_OF)
+def ours(name: str) -> set[str]:
+    """The modules of the library that one imports; a room's own name stands for its __init__."""
+    found = {entry for entry in imported(tree_of(name)) if entry.split(".")[0] == "hrnetpp_lib"}
+    return {entry if entry in MODULES else f"{entry}.__init__" for entry in found}
 
 
-@each_module
-def test_imports_go_down(path):
-    for name in imports_of(path):
-        assert LAYER_OF[name] <= LAYER_OF[path.stem], f"{path.stem} imports {name} of a higher layer"
-
-
-def test_no_circles():
-    graph = {path.stem: imports_of(path) for path in MODULES}
-    while graph:
-        leaves = {name for name, imported in graph.items() if not imported & set(graph)}
-        assert leaves, f"modules import one another in a circle: {sorted(graph)}"
-        graph = {name: imported for name, imported in graph.items() if name not in leaves}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "recipe",
-        "keypoints",
-        "errors",
-        "recipe_file",
-        "report",
-        "geometry",
-        "commands",
-        "__main__",
-        "__init__",
-    ],
-)
-def test_light_modules_load_no_torch(name):
-    top = [
-        node for node in tree_of(PACKAGE / f"{name}.py").body if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
-    assert not {entry for entry in names if entry.split(".")[0] in ("torch", "cv2", "matplotlib")}
-
-
-@each_module
-def test_files_are_short(path):
-    assert len(path.read_text().splitlines()) <= 350
-
-
-@each_module
-def test_functions_are_short(path):
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = node.end_lineno - node.lineno + 1
-            assert length <= 50, f"{path.name}: {node.name} has {length} lines"
-
-
-def public_definitions(tree: ast.Module):
-    """Public functions, classes and methods; not what nn.Module and dataclasses prescribe."""
+def public_definitions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Public functions, classes and methods."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             yield node.name, node
-            if isinstance(node, ast.ClassDef):
-                for member in node.body:
-                    if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
-                        yield f"{node.name}.{member.name}", member
+            for member in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
+                    yield f"{node.name}.{member.name}", member
 
 
-def is_trivial(name: str, node: ast.AST) -> bool:
+# ---------------------------------------------------------------------------------------- the rooms
+
+
+def test_every_module_has_its_room():
+    assert {room_of(name) for name in MODULES} == set(FLOOR_OF)
+
+
+@each_module
+def test_imports_exist_and_go_down(name):
+    mine = room_of(name)
+    for other in ours(name):
+        assert other in MODULES, f"{name} imports {other}, which is not there"
+        if name == "hrnetpp_lib.__main__" and other == "hrnetpp_lib.__init__":
+            continue
+        theirs = room_of(other)
+        assert theirs == mine or FLOOR_OF[theirs] < FLOOR_OF[mine], f"{name} imports {other} of a room above"
+
+
+def test_no_circles():
+    graph = {name: ours(name) for name in MODULES}
+    while graph:
+        leaves = {name for name, below in graph.items() if not below & set(graph)}
+        assert leaves, f"modules import one another in a circle: {sorted(graph)}"
+        graph = {name: below for name, below in graph.items() if name not in leaves}
+
+
+def test_training_draws_nothing():
+    for name in MODULES:
+        if FLOOR_OF[room_of(name)] <= FLOOR_OF["train"]:
+            assert not {entry.split(".")[0] for entry in imported(tree_of(name))} & {"matplotlib", "IPython"}
+
+
+@pytest.mark.parametrize("short", LIGHT)
+def test_light_modules_load_nothing_heavy_at_their_top(short):
+    tops = [
+        node for node in tree_of(f"hrnetpp_lib.{short}").body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    names = imported(ast.Module(tops, []))
+    assert not {name.split(".")[0] for name in names} & HEAVY
+    assert {name for name in names if name.startswith("hrnetpp_lib.")} <= {f"hrnetpp_lib.{n}" for n in LIGHT}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.count(".") == 2 and "__init__" in name])
+def test_a_room_says_what_it_is_for_and_hands_nothing_on(name):
+    docstring = ast.get_docstring(tree_of(name))
+    assert docstring and docstring.endswith(".")
+    if name != "hrnetpp_lib.evaluate.__init__":  # the way through it is its one public list
+        assert len(tree_of(name).body) == 1 and "\n" not in docstring
+
+
+def test_no_room_or_module_is_called_like_a_public_function_elsewhere_or_like_a_grab_bag():
+    functions = {
+        public: name
+        for name in MODULES
+        if name != "hrnetpp_lib.__main__"  # whose functions are the commands
+        for public, _ in public_definitions(tree_of(name))
+    }
+    rooms = {name.split(".")[1] for name in MODULES}
+    assert not rooms & set(functions), "a room and a function of one name"
+    # A module may hold the one function that it is named after.
+    clash = {name for name in MODULES if functions.get(name.split(".")[-1], name) != name}
+    assert not clash
+    names = {part for name in MODULES for part in name.split(".")}
+    assert not names & {"utils", "util", "misc", "core", "helpers", "common"}
+
+
+# --------------------------------------------------------------------------------------- each module
+
+
+@each_module
+def test_functions_are_short(name):
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 50, f"{name}: {node.name} has {length} lines"
+
+
+def says_it_all(name: str, node: ast.AST) -> bool:
     """A network's forward, and one-line accessors whose name and types say it all."""
     return name.endswith(".forward") or (isinstance(node, ast.FunctionDef) and len(node.body) == 1)
 
 
 @each_module
-def test_everything_public_has_a_docstring(path):
-    tree = tree_of(path)
-    assert ast.get_docstring(tree), f"{path.name} does not say what it is"
-    for name, node in public_definitions(tree):
+def test_everything_public_has_a_docstring(name):
+    assert ast.get_docstring(tree_of(name)), f"{name} does not say what it is"
+    for public, node in public_definitions(tree_of(name)):
         text = ast.get_docstring(node)
-        assert text or is_trivial(name, node), f"{path.name}: {name} has no docstring"
-        assert not text or text.split("\n")[0].endswith((".", ":")), f"{path.name}: {name}"
+        assert text or says_it_all(public, node), f"{name}: {public} has no docstring"
+        assert not text or text.split("\n")[0].endswith((".", ":")), f"{name}: {public}"
 
 
 @each_module
-def test_raises_sections_are_kept(path):
-    for name, node in public_definitions(tree_of(path)):
-        if isinstance(node, ast.FunctionDef) and "." not in name:  # a class may say it once for its methods
+def test_raises_sections_are_kept(name):
+    if name == "hrnetpp_lib.__main__":
+        return  # commands print what they raise
+    for public, node in public_definitions(tree_of(name)):
+        if isinstance(node, ast.FunctionDef) and "." not in public:  # a class may say it once for its methods
             raised = {
                 inner.exc.func.id
                 for inner in ast.walk(node)
@@ -141,28 +187,28 @@ def test_raises_sections_are_kept(path):
                 and isinstance(inner.exc, ast.Call)
                 and hasattr(inner.exc.func, "id")
             }
-            text = ast.get_docstring(node) or ""
-            # Commands print what they raise.
-            if raised & {"HrnetppError", "ValueError"} and path.stem != "commands":
-                assert "Raises:" in text, f"{path.name}: {name} raises {raised}"
+            if raised & {"HrnetppError", "ValueError"}:
+                assert "Raises:" in (ast.get_docstring(node) or ""), f"{name}: {public} raises {raised}"
 
 
 @each_module
-def test_no_state_and_no_grab_bags(path):
-    assert path.stem not in ("utils", "misc", "core", "helpers", "common")
-    assert not [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Global)]
+def test_no_hidden_state(name):
+    assert not [node for node in ast.walk(tree_of(name)) if isinstance(node, ast.Global)]
 
 
 @each_module
-def test_nothing_prints_but_what_reports_to_people(path):
-    calls = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+def test_nothing_prints_but_what_reports_to_people(name):
+    calls = [n for n in ast.walk(tree_of(name)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     if any(call.func.id == "print" for call in calls):
-        reporters = {"commands", "__main__", "reproduce", "train", "progress", "launch"}
-        assert path.stem in reporters | {"synthetic", "datasets", "cache", "photo"}
+        reports = {"train", "app", "__main__"}
+        assert room_of(name) in reports or name in ("hrnetpp_lib.data.layout", *SYNTHETIC), name
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_no_file_of_this_machine_and_no_torchvision(path):
+SYNTHETIC = [name for name in MODULES if name.startswith("hrnetpp_lib.data.synthetic")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.relative_to(ROOT).parts))
+def test_no_path_of_this_machine_and_no_torchvision(path):
     if path == Path(__file__).resolve() or path.name in ("test_environment.py", "test_notebooks.py"):
         return  # they look for it
     text = path.read_text()
@@ -172,10 +218,36 @@ def test_no_file_of_this_machine_and_no_torchvision(path):
 
 def test_departures_are_marked_with_a_reason():
     marks = [
-        (path.name, line.split(":", 1)[1])
-        for path in MODULES
+        (name, line.split(":", 1)[1])
+        for name, path in MODULES.items()
         for line in path.read_text().splitlines()
         if re.match(r"\s*# (CHOICE|DEVIATION):", line)
     ]
-    assert marks
+    assert len(marks) > 5
     assert all(len(reason.split()) >= 4 for _, reason in marks), marks
+
+
+# ------------------------------------------------------------------------------- what nobody needs
+
+
+def words_of(paths: list[Path]) -> set[str]:
+    return {word for path in paths for word in re.findall(r"\w+", path.read_text())}
+
+
+def test_what_only_tests_use_is_not_in_the_library():
+    """A public name is used in its own module, or elsewhere in the library, or by notebooks and tools."""
+    outside = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    outside += [path for path in SOURCES if path.parts[len(ROOT.parts)] in ("benchmarks", "tools")]
+    used = words_of(outside) | PUBLIC_CALLS
+    names = {
+        name: {node.name for public, node in public_definitions(tree_of(name)) if "." not in public}
+        for name in MODULES
+    }
+    for tree in map(tree_of, MODULES):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+                used.add(node.id if isinstance(node, ast.Name) else node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+                used.add(node.value)  # forward references, and the package's lazy names
+    unused = {name: sorted(mine - used) for name, mine in names.items() if mine - used}
+    assert not unused, f"used by tests alone, or by nobody: {unused}"

@@ -1,10 +1,11 @@
 """The ways to install the project agree with one another and with what is installed here."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
+PINNED = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 CONDA_NAMES = {"torch": "pytorch", "opencv-python": "py-opencv"}
 
 
@@ -29,9 +31,8 @@ def bounds(requirements: list[str]) -> dict[str, str]:
 
 
 def pins() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in lines)
-    return {canonical(name): number for name, number in (line.split("==") for line in lines)}
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in PINNED)
+    return {canonical(name): number for name, number in (line.split("==") for line in PINNED)}
 
 
 def as_numbers(text: str) -> tuple[int, ...]:
@@ -78,9 +79,28 @@ def test_every_dependency_is_pinned_within_its_bound():
 
 
 def test_pins_are_sorted_and_unique():
-    names = list(pins())
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert len(names) == len(lines)
+    assert [line.lower() for line in PINNED] == sorted({line.lower() for line in PINNED})
+    assert len(pins()) == len(PINNED)
+
+
+def test_what_is_imported_is_declared():
+    """Every library that a file imports is a dependency, an extra, or comes with one."""
+    declared = DEPENDENCIES | TEST_EXTRA | {"nbformat": "", "nbclient": "", "traitlets": "", "ipython": ""}
+    for names in PROJECT["optional-dependencies"].values():
+        declared |= bounds(names)
+    distributions = packages_distributions()
+    used = set()
+    for path in (ROOT / "hrnetpp_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                used |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                used.add(node.module.split(".")[0])
+    used -= set(sys.stdlib_module_names) | {"hrnetpp_lib"}
+    distribution_of = {name: canonical(distributions.get(name, [name])[0]) for name in used}
+    assert not {name for name, home in distribution_of.items() if home not in declared}
+    unused = set(DEPENDENCIES) - set(distribution_of.values())
+    assert unused == {"jupyterlab"}, "it runs the notebooks and is imported nowhere; what else is?"
 
 
 def test_what_make_installed_is_what_is_pinned():

@@ -1,6 +1,6 @@
 """What is generated in README.md: Table 1 of all profiles, the choices and departures in the code.
 
-`python -m tools.readme` rewrites them; a test holds README against the code and the results.
+From a checkout, `python tools/readme.py` rewrites them; a test holds README against the code and the results.
 """
 
 import re
@@ -8,13 +8,11 @@ from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent
-from hrnetpp_lib.files import read_json
+from hrnetpp_lib.files import project_root, read_json
 from hrnetpp_lib.recipe import PROFILES
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
-
-def list_choices(library: Path = PROJECT_ROOT / "hrnetpp_lib") -> list[str]:
+def list_choices(library: Path) -> list[str]:
     """Every line marked CHOICE or DEVIATION, as markdown bullets, file by file."""
     bullets = []
     for path in sorted(library.rglob("*.py")):
@@ -26,7 +24,8 @@ def list_choices(library: Path = PROJECT_ROOT / "hrnetpp_lib") -> list[str]:
                     if not (more := re.match(r"\s*# (?!CHOICE:|DEVIATION:)(.*)", following)):
                         break
                     words.append(more[1])
-                bullets.append(f"* {mark[1].lower()}, `{path.name}`: {' '.join(words)}")
+                place = path.relative_to(library).as_posix()
+                bullets.append(f"* {mark[1].lower()}, `{place}`: {' '.join(words)}")
     return bullets
 
 
@@ -55,15 +54,19 @@ def table_of_profiles(figures: Path) -> list[str]:
     )
 
 
-def render_readme(text: str, root: Path = PROJECT_ROOT) -> str:
+def render_readme(text: str, root: Path) -> str:
     """README's text with its generated parts made anew.
+
+    Args:
+        text: README as it is.
+        root: The checkout.
 
     Raises:
         HrnetppError: If a marker is missing.
     """
     parts = {
         "<!-- table 1 -->": ("<!-- end of table 1 -->", "\n".join(table_of_profiles(root / "figures"))),
-        "<!-- choices -->": ("<!-- end of choices -->", "\n".join(list_choices())),
+        "<!-- choices -->": ("<!-- end of choices -->", "\n".join(list_choices(root / "hrnetpp_lib"))),
     }
     for start, (end, content) in parts.items():
         if start not in text or end not in text:
@@ -74,5 +77,5 @@ def render_readme(text: str, root: Path = PROJECT_ROOT) -> str:
 
 
 if __name__ == "__main__":
-    readme = PROJECT_ROOT / "README.md"
-    readme.write_text(render_readme(readme.read_text()))
+    readme = project_root() / "README.md"
+    readme.write_text(render_readme(readme.read_text(), project_root()))

@@ -1,14 +1,16 @@
 """Running notebooks headless, tried on notebooks made up here: order, names, failures, what is recorded."""
 
 import os
+import re
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from hrnetpp_lib.app.reproduce import PROJECT_ROOT, list_notebooks, parse_parameters, reproduce
+from hrnetpp_lib.app.reproduce import _peak_memory, list_notebooks, parse_parameters, reproduce
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.files import read_json
+from hrnetpp_lib.files import project_root, read_json
 
 LOG = "with open(f'{root}/log.txt', 'a') as log:\n    print(NAME, profile, seed, file=log)"
 
@@ -59,7 +61,7 @@ def log_of(project: Path) -> list[str]:
 
 def test_notebooks_are_listed_in_order(project):
     folder = project / "notebooks"
-    assert [path.stem for path in list_notebooks(folder=folder)] == ["01_first", "02_second"]
+    assert [path.stem for path in list_notebooks(None, folder)] == ["01_first", "02_second"]
     assert [path.stem for path in list_notebooks(["02"], folder)] == ["02_second"]
     assert [path.stem for path in list_notebooks(["02", "01_first"], folder)] == ["01_first", "02_second"]
 
@@ -67,12 +69,14 @@ def test_notebooks_are_listed_in_order(project):
 def test_an_unknown_notebook_is_refused_with_the_known_ones(project):
     with pytest.raises(HrnetppError, match="no notebook '07'; there are 01_first, 02_second"):
         run(project, only=["01", "07"])
+    with pytest.raises(HrnetppError, match="no notebook ''; there are"):
+        run(project, only=[""])
     assert log_of(project) == []
 
 
 def test_a_folder_without_notebooks_is_named(tmp_path):
     with pytest.raises(HrnetppError, match="no notebooks there"):
-        list_notebooks(folder=tmp_path)
+        list_notebooks(None, tmp_path)
 
 
 def test_an_unknown_profile_is_refused_with_the_known_ones(project):
@@ -104,6 +108,7 @@ def test_profile_and_root_are_not_set_as_parameters(project, name):
 
 def test_settings_become_python_values():
     settings = ["seed=3", "lr=1e-3", "name=mini", "sizes=(64, 48)", "text='a=b'", "flag=True", "empty="]
+    settings += ["odd={[]: 1}", f"deep={'(' * 300}", f"minus={'-' * 100_000}1", f"long={'9' * 5000}"]
     assert parse_parameters(settings) == {
         "seed": 3,
         "lr": 0.001,
@@ -112,6 +117,10 @@ def test_settings_become_python_values():
         "text": "a=b",
         "flag": True,
         "empty": "",
+        "odd": "{[]: 1}",
+        "deep": "(" * 300,
+        "minus": "-" * 100_000 + "1",
+        "long": "9" * 5000,
     }
 
 
@@ -119,6 +128,25 @@ def test_settings_become_python_values():
 def test_a_setting_without_name_or_equals_is_refused(setting):
     with pytest.raises(HrnetppError, match="write it as name=value"):
         parse_parameters([setting])
+
+
+def test_a_setting_that_is_no_text_is_refused():
+    with pytest.raises(HrnetppError, match="characters that no notebook can hold"):
+        parse_parameters(["name=\udcff"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"cells": 3}', b"\xff", b"[" * 100_000])
+def test_a_notebook_that_is_none_is_named(project, content):
+    (project / "notebooks" / "02_second.ipynb").write_bytes(content)
+    with pytest.raises(HrnetppError, match="02_second.ipynb: no notebook whose parameters are literals"):
+        run(project)
+    assert log_of(project) == []
+
+
+def test_parameters_that_are_no_literals_are_named(project):
+    write_notebook(project / "notebooks", "02_second", parameters="seed = max(1, 2)")
+    with pytest.raises(HrnetppError, match="02_second.ipynb: no notebook whose parameters are literals"):
+        run(project)
 
 
 # ------------------------------------------------------------------------------------------ success
@@ -140,7 +168,7 @@ def test_notebooks_run_in_order_with_their_parameters(project, capsys):
     assert {"git_revision", "versions", "device"} <= set(record)
     assert notebook.metadata.papermill["input_path"] == "02_second.ipynb"
     for copy in copies:
-        assert str(project) not in copy.read_text() and str(PROJECT_ROOT) not in copy.read_text()
+        assert str(project) not in copy.read_text() and str(project_root()) not in copy.read_text()
     assert not (project / "runs" / "smoke" / "reproduce.json").exists()
 
 
@@ -157,12 +185,6 @@ def test_a_relative_output_folder_is_relative_to_where_one_stands(project, monke
     assert copies == [project / "elsewhere/notebooks/executed/smoke/01_first.ipynb"]
     assert copies[0].is_file()
     assert log_of(project / "elsewhere") == ["01_first smoke 0"]
-
-
-def test_finished_notebooks_run_again_when_asked_again(project):
-    for _ in range(2):
-        run(project, only=["01"])
-    assert len(log_of(project)) == 2
 
 
 # ------------------------------------------------------------------------------------------ failure
@@ -207,33 +229,62 @@ def test_a_partial_copy_has_neither_widgets_nor_paths_of_this_machine(project):
     assert "widgets" not in metadata and str(project) not in str(metadata)
 
 
-def test_the_next_call_starts_at_the_notebook_that_failed(broken, capsys):
-    with pytest.raises(HrnetppError):
+@pytest.fixture
+def without_kernels(broken, monkeypatch) -> Path:
+    """Three notebooks of which the second fails; what is executed is logged, and nothing else done."""
+
+    def execute(path, copy, parameters, profile_name):
+        with open(broken / "log.txt", "a") as log:
+            print(path.stem, file=log)
+        if path.stem == "02_second" and not (broken / "repaired").exists():
+            raise HrnetppError("not yet")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.touch()
+
+    monkeypatch.setattr("hrnetpp_lib.app.reproduce._execute", execute)
+    with pytest.raises(HrnetppError, match="not yet"):
         run(broken)
+    assert log_of(broken) == ["01_first", "02_second"]
     (broken / "repaired").touch()
-    assert len(run(broken)) == 3
-    names = [line.split()[0] for line in log_of(broken)]
-    assert names == ["01_first", "02_second", "02_second", "03_third"]
+    return broken
+
+
+def test_the_next_call_starts_at_the_notebook_that_failed(without_kernels, capsys):
+    assert len(run(without_kernels)) == 3
+    assert log_of(without_kernels)[2:] == ["02_second", "03_third"]
     assert "01_first: done before the failure of the last run" in capsys.readouterr().out
-    run(broken)  # after a success everything runs again
-    assert len(log_of(broken)) == 4 + 3
+    run(without_kernels)  # after a success everything runs again
+    assert log_of(without_kernels)[4:] == ["01_first", "02_second", "03_third"]
 
 
-def test_a_changed_notebook_or_parameter_runs_again_after_a_failure(broken):
-    with pytest.raises(HrnetppError):
-        run(broken)
-    (broken / "repaired").touch()
-    assert len(read_json(broken / "runs/smoke/reproduce.json", dict)) == 1
-    write_notebook(broken / "notebooks", "01_first", "print('changed')")
-    run(broken, parameters={"seed": 9})
-    assert [line.split()[0] for line in log_of(broken)].count("01_first") == 2
+@pytest.mark.parametrize("change", ["notebook", "parameter", "copy", "nothing"])
+def test_what_changed_runs_again_after_a_failure(without_kernels, change):
+    assert len(read_json(without_kernels / "runs/smoke/reproduce.json", dict)) == 1
+    if change == "notebook":
+        write_notebook(without_kernels / "notebooks", "01_first", "print('changed')")
+    if change == "copy":
+        (without_kernels / "notebooks/executed/smoke/01_first.ipynb").unlink()
+    run(without_kernels, parameters={"seed": 9} if change == "parameter" else None)
+    assert log_of(without_kernels).count("01_first") == (1 if change == "nothing" else 2)
 
 
-def test_a_notebook_asked_for_by_name_runs_though_it_was_finished_before_a_failure(broken):
-    with pytest.raises(HrnetppError):
-        run(broken)
-    run(broken, only=["01"])
-    assert [line.split()[0] for line in log_of(broken)].count("01_first") == 2
+def test_a_notebook_asked_for_by_name_runs_though_it_was_finished_before_a_failure(without_kernels):
+    run(without_kernels, only=["01"])
+    assert log_of(without_kernels).count("01_first") == 2
+
+
+def test_a_record_of_progress_that_is_none_is_named(project):
+    (project / "runs" / "smoke").mkdir(parents=True)
+    (project / "runs" / "smoke" / "reproduce.json").write_text("[1]")
+    with pytest.raises(HrnetppError, match=r"reproduce\.json: .*; delete it"):
+        run(project)
+    assert log_of(project) == []
+
+
+def test_without_peak_memory_it_says_nothing_of_it(monkeypatch):
+    assert re.fullmatch(r"; peak memory of one process \d+\.\d GiB", _peak_memory())
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert _peak_memory() == ""
 
 
 def test_a_kernel_that_dies_is_an_error_of_ours(project):
