@@ -195,14 +195,10 @@ class HeatmapExplorer(panels.Explorer):
     def _heatmap(self) -> np.ndarray:
         return self.answer.heatmaps(self.flip.value)[0, self.keypoint.value].numpy()
 
-    def _stride(self) -> np.ndarray:
-        card = self.answer.card
-        return card.coordinates.stride_xy(card.input_hw)
-
     def _draw_crop(self) -> None:
-        pose, truth = np.column_stack([self._pose * self._stride(), self._scores]), None
+        pose, truth = np.column_stack([self._pose * self.answer.stride_xy, self._scores]), None
         if self._truth is not None:
-            places = self.answer.to_heatmap(self._truth[:, :2]) * self._stride()
+            places = self.answer.to_heatmap(self._truth[:, :2]) * self.answer.stride_xy
             truth = np.column_stack([places, self._truth[:, 2]])
         crop, skeleton = self.answer.crops[0], self.answer.card.skeleton
         seen = (crop, self._heatmap(), self.blend.value)
@@ -267,7 +263,7 @@ class HeatmapExplorer(panels.Explorer):
         if self.crop.gesture["kind"] == "click":
             height, width = self.answer.crops.shape[1:3]
             place = np.array(self.crop.gesture["to"]) * (width, height)
-            self._pick_keypoint(self._pose * self._stride(), place)
+            self._pick_keypoint(self._pose * self.answer.stride_xy, place)
 
     def _pick_keypoint(self, points: np.ndarray, place: np.ndarray) -> None:
         self.keypoint.value = int(np.hypot(*(points - place).T).argmin())

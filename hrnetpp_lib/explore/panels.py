@@ -296,38 +296,31 @@ export default {
     const show = () => {
       if (address) URL.revokeObjectURL(address);
       address = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
-      image.src = address;
-      image.alt = model.get("alt");
+      Object.assign(image, { src: address, alt: model.get("alt") });
     };
     const place = (event) => {
       const frame = image.getBoundingClientRect();
       return [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height];
     };
-    const tell = (event, kind) => {
+    const moved = ([x, y]) =>
+      Math.hypot((x - from[0]) * image.clientWidth, (y - from[1]) * image.clientHeight) > 4;
+    const tell = (kind, to) => {
       sent = performance.now();
-      model.set("gesture", { kind, from, to: place(event), number: model.get("gesture").number + 1 });
+      model.set("gesture", { kind, from, to, number: model.get("gesture").number + 1 });
       model.save_changes();
     };
-    const moved = (event) => {
-      const to = place(event), frame = image.getBoundingClientRect();
-      return Math.hypot((to[0] - from[0]) * frame.width, (to[1] - from[1]) * frame.height) > 4;
-    };
-
-    image.addEventListener("pointerdown", (event) => {
+    image.onpointerdown = (event) => {
       from = place(event);
       image.setPointerCapture(event.pointerId);
-    });
-    image.addEventListener("pointermove", (event) => {
-      if (from && moved(event) && performance.now() - sent > 150) tell(event, "drag");
-    });
-    image.addEventListener("pointerup", (event) => {
-      if (from) tell(event, moved(event) ? "drop" : "click");
+    };
+    image.onpointermove = (event) => {
+      if (from && moved(place(event)) && performance.now() - sent > 150) tell("drag", place(event));
+    };
+    image.onpointerup = image.onpointercancel = (event) => {
+      const still = event.type === "pointerup" && from && !moved(place(event));
+      if (from) tell(still ? "click" : "drop", place(event));
       from = null;
-    });
-    image.addEventListener("pointercancel", (event) => {
-      if (from) tell(event, "drop");
-      from = null;
-    });
+    };
     model.on("change:png", show);
     show();
     return () => URL.revokeObjectURL(address);

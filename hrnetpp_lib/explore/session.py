@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from pycocotools import mask
 
 from hrnetpp_lib.data.crops import View, crops_of_box
 from hrnetpp_lib.data.images import decode_image, read_image
@@ -21,6 +22,7 @@ from hrnetpp_lib.pose.heatmap import decode
 from hrnetpp_lib.pose.softargmax import soft_argmax
 
 TRUTH = "truth"  # beside "arg_max", "quarter_offset" and "soft_argmax", the decoders
+_FAR_PX = 1e6  # no picture is as large
 _PADDING = 1.25  # of bbox_to_center_scale; other paddings are views
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _MOST_PICTURES, _MOST_PEOPLE = 300, 10
@@ -66,6 +68,11 @@ class Answer:
     plain: torch.Tensor
     mirrored: torch.Tensor
 
+    @property
+    def stride_xy(self) -> np.ndarray:
+        """(2,) input px per cell."""
+        return self.card.coordinates.stride_xy(self.card.input_hw)
+
     def heatmaps(self, flip: bool) -> torch.Tensor:
         """(V, K, H, W): averaged with those of the mirrored crops, or not."""
         return 0.5 * (self.plain + self.mirrored) if flip else self.plain
@@ -95,8 +102,7 @@ class Answer:
 
     def to_heatmap(self, points_image: np.ndarray) -> np.ndarray:
         """(K, 2) image px -> heatmap px of the first view."""
-        stride = self.card.coordinates.stride_xy(self.card.input_hw)
-        return transform_points(points_image, self.matrices[0]) / stride
+        return transform_points(points_image, self.matrices[0]) / self.stride_xy
 
     def to_image(self, points_heatmap: np.ndarray) -> np.ndarray:
         """(K, 2) heatmap px of the first view -> image px."""
@@ -122,12 +128,15 @@ def ask(
         padding: How much larger than the box the crop is, at equal aspect ratio.
 
     Raises:
-        HrnetppError: If the box has no area.
+        HrnetppError: If the box has no area, or is far from any picture.
     """
+    bbox_xywh = np.asarray(bbox_xywh, np.float64)
+    if not (np.abs(bbox_xywh) < _FAR_PX).all():
+        raise HrnetppError(f"box {bbox_xywh.tolist()} lies in no picture; give x, y, w, h in its px")
     # The plain view comes first: it is the one that is drawn.
     ordered = sorted(views, key=lambda view: view != View())
     padded = tuple(View(view.scale * padding / _PADDING, view.rotation_deg) for view in ordered)
-    crops, matrices = crops_of_box(image, np.asarray(bbox_xywh), card.input_hw, padded, card.coordinates)
+    crops, matrices = crops_of_box(image, bbox_xywh, card.input_hw, padded, card.coordinates)
     plain, mirrored = raw_heatmaps(model, torch.from_numpy(crops), card)
     return Answer(card, crops, matrices, plain.cpu(), mirrored.cpu())
 
@@ -165,14 +174,13 @@ def compare(answer: Answer, box: Box, keypoint: int, positions: dict[str, np.nda
         return [Position(source, points[keypoint]) for source, points in positions.items()]
     labelled = box.truth[:, 2] > 0
     truth = answer.to_heatmap(box.truth[:, :2])[keypoint]
-    stride = answer.card.coordinates.stride_xy(answer.card.input_hw)
     found = []
     for source, points in positions.items():
         sigmas = answer.card.skeleton.oks_sigmas
         similarity = keypoint_similarity(answer.to_image(points), box.truth, box.area, sigmas)
         away = points[keypoint] - truth if labelled[keypoint] else np.full(2, np.nan)
         own = similarity[keypoint] if labelled[keypoint] else np.nan
-        numbers = np.hypot(*away), np.hypot(*(away * stride)), own, similarity[labelled].mean()
+        numbers = np.hypot(*away), np.hypot(*(away * answer.stride_xy)), own, similarity[labelled].mean()
         found.append(Position(source, points[keypoint], *map(float, numbers)))
     return [*found, Position(TRUTH, truth, 0.0, 0.0, 1.0, 1.0)] if labelled[keypoint] else found
 
@@ -237,7 +245,7 @@ def open_people(source: PersonTable | Path | str | Sequence[Path | str]) -> list
         source: Persons with or without labels; or an image, a folder of images, or several images.
 
     Raises:
-        HrnetppError: If there is none, or one does not exist.
+        HrnetppError: If there is none, or one does not exist, or nobody in the table has a box.
     """
     if isinstance(source, PersonTable):
         return _people_of_table(source)
@@ -302,10 +310,7 @@ def best_match(bbox_xywh: np.ndarray, boxes: Sequence[Box], threshold: float = 0
         threshold: Of intersection over union.
     """
     others = np.array([box.bbox_xywh for box in boxes])
-    start = np.maximum(others[:, :2], bbox_xywh[:2])
-    end = np.minimum(others[:, :2] + others[:, 2:], bbox_xywh[:2] + bbox_xywh[2:])
-    shared = np.maximum(end - start, 0).prod(axis=1)
-    overlap = shared / (others[:, 2:].prod(axis=1) + bbox_xywh[2:].prod() - shared)
+    overlap = mask.iou(bbox_xywh[None], others, np.zeros(len(others)))[0]
     return int(overlap.argmax()) if overlap.max() >= threshold else None
 
 
