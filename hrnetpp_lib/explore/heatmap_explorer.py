@@ -229,7 +229,7 @@ class HeatmapExplorer(panels.Explorer):
 
     def _touch_whole(self) -> None:
         """A click picks the nearest keypoint; a drag moves the box, or draws one if it starts outside."""
-        size = np.array(self._image.shape[1::-1])
+        size = np.array(self._image.shape[1::-1], float)  # corners come as whole numbers
         start, end = (np.array(self.whole.gesture[name]) * size for name in ("from", "to"))
         if self.whole.gesture["kind"] == "click":
             self._pick_keypoint(self.answer.to_image(self._pose), end)

@@ -254,15 +254,21 @@ def open_people(source: PersonTable | Path | str | Sequence[Path | str]) -> list
         paths = [Path(path).expanduser() for path in listed]
         if len(paths) == 1 and paths[0].is_dir():
             found = (path for path in paths[0].iterdir() if path.suffix.lower() in _PICTURES)
-            paths = sorted(path for path in found if path.is_file())
-        missing = [path for path in paths if not path.is_file()]
+            paths = sorted(path for path in found if _has_content(path))
+        missing = [path for path in paths if not _has_content(path)]
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a name too long, a folder locked
-        raise HrnetppError(f"{str(source)[:300]}: cannot be looked at ({error}); check the path") from error
+        reason = f"{str(source)[:200]}: cannot be looked at ({str(error)[:100]})"
+        raise HrnetppError(f"{reason}; check the path") from error
     if missing or not paths:
         raise HrnetppError(
             f"{missing[0] if missing else source}: no picture there; give a .jpg or .png, or a folder of them"
         )
     return [PeopleOfImage(path.name, path) for path in paths[:_MOST_PICTURES]]
+
+
+def _has_content(path: Path) -> bool:
+    """Whether it is a regular file; those of the kernel, which may never end, say that they have 0 bytes."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _people_of_table(table: PersonTable) -> list[PeopleOfImage]:

@@ -182,7 +182,8 @@ def test_pictures_come_one_by_one_or_by_the_folder(tmp_path):
 def test_what_is_no_file_is_left_out_of_a_folder_and_refused_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    for path in (tmp_path, tmp_path / "pipe.png", "/dev/zero"):
+    (tmp_path / "nothing.png").touch()
+    for path in (tmp_path, tmp_path / "pipe.png", tmp_path / "nothing.png", "/dev/zero"):
         with pytest.raises(HrnetppError, match="no picture there"):
             open_people(path)
     cv2.imwrite(str(tmp_path / "me.png"), np.zeros((8, 9, 3), np.uint8))
