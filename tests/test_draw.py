@@ -251,8 +251,9 @@ def test_bars_carry_their_intervals():
 
 
 def test_error_kinds_are_shares_that_fill_each_bar():
-    counts = {"good": np.array([3, 0] + [1] * 15), "miss": np.array([1, 0] + [1] * 15)}
+    counts = {"good": [5, 0, 1], "swap": [2, 0, 1], "miss": [1, 0, 2]}
+    counts = {kind: np.array(numbers + [1] * 14) for kind, numbers in counts.items()}
     bars = draw.render_error_kinds(counts, COCO17).axes[0].containers
-    np.testing.assert_allclose([bar.get_height() for bar in bars[0]][:3], [0.75, 0, 0.5])
-    np.testing.assert_allclose([bar.get_height() for bar in bars[1]][:3], [0.25, 0, 0.5])
-    np.testing.assert_allclose([bar.get_y() for bar in bars[1]][:3], [0.75, 0, 0.5])
+    heights = [[bar.get_height() for bar in kind][:3] for kind in bars]
+    np.testing.assert_allclose(heights, [[0.625, 0, 0.25], [0.25, 0, 0.25], [0.125, 0, 0.5]])
+    np.testing.assert_allclose([bar.get_y() for bar in bars[2]][:3], [0.875, 0, 0.5])
