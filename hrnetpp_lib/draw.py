@@ -225,10 +225,11 @@ def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) ->
     Args:
         snapshots: Of `journal.read_snapshots`.
         keypoint: Index.
-        persons: How many of the snapshot's eight.
+        persons: How many of the snapshot's eight; as many as there are, if fewer.
     """
     chosen = [snapshots[i] for i in np.unique(np.linspace(0, len(snapshots) - 1, 6).round().astype(int))]
-    shown = [(snapshot, person) for person in range(persons) for snapshot in chosen]
+    people = range(min(persons, len(chosen[0]["crops"])))
+    shown = [(snapshot, person) for person in people for snapshot in chosen]
     crops = [snapshot["crops"][person] for snapshot, person in shown]
     heatmaps = [snapshot["heatmaps"][person, keypoint].astype(np.float32) for snapshot, person in shown]
     titles = [

@@ -225,6 +225,7 @@ def test_sharpening_shows_first_and_last_epoch_in_a_row_per_person():
     titles = [ax.get_title() for ax in figure.axes]
     assert len(titles) == 12
     assert [titles[i].split("\n")[0] for i in (0, 5, 6)] == ["epoch 1", "epoch 9", "epoch 1"]
+    assert len(draw.render_sharpening([snapshot(1)], 4, persons=9).axes) == 12  # 8 persons of one epoch
     assert titles[5].endswith(f"peak {snapshot(9)['heatmaps'][0, 4].max():.2f}")
 
 
