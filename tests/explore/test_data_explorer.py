@@ -12,7 +12,7 @@ RUN = resolve(STAGE2, SMOKE)
 
 
 def click(strip, x):
-    strip.gesture = {"kind": "click", "from": [x, 0.5], "to": [x, 0.5], "number": 1}
+    strip.gesture = {"kind": "click", "from": [x, 0.2], "to": [x, 0.2], "number": 1}
 
 
 def data_shown(explorer) -> dict[str, bytes]:

@@ -51,6 +51,13 @@ def test_each_control_changes_what_it_should(explorer, control, value, changed):
     assert (explorer.answer is not answer) == new_forward and not explorer.message.value
 
 
+def test_the_pose_is_by_the_networks_own_decoder_whatever_the_slider(explorer):
+    explorer.alpha.value = 3.0
+    for name, decoder in (("one", "quarter_offset"), ("two", "soft_argmax")):
+        explorer.network.value = name
+        assert np.array_equal(explorer._pose, explorer.answer.positions(60.0, True)[decoder])
+
+
 def test_a_click_picks_the_nearest_keypoint(explorer):
     place = explorer.answer.to_image(explorer._pose)[13] / explorer._image.shape[1::-1]
     gesture(explorer.whole, "click", place.tolist(), place.tolist())
@@ -90,9 +97,11 @@ def test_on_a_picture_of_which_nothing_is_known_a_box_is_drawn(tmp_path, network
 
 def test_people_are_picked_in_the_strip_and_in_the_menu(explorer):
     before = shown(explorer)
-    gesture(explorer.strip, "click", [0.9, 0.5], [0.9, 0.5])
+    gesture(explorer.strip, "click", [0.9, 0.2], [0.9, 0.2])
     assert explorer._person == explorer.person.value == 1 and shown(explorer)["strip"] != before["strip"]
-    explorer.shift_x.value = 0.2
+    explorer.shift_x.value, explorer.shift_y.value = 0.2, -0.1
+    x, y, w, h = explorer._boxes[1].bbox_xywh
+    assert explorer._shown_bbox == pytest.approx([x + 0.2 * w, y - 0.1 * h, w, h])
     explorer.person.value = 0
     assert explorer._person == 0 and explorer.shift_x.value == 0 and shown(explorer) == before
 
@@ -162,8 +171,10 @@ def test_own_pictures_by_path_and_upload_and_mistakes_become_messages(explorer, 
     explorer.path.value = f"'{tmp_path / 'me.png'}'"  # known already
     assert explorer.picture.value == 1 and len(explorer.picture.options) == 3
     cv2.imwrite(str(tmp_path / "you.png"), np.zeros((30, 20, 3), np.uint8))
+    (tmp_path / "zzz.png").write_bytes(b"torn, but not the first")
     explorer.path.value = str(tmp_path)
-    assert [name for name, _ in explorer.picture.options] == ["dots.png", "me.png", "up.png", "you.png"]
+    names = ["dots.png", "me.png", "up.png", "you.png", "zzz.png"]
+    assert [name for name, _ in explorer.picture.options] == names and not explorer.message.value
 
 
 @pytest.mark.parametrize("hw", [(3000, 1), (1, 3000), (1, 1)])

@@ -105,7 +105,12 @@ def test_towers_and_ribbons_stay_small(hw):
 def test_the_table_has_numbers_or_dashes():
     html = table_html(KNOWN)
     assert all(mark.label in html for mark in MARKS.values())
-    assert html.count("<tr>") == 5 and "6.25, 9.25" in html and "<td>1.20</td>" in html and "0.970" in html
+    assert (
+        html.count("<tr>") == 5
+        and "6.25, 9.25" in html
+        and "<td>1.20</td>" in html
+        and "<td>0.970</td><td>0.840</td>" in html
+    )
     unknown = table_html(UNKNOWN)
     assert unknown.count("–") == 8 and "not labelled" in unknown and "not labelled" not in html
 
