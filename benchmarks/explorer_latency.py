@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 from hrnetpp_lib.app.workspace import open_workspace
-from hrnetpp_lib.data.annotations import read_coco
 from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.explore.heatmap_explorer import HeatmapExplorer
 from hrnetpp_lib.files import write_json
@@ -26,9 +25,9 @@ VALUES = {  # control: values to be set one after the other
     "padding": [1.0, 1.4, 1.6, 1.8, 2.0, 1.1, 1.25],
     "shift_x": [0.05, 0.1, 0.15, 0.2, -0.1, -0.2, 0.0],
     "tta": [True, False] * 3,
-    "scene": [1, 2, 3, 4, 5, 6],
+    "picture": [1, 2, 3, 4, 5, 6],
 }
-NEW_FORWARD = ("network", "padding", "shift_x", "tta", "scene")
+NEW_FORWARD = ("network", "padding", "shift_x", "tta", "picture")
 
 
 def main() -> None:
@@ -37,8 +36,7 @@ def main() -> None:
     _, heatmap, regression = three_stages(workspace.profile)
     plain = three_stages(workspace.profile, HRNET)[1]
     runs = {"regression": regression, "heatmap": heatmap, "plain HRNet": plain}
-    truth = read_coco(workspace.data.coco_json("val"), workspace.data.coco_images("val"))
-    explorer = HeatmapExplorer(workspace.networks(runs), truth)
+    explorer = HeatmapExplorer(workspace.networks(runs), workspace.stage_data("coco").truth)
     rows = {}
     for name, values in VALUES.items():
         control, seconds = getattr(explorer, name), []

@@ -1,7 +1,7 @@
-"""Pictures with poses and heatmaps, as functions that return a matplotlib Figure and keep no state.
+"""Every figure of the notebooks, as functions that return a matplotlib Figure and keep no state.
 
 One style, 6.5 inches wide; colours are Okabe and Ito's, safe for colour-blind readers, and fixed:
-orange-red is the person's right, blue the left, black the centre; each method has its own.
+orange-red is the person's right, blue the left, black the middle; each method has its own.
 """
 
 import io
@@ -57,17 +57,16 @@ class InlineFigure(Figure):
 def new_figure(
     rows: int, columns: int, height_in: float, images: bool = False, **grid: object
 ) -> tuple[Figure, np.ndarray]:
-    """A figure in the package's style and its axes as a (rows, columns) array.
+    """A figure of the one width and its axes as a (rows, columns) array.
 
     Args:
         rows, columns: The grid.
-        height_in: Figure height in inches; the width is always 6.5.
+        height_in: Figure height in inches.
         images: Axes for pictures, without ticks and frames.
         grid: Passed to Figure.subplots, e.g. sharex.
     """
-    with mpl.rc_context(STYLE):
-        figure = InlineFigure(figsize=(WIDTH_IN, height_in), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **grid)
+    figure = InlineFigure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **grid)
     if images:
         for ax in axes.flat:
             ax.set_axis_off()
@@ -110,12 +109,10 @@ def draw_pose(
     ax.scatter(*keypoints[dots, :2].T, s=size, c=faces, edgecolors=edges, linewidths=0.8, zorder=2)
 
 
-def draw_box(ax: Axes, bbox_xywh: np.ndarray, colour: str = "#F0E442", label: str = "") -> None:
-    """Outline a box of the image frame, with a small label above it."""
+def draw_box(ax: Axes, bbox_xywh: np.ndarray) -> None:
+    """Outline a box in yellow, in the frame of the axes."""
     x, y, w, h = bbox_xywh
-    ax.add_patch(mpl.patches.Rectangle((x, y), w, h, fill=False, ec=colour, lw=1.2))
-    if label:
-        ax.text(x, y - 2, label, color=colour, fontsize=6.5, va="bottom")
+    ax.add_patch(mpl.patches.Rectangle((x, y), w, h, fill=False, ec="#F0E442", lw=1.2))
 
 
 @mpl.rc_context(STYLE)
@@ -181,13 +178,10 @@ def blur_pictures(figure: Figure) -> None:
     for image in (image for ax in figure.axes for image in ax.images):
         pixels = np.asarray(image.get_array())
         if pixels.ndim == 3 and pixels.shape[2] == 3:
-            height, width = pixels.shape[:2]
-            coarse = (
-                max(1, round(8 * width / max(height, width))),
-                max(1, round(8 * height / max(height, width))),
-            )
+            size = pixels.shape[1::-1]
+            coarse = [max(1, round(8 * length / max(size))) for length in size]
             few = cv2.resize(pixels, coarse, interpolation=cv2.INTER_AREA)
-            image.set_data(cv2.resize(few, (width, height), interpolation=cv2.INTER_LINEAR))
+            image.set_data(cv2.resize(few, size, interpolation=cv2.INTER_LINEAR))
 
 
 @mpl.rc_context(STYLE)
@@ -217,41 +211,32 @@ def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """Square maps side by side, with a cross through the middle of each."""
     figure, axes = new_figure(1, len(maps), 1.9, images=True)
     for ax, values, title in zip(axes[0], maps, titles, strict=True):
-        centre = (len(values) - 1) / 2
+        middle = (len(values) - 1) / 2
         ax.imshow(values, cmap="inferno")
-        ax.axhline(centre, color="white", lw=0.7)
-        ax.axvline(centre, color="white", lw=0.7)
+        ax.axhline(middle, color="white", lw=0.7)
+        ax.axvline(middle, color="white", lw=0.7)
         ax.set_title(title)
     return figure
 
 
-@mpl.rc_context(STYLE)
 def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) -> Figure:
     """The heatmaps of one keypoint over the evaluated epochs, person by person, whole persons to a row.
 
     Args:
-        snapshots: Of `train.read_snapshots`.
+        snapshots: Of `journal.read_snapshots`.
         keypoint: Index.
-        persons: How many of the snapshot's eight.
+        persons: How many of the snapshot's eight; as many as there are, if fewer.
     """
     chosen = [snapshots[i] for i in np.unique(np.linspace(0, len(snapshots) - 1, 6).round().astype(int))]
-    crops = [s["crops"][p] for p in range(persons) for s in chosen]
-    heatmaps = [s["heatmaps"][p, keypoint].astype(np.float32) for p in range(persons) for s in chosen]
+    people = range(min(persons, len(chosen[0]["crops"])))
+    shown = [(snapshot, person) for person in people for snapshot in chosen]
+    crops = [snapshot["crops"][person] for snapshot, person in shown]
+    heatmaps = [snapshot["heatmaps"][person, keypoint].astype(np.float32) for snapshot, person in shown]
     titles = [
-        f"epoch {s['epoch']}\npeak {s['heatmaps'][p, keypoint].max():.2f}"
-        for p in range(persons)
-        for s in chosen
+        f"epoch {snapshot['epoch']}\npeak {heatmap.max():.2f}"
+        for (snapshot, _), heatmap in zip(shown, heatmaps, strict=True)
     ]
     return render_heatmaps(crops, heatmaps, titles, columns=len(chosen) * max(6 // len(chosen), 1))
-
-
-_KIND_COLOURS = {
-    "good": "#009E73",
-    "jitter": "#56B4E9",
-    "inversion": "#E69F00",
-    "swap": "#CC79A7",
-    "miss": "#7F7F7F",
-}
 
 
 @mpl.rc_context(STYLE)
@@ -259,29 +244,22 @@ def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Fi
     """Training loss and validation metric against epochs, one line per method.
 
     Args:
-        records: Metrics of `train.read_metrics` by method name.
+        records: Metrics of `journal.read_metrics` by method name.
         colours: One per method.
     """
     figure, axes = new_figure(1, 2, 2.3)
     loss_ax, metric_ax = axes[0]
-    metric = "metric"
+    scored = {name: [epoch for epoch in epochs if "value" in epoch] for name, epochs in records.items()}
     for name, epochs in records.items():
-        loss_ax.plot([e["epoch"] for e in epochs], [e["loss"] for e in epochs], "o-", ms=3, c=colours[name])
-        scored = [e for e in epochs if "value" in e]
-        metric_ax.plot(
-            [e["epoch"] for e in scored],
-            [e["value"] for e in scored],
-            "o-",
-            ms=3,
-            c=colours[name],
-            label=name,
-        )
-        metric = scored[-1]["metric"] if scored else metric
+        for ax, points, key in ((loss_ax, epochs, "loss"), (metric_ax, scored[name], "value")):
+            x, y = [epoch["epoch"] for epoch in points], [epoch[key] for epoch in points]
+            ax.plot(x, y, "o-", ms=3, c=colours[name], label=name)
+    every = [epoch for epochs in scored.values() for epoch in epochs]
+    metric = every[-1]["metric"] if every else "metric"
     loss_ax.set(xlabel="epoch", ylabel="mean training loss", yscale="log")
-    metric_ax.set(xlabel="epoch", ylabel=f"{metric} on val")
     # Room above: a flat curve would lie on the frame.
-    best = max((e["value"] for epochs in records.values() for e in epochs if "value" in e), default=0)
-    metric_ax.set_ylim(0, 1.1 * best or 1)
+    top = 1.1 * max((epoch["value"] for epoch in every), default=0) or 1
+    metric_ax.set(xlabel="epoch", ylabel=f"{metric} on val", ylim=(0, top))
     metric_ax.locator_params(axis="x", integer=True)
     metric_ax.legend()
     return figure
@@ -333,20 +311,23 @@ def render_statistics(table: PersonTable, title: str) -> Figure:
     people.set(xlabel="labelled persons per image", ylabel="images", title=title)
     heights.hist(table.bboxes_xywh[:, 3], 24, color=METHOD_COLOURS["target"])
     heights.set(xlabel="box height (px)", ylabel="persons")
-    bottom = np.zeros(len(table.skeleton))
-    for value, text, colour in (
-        (2, "visible", "#009E73"),
-        (1, "hidden", "#E69F00"),
-        (0, "no label", "#CCCCCC"),
-    ):
-        share = (table.keypoints[:, :, 2] == value).mean(axis=0)
-        labels.bar(range(len(share)), share, bottom=bottom, color=colour, label=text)
-        bottom += share
-    names = [name.replace("_", " ") for name in table.skeleton.names]
-    labels.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-    labels.set(ylabel="share of persons", ylim=(0, 1))
-    labels.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    kinds = {"visible": (2, "#009E73"), "hidden": (1, "#E69F00"), "no label": (0, "#CCCCCC")}
+    shares = {kind: (table.keypoints[:, :, 2] == value).mean(axis=0) for kind, (value, _) in kinds.items()}
+    _stack(labels, shares, {kind: colour for kind, (_, colour) in kinds.items()}, table.skeleton)
+    labels.set(ylabel="share of persons")
+    labels.tick_params(axis="x", labelsize=6, rotation=90)
     return figure
+
+
+def _stack(ax: Axes, shares: dict[str, np.ndarray], colours: dict[str, str], skeleton: Skeleton) -> None:
+    """A bar per keypoint, divided into kinds: (K,) shares each."""
+    bottom = np.zeros(len(skeleton))
+    for kind, share in shares.items():
+        ax.bar(range(len(skeleton)), share, bottom=bottom, color=colours[kind], label=kind)
+        bottom += share
+    ax.set_xticks(range(len(skeleton)), [name.replace("_", " ") for name in skeleton.names])
+    ax.set(ylim=(0, 1))
+    ax.legend(ncols=len(shares), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 @mpl.rc_context(STYLE)
@@ -387,6 +368,15 @@ def render_claims(claims: Sequence[Claim]) -> Figure:
     return figure
 
 
+_KIND_COLOURS = {
+    "good": "#009E73",
+    "jitter": "#56B4E9",
+    "inversion": "#E69F00",
+    "swap": "#CC79A7",
+    "miss": "#7F7F7F",
+}
+
+
 @mpl.rc_context(STYLE)
 def render_error_kinds(counts: dict[str, np.ndarray], skeleton: Skeleton) -> Figure:
     """Stacked bars of the kinds of keypoints, a bar per keypoint.
@@ -396,15 +386,8 @@ def render_error_kinds(counts: dict[str, np.ndarray], skeleton: Skeleton) -> Fig
         skeleton: Names the keypoints.
     """
     figure, axes = new_figure(1, 1, 2.8)
-    total = np.maximum(sum(counts.values()), 1)
-    bottom = np.zeros(len(skeleton))
-    for kind, number in counts.items():
-        axes[0, 0].bar(
-            range(len(skeleton)), number / total, bottom=bottom, color=_KIND_COLOURS[kind], label=kind
-        )
-        bottom += number / total
-    names = [name.replace("_", " ") for name in skeleton.names]
-    axes[0, 0].set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-    axes[0, 0].set(ylabel="share of labelled keypoints", ylim=(0, 1))
-    axes[0, 0].legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ax, total = axes[0, 0], np.maximum(sum(counts.values()), 1)
+    _stack(ax, {kind: number / total for kind, number in counts.items()}, _KIND_COLOURS, skeleton)
+    ax.set(ylabel="share of labelled keypoints")
+    ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=60, ha="right", fontsize=7)
     return figure

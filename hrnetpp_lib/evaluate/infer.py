@@ -90,14 +90,21 @@ def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool =
 
     Reference: HRNet++ report, testing: heatmaps are averaged, for both kinds of model.
     """
-    device = next(model.parameters()).device
-    images = normalise(crops.to(device))
-    heatmaps = model(images).float()
     if flip:
-        shift = card.coordinates.flip_shift
-        mirrored = flip_back(model(images.flip(-1)).float(), card.skeleton.flip_pairs, shift)
-        heatmaps = 0.5 * (heatmaps + mirrored)
-    return heatmaps
+        plain, mirrored = raw_heatmaps(model, crops, card)
+        return 0.5 * (plain + mirrored)
+    return model(normalise(crops.to(next(model.parameters()).device))).float()
+
+
+@torch.no_grad()
+def raw_heatmaps(model: torch.nn.Module, crops: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
+    """The two maps that `forward` averages: of the crops, and of the mirrored crops, brought back.
+
+    Both are (B, K, h/4, w/4) fp32; arguments as for `forward`.
+    """
+    images = normalise(crops.to(next(model.parameters()).device))
+    plain, mirrored = model(images).float(), model(images.flip(-1)).float()
+    return plain, flip_back(mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
 
 
 def decode_heatmaps(heatmaps: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
@@ -135,12 +142,16 @@ def poses_of_crops(
         flip: Whether to average with the mirrored crops.
     """
     keypoints, scores = decode_heatmaps(forward(model, crops, card, flip), card)
-    keypoints_input = keypoints.cpu().numpy() * card.coordinates.stride_xy(card.input_hw)
-    back = [
-        transform_points(points, invert_matrix(m))
-        for points, m in zip(keypoints_input, matrices, strict=True)
-    ]
-    return Predictions(np.stack(back), scores.cpu().numpy(), card.input_hw)
+    back = points_to_image(keypoints.cpu().numpy(), matrices, card)
+    return Predictions(back, scores.cpu().numpy(), card.input_hw)
+
+
+def points_to_image(points_heatmap: np.ndarray, matrices: np.ndarray, card: ModelCard) -> np.ndarray:
+    """(B, K, 2) heatmap px -> image px, through (B, 2, 3) matrices, image px -> input px."""
+    points_input = np.asarray(points_heatmap) * card.coordinates.stride_xy(card.input_hw)
+    return np.stack(
+        [transform_points(p, invert_matrix(m)) for p, m in zip(points_input, matrices, strict=True)]
+    )
 
 
 def predict_boxes(

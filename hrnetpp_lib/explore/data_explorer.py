@@ -4,20 +4,19 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 import numpy as np
+import torch
 
 from hrnetpp_lib.data.crops import Sample, TrainCrops
-from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.draw import render_heatmaps, render_images
-from hrnetpp_lib.explore import panels as views
+from hrnetpp_lib.explore import panels
 from hrnetpp_lib.explore.panels import ClickableImage
-from hrnetpp_lib.explore.session import open_scenes, thumbnails
-from hrnetpp_lib.pose.heatmap import encode
+from hrnetpp_lib.explore.session import open_people, thumbnails
+from hrnetpp_lib.pose import heatmap
+from hrnetpp_lib.pose.geometry import get_convention
 from hrnetpp_lib.recipe import Run
 
 _SAMPLES = 6
-_WIDE = widgets.Layout(width="330px")
-_STYLE = {"description_width": "140px"}
 _SLIDERS = {  # field of recipe.Augmentation: highest value, step
     "scale_std": (0.5, 0.05),
     "rotation_std_deg": (90.0, 5.0),
@@ -42,7 +41,13 @@ def sample_crops(
     return [TrainCrops.of_run(table, run, epoch=reroll * number + i)[person] for i in range(number)]
 
 
-class DataExplorer(widgets.VBox):
+def pose_in_crop(sample: Sample, run: Run) -> np.ndarray:
+    """(K, 3) keypoints of a training sample in input px, with 2 as third number where the L1 counts them."""
+    stride = get_convention(run.stage.coordinates).stride_xy(run.profile.input_hw)
+    return np.column_stack([sample.keypoints_heatmap * stride, sample.keypoint_weight * 2])
+
+
+class DataExplorer(panels.Explorer):
     """Choose a picture and a person; see keypoints by visibility, random crops and heatmap targets.
 
     Args:
@@ -50,87 +55,78 @@ class DataExplorer(widgets.VBox):
         run: The recipe whose augmentation and targets are the starting point.
 
     Raises:
-        HrnetppError: If the table's pictures are missing.
+        HrnetppError: If nobody is in the table, or the first picture is missing. Later mistakes are shown in
+            the widget.
     """
 
+    _LABEL_WIDTH = "140px"
+
     def __init__(self, table: PersonTable, run: Run):
+        super().__init__()
         self._table, self._run, self._reroll = table, run, 0
-        self._scenes = open_scenes(table)
+        self._pictures = open_people(table)
         self._make_controls()
         self.strip = ClickableImage(alt="the people of the picture; click one")
         self.whole = ClickableImage(alt="the picture with its labels")
         self.samples = ClickableImage(alt="six random crops of the person")
         self.target = ClickableImage(alt="the target heatmap of one keypoint, over each crop")
-        wrap = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="6px 14px")
-        rows = [
-            [self.scene, self.keypoint, self.visible, self.hidden],
+        self._arrange(
+            [self.picture, self.keypoint, self.visible, self.hidden],
+            [self.message],
             [self.strip],
             [self.whole, widgets.VBox([self.samples, self.target])],
             [self.reroll, *self.augmentation.values(), self.sigma],
-        ]
-        super().__init__([widgets.HBox(row, layout=wrap) for row in rows])
+        )
         self._connect()
-        self._open_scene()
+        self._open()
 
     def _make_controls(self) -> None:
-        def slider(value: float, high: float, step: float, label: str, low: float = 0) -> widgets.FloatSlider:
-            return widgets.FloatSlider(
-                value, min=low, max=high, step=step, description=label, layout=_WIDE, style=_STYLE
-            )
-
-        names = [(name.replace("_", " "), k) for k, name in enumerate(self._table.skeleton.names)]
-        pictures = [(scene.name, i) for i, scene in enumerate(self._scenes)]
-        self.scene = widgets.Dropdown(options=pictures, description="picture", layout=_WIDE)
-        self.keypoint = widgets.Dropdown(options=names, description="keypoint", layout=_WIDE)
+        self.picture = self._menu([(picture.name, i) for i, picture in enumerate(self._pictures)], "picture")
+        self.keypoint = self._menu(panels.keypoint_names(self._table.skeleton), "keypoint")
         self.visible = widgets.Checkbox(True, description="visible (v = 2)", indent=False)
         self.hidden = widgets.Checkbox(True, description="hidden (v = 1)", indent=False)
         self.reroll = widgets.Button(description="reroll", icon="refresh")
+        own = self._run.stage.augmentation
         self.augmentation = {
-            name: slider(
-                getattr(self._run.stage.augmentation, name), high, step, name.replace("_", " ")
-            )
+            name: self._slider(getattr(own, name), 0, high, step, name.replace("_", " "))
             for name, (high, step) in _SLIDERS.items()
-        }  # fmt: skip
-        self.sigma = slider(self._run.profile.heatmap_sigma, 4.0, 0.25, "sigma (cells)", low=0.5)
+        }
+        self.sigma = self._slider(self._run.profile.heatmap_sigma, 0.5, 4.0, 0.25, "sigma (cells)")
 
     def _connect(self) -> None:
-        self.scene.observe(lambda _change: self._open_scene(), "value")
-        self.strip.observe(lambda _change: self._pick_person(), "gesture")
+        self._on(self.picture, self._open)
+        self._on(self.strip, self._pick_person, "gesture")
         for control in (self.visible, self.hidden):
-            control.observe(lambda _change: self._draw_whole(), "value")
+            self._on(control, self._draw_whole)
         for control in self.augmentation.values():
-            control.observe(lambda _change: self._sample(), "value")
+            self._on(control, self._sample)
         for control in (self.keypoint, self.sigma):
-            control.observe(lambda _change: self._draw_target(), "value")
-        self.reroll.on_click(lambda _button: self._roll())
+            self._on(control, self._draw_target)
+        self.reroll.on_click(lambda _button: self._try(self._roll))
 
-    def _open_scene(self) -> None:
-        scene = self._scenes[self.scene.value]
-        self._image = read_image(scene.path)
-        self._persons = scene.rows
+    def _open(self) -> None:
+        picture = self._pictures[self.picture.value]
+        self._image, self._boxes = picture.read(), picture.boxes
         self._draw_whole()
         self._choose_person(0)
 
     def _pick_person(self) -> None:
-        chosen = int(self.strip.gesture["to"][0] * len(self._persons))
-        self._choose_person(min(max(chosen, 0), len(self._persons) - 1))
+        self._choose_person(panels.pick_person(self.strip, len(self._boxes)))
 
     def _choose_person(self, chosen: int) -> None:
-        self._person = self._persons[chosen]
-        boxes = self._scenes[self.scene.value].boxes
-        self.strip.png = views.encode_image(thumbnails(self._image, boxes, chosen))
+        self._person = self._boxes[chosen].row
+        self.strip.png = panels.encode_image(thumbnails(self._image, self._boxes, chosen))
         self._sample()
 
     def _draw_whole(self) -> None:
         shown = [v for v, control in ((2, self.visible), (1, self.hidden)) if control.value]
-        poses = []
-        for pose in self._table.keypoints[list(self._persons)]:
-            keep = np.isin(pose[:, 2], shown)
-            poses.append(pose * keep[:, None])
-        boxes = [self._table.bboxes_xywh[list(self._persons)]]
+        rows = [box.row for box in self._boxes]
+        poses = self._table.keypoints[rows]
+        poses = poses * np.isin(poses[:, :, 2:], shown)
+        boxes = [self._table.bboxes_xywh[rows]]
         figure = render_images([self._image], [poses], self._table.skeleton, boxes, columns=1)
         figure.set_size_inches(figure.get_size_inches() * 0.55)
-        self.whole.png = views.encode_png(figure)
+        self.whole.png = panels.encode_png(figure)
 
     def _roll(self) -> None:
         self._reroll += 1
@@ -141,26 +137,19 @@ class DataExplorer(widgets.VBox):
         stage = replace(self._run.stage, augmentation=replace(self._run.stage.augmentation, **chosen))
         run = replace(self._run, stage=stage)
         self._crops = sample_crops(self._table, run, self._person, self._reroll)
-        poses = [
-            [np.column_stack([crop.keypoints_heatmap * 4, crop.keypoint_weight * 2])] for crop in self._crops
-        ]
+        poses = [[pose_in_crop(crop, run)] for crop in self._crops]
         crops = [crop.image for crop in self._crops]
         figure = render_images(crops, poses, self._table.skeleton, columns=_SAMPLES)
-        self.samples.png = views.encode_png(figure)
+        self.samples.png = panels.encode_png(figure)
         self._draw_target()
 
     def _draw_target(self) -> None:
-        profile, keypoint = self._run.profile, self.keypoint.value
-        maps = [
-            encode(
-                4 * crop.keypoints_heatmap,
-                crop.target_weight,
-                profile.input_hw,
-                profile.heatmap_hw,
-                self.sigma.value,
-            )[0][keypoint]
-            for crop in self._crops
-        ]
+        peaks, weight = (
+            torch.from_numpy(np.stack([getattr(crop, name) for crop in self._crops]))
+            for name in ("peaks", "target_weight")
+        )
+        drawn = heatmap.draw(peaks, weight, self._run.profile.heatmap_hw, self.sigma.value)
+        maps = drawn[:, self.keypoint.value].numpy()
         titles = ["target" if target.any() else "no target" for target in maps]
         crops = [crop.image for crop in self._crops]
-        self.target.png = views.encode_png(render_heatmaps(crops, maps, titles, columns=_SAMPLES))
+        self.target.png = panels.encode_png(render_heatmaps(crops, maps, titles, columns=_SAMPLES))

@@ -1,52 +1,40 @@
 """The heatmap explorer for JupyterLab: where a keypoint lands, why, and how sure the network is."""
 
-import contextlib
-import html
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import ipywidgets as widgets
 import numpy as np
 
-from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
-from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS
-from hrnetpp_lib.explore import panels as views
+from hrnetpp_lib.explore import panels
 from hrnetpp_lib.explore.panels import ClickableImage
 from hrnetpp_lib.explore.session import (
-    METHODS,
     Box,
-    Network,
-    Scene,
+    PeopleOfImage,
     ask,
     best_labelled,
     best_match,
     compare,
     open_networks,
-    open_picture,
-    open_scenes,
+    open_people,
     thumbnails,
     whole_image_box,
 )
+from hrnetpp_lib.model.hrnet import HRNet
+from hrnetpp_lib.model.weights import ModelCard
 
 _SHOWN_PX = (320, 480)  # width and height of the whole picture, a little more than its panel has
 _HINT = (
     "Click a person or a keypoint. Drag the box to move it, start outside it to draw another; a click on the "
     "person brings the first box back."
 )
-_WEAK = f"<b>No keypoint peaks above {views.POSE_THRESHOLD}: this network is too weak to draw a pose.</b> "
-_WIDE = widgets.Layout(width="330px")
-_STYLE = {"description_width": "90px"}
-_TABLE_CSS = (
-    "<style>table.positions td, table.positions th {padding: 2px 10px; text-align: right; font-size: 13px}"
-    "table.positions td:first-child {text-align: left}</style>"
-)
+_WEAK = f"<b>No keypoint peaks above {panels.POSE_THRESHOLD}: this network is too weak to draw a pose.</b> "
 
 
-class HeatmapExplorer(widgets.VBox):
+class HeatmapExplorer(panels.Explorer):
     """Choose a picture, a person, a keypoint and a network; see the heatmap and what decoders make of it.
 
     It opens on the person with the most labelled keypoints. Click a person in the strip or a keypoint in a
@@ -65,55 +53,52 @@ class HeatmapExplorer(widgets.VBox):
 
     def __init__(
         self,
-        networks: Network | Path | str | Mapping[str, Network | Path | str],
-        people: PersonTable | Path | str | list[Path | str],
+        networks: tuple[HRNet, ModelCard] | Path | str | Mapping[str, tuple[HRNet, ModelCard] | Path | str],
+        people: PersonTable | Path | str | Sequence[Path | str],
     ):
+        super().__init__()
         self._networks = open_networks(networks)
-        self._scenes = open_scenes(people)
-        self._uploads = tempfile.TemporaryDirectory(prefix="hrnetpp_")
+        self._pictures = open_people(people)
         self._before_drag: np.ndarray | None = None
-        self._panel: views.ContourPanel | None = None
-        self._listening = True
+        self._panel: panels.ContourPanel | None = None
         self._make_controls()
         self._make_pictures()
-        super().__init__(self._arrange())
-        self.scene.value = best_labelled(self._scenes)
+        self._arrange(
+            [self.picture, self.network, self.keypoint],
+            [self.person, self.path, self.upload],
+            [self.message],
+            [self.strip, self.hint],
+            [self.whole, self.crop, widgets.VBox([self.map, self.shape]), self.marginals],
+            [self.table, widgets.VBox([self.flip, self.tta])],
+            [self.alpha, self.blend, self.padding, self.shift_x, self.shift_y],
+        )
+        everybody = [(i, box) for i, picture in enumerate(self._pictures) for box in picture.boxes]
+        if everybody:
+            self.picture.value = everybody[best_labelled([box for _, box in everybody])][0]
         self._connect()
-        self._open_scene()
+        self._open()
 
     def _make_controls(self) -> None:
-        def menu(options: list, label: str) -> widgets.Dropdown:
-            return widgets.Dropdown(options=options, description=label, layout=_WIDE, style=_STYLE)
-
-        def slider(value: float, low: float, high: float, step: float, label: str) -> widgets.FloatSlider:
-            return widgets.FloatSlider(
-                value, min=low, max=high, step=step, description=label, layout=_WIDE, style=_STYLE
-            )
-
         skeleton = next(iter(self._networks.values()))[1].skeleton
-        names = [(name.replace("_", " "), k) for k, name in enumerate(skeleton.names)]
-        self.scene = menu([(scene.name, i) for i, scene in enumerate(self._scenes)], "picture")
-        self.network = menu(list(self._networks), "network")
-        self.keypoint = menu(names, "keypoint")
-        self.person = menu([("1", 0)], "person")
-        self.alpha = widgets.FloatLogSlider(
-            60, base=10, min=0, max=np.log10(200), step=np.log10(60) / 89, readout_format=".3g",
-            description="alpha", layout=_WIDE, style=_STYLE,
-        )  # fmt: skip
-        self.blend = slider(0.6, 0, 1, 0.05, "blend")
-        self.padding = slider(1.25, 1.0, 2.0, 0.05, "box padding")
-        self.shift_x = slider(0.0, -0.3, 0.3, 0.01, "box shift x")
-        self.shift_y = slider(0.0, -0.3, 0.3, 0.01, "box shift y")
+        self.picture = self._menu([(picture.name, i) for i, picture in enumerate(self._pictures)], "picture")
+        self.network = self._menu(list(self._networks), "network")
+        self.keypoint = self._menu(panels.keypoint_names(skeleton), "keypoint")
+        self.person = self._menu([("1", 0)], "person")
+        logarithmic = {"base": 10, "min": 0, "max": np.log10(200), "step": np.log10(60) / 89}
+        self.alpha = widgets.FloatLogSlider(60, readout_format=".3g", **logarithmic, **self._look("alpha"))
+        self.blend = self._slider(0.6, 0, 1, 0.05, "blend")
+        self.padding = self._slider(1.25, 1.0, 2.0, 0.05, "box padding")
+        self.shift_x = self._slider(0.0, -0.3, 0.3, 0.01, "box shift x")
+        self.shift_y = self._slider(0.0, -0.3, 0.3, 0.01, "box shift y")
         self.flip = widgets.Checkbox(True, description="average with the mirrored crop", indent=False)
         self.tta = widgets.Checkbox(False, description="average over five views (TTA)", indent=False)
         self.shape = widgets.ToggleButtons(options=["contour", "3-D"], style={"button_width": "70px"})
         self.path = widgets.Text(
-            placeholder="path of a picture of yours", layout=_WIDE, continuous_update=False
+            placeholder="path of a picture of yours", layout=self.picture.layout, continuous_update=False
         )
         self.upload = widgets.FileUpload(
             accept="image/*", description="upload a picture", layout=widgets.Layout(width="180px")
         )
-        self.message = widgets.HTML(layout=widgets.Layout(min_height="22px"))
         self.hint = widgets.HTML()
 
     def _make_pictures(self) -> None:
@@ -124,69 +109,37 @@ class HeatmapExplorer(widgets.VBox):
         self.marginals = ClickableImage(alt="marginals of the softmax of the heatmap")
         self.table = widgets.HTML()
 
-    def _arrange(self) -> list[widgets.Widget]:
-        wrap = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="6px 14px")
-        rows = [
-            [self.scene, self.network, self.keypoint],
-            [self.person, self.path, self.upload],
-            [self.message],
-            [self.strip, self.hint],
-            [self.whole, self.crop, widgets.VBox([self.map, self.shape]), self.marginals],
-            [self.table, widgets.VBox([self.flip, self.tta])],
-            [self.alpha, self.blend, self.padding, self.shift_x, self.shift_y],
-        ]
-        return [widgets.HBox(row, layout=wrap) for row in rows]
-
     def _connect(self) -> None:
-        """Which control changes what; `_guard` turns errors into messages."""
-
-        def on(control: widgets.Widget, action: Callable[[], None], trait: str = "value") -> None:
-            control.observe(lambda _change: self._listening and self._guard(action), trait)
-
-        on(self.scene, self._open_scene)
-        on(self.person, lambda: self._choose_person(self.person.value))
-        on(self.network, self._change_network)
+        """Which control changes what."""
+        self._on(self.picture, self._open)
+        self._on(self.person, lambda: self._choose_person(self.person.value))
+        self._on(self.network, self._change_network)
         for control in (self.padding, self.shift_x, self.shift_y, self.tta):
-            on(control, self._ask)
-        on(self.flip, self._decode)
-        on(self.keypoint, self._draw)
-        on(self.alpha, self._draw_positions)
-        on(self.shape, self._draw_map)
-        on(self.blend, self._draw_crop)
-        on(self.upload, self._take_upload)
-        on(self.path, self._take_path)
-        on(self.strip, self._pick_person, "gesture")
-        on(self.whole, self._touch_whole, "gesture")
-        on(self.crop, self._touch_crop, "gesture")
+            self._on(control, self._ask)
+        self._on(self.flip, self._decode)
+        self._on(self.keypoint, self._draw)
+        self._on(self.alpha, self._draw_positions)
+        self._on(self.shape, self._draw_map)
+        self._on(self.blend, self._draw_crop)
+        self._on(self.upload, self._take_upload)
+        self._on(self.path, self._take_path)
+        self._on(self.strip, self._pick_person, "gesture")
+        self._on(self.whole, self._touch_whole, "gesture")
+        self._on(self.crop, self._touch_crop, "gesture")
 
-    def _guard(self, action: Callable[[], None]) -> None:
-        self.message.value = ""
-        try:
-            action()
-        except HrnetppError as error:
-            self.message.value = f"<b style='color:#D55E00'>{html.escape(str(error))}</b>"
+    def _open(self) -> None:
+        picture = self._pictures[self.picture.value]
+        self._show(picture, picture.read())
 
-    @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """While entered, controls are set without an answer."""
-        self._listening = False
-        try:
-            yield
-        finally:
-            self._listening = True
-
-    def _open_scene(self) -> None:
-        scene = self._scenes[self.scene.value]
-        # Annotations refer to the stored pixels; a picture without them is shown as its camera was held.
-        self._image = read_image(scene.path, upright=not scene.boxes)
-        height, width = self._image.shape[:2]
+    def _show(self, picture: PeopleOfImage, image: np.ndarray) -> None:
+        height, width = image.shape[:2]
         self._reduction = min(1.0, _SHOWN_PX[0] / width, _SHOWN_PX[1] / height)
-        shrink = {"fx": self._reduction, "fy": self._reduction, "interpolation": cv2.INTER_AREA}
-        self._small = cv2.resize(self._image, None, **shrink)
-        self._boxes = list(scene.boxes) or [whole_image_box(self._image)]
+        small = [max(round(self._reduction * length), 1) for length in (width, height)]
+        self._image, self._small = image, cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        self._boxes = picture.boxes or (whole_image_box(image),)
         with self._quietly():
             self.person.options = [(str(i + 1), i) for i in range(len(self._boxes))]
-        self._choose_person(scene.best_labelled)
+        self._choose_person(best_labelled(self._boxes))
 
     def _choose_person(self, person: int) -> None:
         self._before_drag = None
@@ -200,11 +153,10 @@ class HeatmapExplorer(widgets.VBox):
         self._person = person
         with self._quietly():
             self.person.value = person
-        self.strip.png = views.encode_image(thumbnails(self._image, self._boxes, person))
+        self.strip.png = panels.encode_image(thumbnails(self._image, self._boxes, person))
 
     def _change_network(self) -> None:
-        skeleton = self._networks[self.network.value][1].skeleton
-        names = [(name.replace("_", " "), k) for k, name in enumerate(skeleton.names)]
+        names = panels.keypoint_names(self._networks[self.network.value][1].skeleton)
         if self.keypoint.options != tuple(names):
             kept = min(self.keypoint.value, len(names) - 1)
             with self._quietly():
@@ -216,10 +168,10 @@ class HeatmapExplorer(widgets.VBox):
         """A new forward."""
         model, card = self._networks[self.network.value]
         w, h = self._box.bbox_xywh[2:]
-        shift = np.array([self.shift_x.value * w, self.shift_y.value * h, 0, 0])
-        self._shown_bbox = self._box.bbox_xywh + shift
+        shifted = self._box.bbox_xywh + (self.shift_x.value * w, self.shift_y.value * h, 0, 0)
         views = TTA_VIEWS if self.tta.value else SINGLE_VIEW
-        self.answer = ask(model, card, self._image, self._shown_bbox, views, self.padding.value)
+        self.answer = ask(model, card, self._image, shifted, views, self.padding.value)
+        self._shown_bbox = shifted
         known = self._box.truth is not None and len(self._box.truth) == len(card.skeleton)
         self._truth = self._box.truth if known else None
         self._decode()
@@ -227,15 +179,13 @@ class HeatmapExplorer(widgets.VBox):
     def _decode(self) -> None:
         """The pose by the network's own decoder; what the alpha slider moves is shown beside it."""
         card = self.answer.card
-        own = METHODS[2] if card.decoder == "soft_argmax" else METHODS[1]
-        self._pose = self.answer.positions(card.alpha, self.flip.value)[own]
+        self._pose = self.answer.positions(card.alpha, self.flip.value)[card.decoder]
         self._scores = self.answer.scores(self.flip.value)
-        self.hint.value = (_WEAK if self._scores.max() <= views.POSE_THRESHOLD else "") + _HINT
+        self.hint.value = (_WEAK if self._scores.max() <= panels.POSE_THRESHOLD else "") + _HINT
         pose = np.column_stack([self.answer.to_image(self._pose) * self._reduction, self._scores])
         truth = None if self._truth is None else self._truth * (self._reduction, self._reduction, 1)
         bbox = self._shown_bbox * self._reduction
-        figure = views.render_box(self._small, bbox, pose, card.skeleton, truth)
-        self.whole.png = views.encode_png(figure)
+        self.whole.png = panels.encode_png(panels.render_box(self._small, bbox, pose, card.skeleton, truth))
         self._draw()
 
     def _draw(self) -> None:
@@ -246,21 +196,14 @@ class HeatmapExplorer(widgets.VBox):
         return self.answer.heatmaps(self.flip.value)[0, self.keypoint.value].numpy()
 
     def _draw_crop(self) -> None:
-        card = self.answer.card
-        stride = card.coordinates.stride_xy(card.input_hw)
-        truth = None
+        pose, truth = np.column_stack([self._pose * self.answer.stride_xy, self._scores]), None
         if self._truth is not None:
-            truth = np.column_stack([self.answer.to_heatmap(self._truth[:, :2]) * stride, self._truth[:, 2]])
-        figure = views.render_crop(
-            self.answer.crops[0],
-            self._heatmap(),
-            self.blend.value,
-            np.column_stack([self._pose * stride, self._scores]),
-            card.skeleton,
-            self.keypoint.value,
-            truth,
-        )
-        self.crop.png = views.encode_png(figure)
+            places = self.answer.to_heatmap(self._truth[:, :2]) * self.answer.stride_xy
+            truth = np.column_stack([places, self._truth[:, 2]])
+        crop, skeleton = self.answer.crops[0], self.answer.card.skeleton
+        seen = (crop, self._heatmap(), self.blend.value)
+        figure = panels.render_crop(*seen, pose, skeleton, self.keypoint.value, truth)
+        self.crop.png = panels.encode_png(figure)
 
     def _draw_map(self) -> None:
         self._panel = None  # of another heatmap
@@ -270,24 +213,23 @@ class HeatmapExplorer(widgets.VBox):
         """All that alpha moves."""
         heatmap, keypoint, alpha = self._heatmap(), self.keypoint.value, self.alpha.value
         box = Box(self._box.bbox_xywh, self._truth, self._box.area)
-        rows = compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
-        name = self.answer.card.skeleton.names[keypoint].replace("_", " ")
+        positions = compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
+        name, _ = self.keypoint.options[keypoint]
         if self.shape.value == "contour":
-            self._panel = self._panel or views.ContourPanel(heatmap, rows, name)
-            self.map.png = self._panel.draw(rows)
+            self._panel = self._panel or panels.ContourPanel(heatmap, positions, name)
+            self.map.png = self._panel.draw(positions)
         else:
-            self.map.png = views.encode_png(views.render_surface(heatmap, rows, name))
-        self.marginals.png = views.encode_png(views.render_marginals(heatmap, alpha, rows))
-        self.table.value = _TABLE_CSS + views.table_html(rows)
+            self.map.png = panels.encode_png(panels.render_surface(heatmap, positions, name))
+        self.marginals.png = panels.encode_png(panels.render_marginals(heatmap, alpha, positions))
+        self.table.value = panels.table_html(positions)
 
     def _pick_person(self) -> None:
         if self.strip.gesture["kind"] == "click":
-            person = int(self.strip.gesture["to"][0] * len(self._boxes))
-            self._choose_person(min(max(person, 0), len(self._boxes) - 1))
+            self._choose_person(panels.pick_person(self.strip, len(self._boxes)))
 
     def _touch_whole(self) -> None:
         """A click picks the nearest keypoint; a drag moves the box, or draws one if it starts outside."""
-        size = np.array(self._image.shape[1::-1])
+        size = np.array(self._image.shape[1::-1], float)  # corners come as whole numbers
         start, end = (np.array(self.whole.gesture[name]) * size for name in ("from", "to"))
         if self.whole.gesture["kind"] == "click":
             self._pick_keypoint(self.answer.to_image(self._pose), end)
@@ -321,8 +263,7 @@ class HeatmapExplorer(widgets.VBox):
         if self.crop.gesture["kind"] == "click":
             height, width = self.answer.crops.shape[1:3]
             place = np.array(self.crop.gesture["to"]) * (width, height)
-            card = self.answer.card
-            self._pick_keypoint(self._pose * card.coordinates.stride_xy(card.input_hw), place)
+            self._pick_keypoint(self._pose * self.answer.stride_xy, place)
 
     def _pick_keypoint(self, points: np.ndarray, place: np.ndarray) -> None:
         self.keypoint.value = int(np.hypot(*(points - place).T).argmin())
@@ -330,19 +271,19 @@ class HeatmapExplorer(widgets.VBox):
     def _take_path(self) -> None:
         path = self.path.value.strip().strip("'\"")
         if path:
-            self._add(open_scenes(path))
+            self._add(open_people(path))
 
     def _take_upload(self) -> None:
         for file in self.upload.value:
-            self._add([open_picture(bytes(file["content"]), file["name"], Path(self._uploads.name))])
+            self._add([PeopleOfImage(Path(file["name"]).name, bytes(file["content"]))])
 
-    def _add(self, scenes: list[Scene]) -> None:
+    def _add(self, pictures: list[PeopleOfImage]) -> None:
         """New pictures into the menu, and the first of them onto the screen."""
-        read_image(scenes[0].path)  # complains before the menu knows it
-        known = {scene.path for scene in self._scenes}
-        self._scenes += [scene for scene in scenes if scene.path not in known]
-        first = [scene.path for scene in self._scenes].index(scenes[0].path)
+        image = pictures[0].read()  # complains before the menu knows it
+        known = {picture.source for picture in self._pictures}
+        self._pictures += [picture for picture in pictures if picture.source not in known]
+        first = [picture.source for picture in self._pictures].index(pictures[0].source)
         with self._quietly():
-            self.scene.options = [(scene.name, i) for i, scene in enumerate(self._scenes)]
-            self.scene.value = first
-        self._open_scene()
+            self.picture.options = [(picture.name, i) for i, picture in enumerate(self._pictures)]
+            self.picture.value = first
+        self._show(self._pictures[first], image)

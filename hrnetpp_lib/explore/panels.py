@@ -1,9 +1,13 @@
-"""The explorers' pictures, each a function from arrays to a Figure: for notebooks, widgets and tests."""
+"""What the explorers are made of: figures of one heatmap, a picture to click on, and their controls."""
 
-from collections.abc import Sequence
+import contextlib
+import html
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import anywidget
 import cv2
+import ipywidgets as widgets
 import matplotlib as mpl
 import numpy as np
 import traitlets
@@ -12,20 +16,33 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from hrnetpp_lib.draw import METHOD_COLOURS, STYLE, InlineFigure, draw_pose, heat_layer
-from hrnetpp_lib.explore.session import METHODS, TRUTH, Row
+from hrnetpp_lib.draw import METHOD_COLOURS, STYLE, InlineFigure, draw_box, draw_pose, heat_layer
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.explore.session import TRUTH, Position
 from hrnetpp_lib.pose.keypoints import Skeleton
 
-# Marker, its size and colour for each position. Shapes differ too, for print in grey; sizes, so that equal
-# positions are all seen.
-MARKS = {
-    METHODS[0]: ("s", 14, "#56B4E9"),
-    METHODS[1]: ("D", 9, METHOD_COLOURS["heatmap"]),
-    METHODS[2]: ("o", 6, METHOD_COLOURS["regression"]),
-    TRUTH: ("*", 9, "#CC79A7"),
+
+class Mark(NamedTuple):
+    """How a position is called and drawn: matplotlib's marker, its size in points, and its colour."""
+
+    label: str
+    marker: str
+    size: int
+    colour: str
+
+
+MARKS = {  # markers differ too, for print in grey; sizes, so that equal positions are all seen
+    "arg_max": Mark("arg-max", "s", 14, "#56B4E9"),
+    "quarter_offset": Mark("quarter offset", "D", 9, METHOD_COLOURS["heatmap"]),
+    "soft_argmax": Mark("soft-argmax", "o", 6, METHOD_COLOURS["regression"]),
+    TRUTH: Mark("ground truth", "*", 9, "#CC79A7"),
 }
 PANEL_IN = (2.8, 2.8)  # four stand side by side in a window of 1280 px if the crop is 3:4
 _DPI = 100
+_TABLE_CSS = (
+    "<style>table.positions td, table.positions th {padding: 2px 10px; text-align: right; font-size: 13px}"
+    "table.positions td:first-child {text-align: left}</style>"
+)
 POSE_THRESHOLD = 0.05  # keypoints that score no more are not drawn
 
 
@@ -37,15 +54,32 @@ def _panel(title: str, projection: str | None = None) -> tuple[Figure, Axes]:
     return figure, ax
 
 
+def _picture_panel(image: np.ndarray, inches: float) -> tuple[Figure, Axes]:
+    """A figure that is filled by a picture, so many inches per px; never without any width or height."""
+    height, width = image.shape[:2]
+    figure = InlineFigure(figsize=(max(inches * width, 0.05), max(inches * height, 0.05)))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.imshow(image)
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    return figure, ax
+
+
+def _draw_poses(
+    ax: Axes, pose: np.ndarray, skeleton: Skeleton, truth: np.ndarray | None, width: float
+) -> None:
+    """A pose over the true one, where it is known."""
+    if truth is not None:
+        labelled = truth[:, 2] > 0
+        segments = [truth[[a, b], :2] for a, b in skeleton.limbs if labelled[a] and labelled[b]]
+        ax.add_collection(LineCollection(segments, colors="white", lw=3.5, alpha=0.55, capstyle="round"))
+        ax.plot(*truth[labelled, :2].T, "*", ms=6, mfc=MARKS[TRUTH].colour, mec="white", mew=0.6, ls="")
+    draw_pose(ax, pose, skeleton, POSE_THRESHOLD, width)
+
+
 def _few(cells: int) -> np.ndarray:
     """Four ticks along an axis; each costs a millisecond, and a slider's move redraws them all."""
     return np.linspace(0, cells - 1, 4).round().astype(int)
-
-
-def _mark(ax: Axes, rows: Sequence[Row]) -> None:
-    for row in rows:
-        shape, size, colour = MARKS[row.method]
-        ax.plot(*row.xy_heatmap, shape, ms=size, mfc="none", mec=colour, mew=2, label=row.method, zorder=5)
 
 
 @mpl.rc_context(STYLE)
@@ -62,25 +96,11 @@ def render_box(
         truth: (K, 3) image px and visibility, or None.
     """
     height, width = image.shape[:2]
-    inches = min(PANEL_IN[0] / width, 1.5 * PANEL_IN[1] / height)  # per px; a tower must not fill the page
-    figure = InlineFigure(figsize=(inches * width, inches * height))
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set_axis_off()
-    ax.imshow(image)
-    if truth is not None:
-        _draw_truth(ax, truth, skeleton)
-    draw_pose(ax, pose, skeleton, threshold=POSE_THRESHOLD)
-    x, y, w, h = bbox_xywh
-    ax.add_patch(mpl.patches.Rectangle((x, y), w, h, fill=False, ec="#F0E442", lw=1.5))
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    # A tower must not fill the page.
+    figure, ax = _picture_panel(image, min(PANEL_IN[0] / width, 1.5 * PANEL_IN[1] / height))
+    _draw_poses(ax, pose, skeleton, truth, width=1.5)
+    draw_box(ax, bbox_xywh)
     return figure
-
-
-def _draw_truth(ax: Axes, truth: np.ndarray, skeleton: Skeleton) -> None:
-    labelled = truth[:, 2] > 0
-    segments = [truth[[a, b], :2] for a, b in skeleton.limbs if labelled[a] and labelled[b]]
-    ax.add_collection(LineCollection(segments, colors="white", lw=3.5, alpha=0.55, capstyle="round"))
-    ax.plot(*truth[labelled, :2].T, "*", ms=6, mfc=MARKS[TRUTH][2], mec="white", mew=0.6, ls="")
 
 
 @mpl.rc_context(STYLE)
@@ -104,27 +124,20 @@ def render_crop(
         keypoint: Index of the heatmap's keypoint.
         truth_input: (K, 3) input px and visibility, or None.
     """
-    height, width = crop.shape[:2]
-    figure = InlineFigure(figsize=(PANEL_IN[1] * width / height, PANEL_IN[1]))
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set_axis_off()
-    ax.imshow(crop)
-    ax.imshow(heat_layer(heatmap, (height, width), blend))
-    if truth_input is not None:
-        _draw_truth(ax, truth_input, skeleton)
-    draw_pose(ax, pose_input, skeleton, threshold=POSE_THRESHOLD, width=1.2)
+    figure, ax = _picture_panel(crop, PANEL_IN[1] / crop.shape[0])
+    ax.imshow(heat_layer(heatmap, crop.shape[:2], blend))
+    _draw_poses(ax, pose_input, skeleton, truth_input, width=1.2)
     ax.plot(*pose_input[keypoint, :2], "o", ms=13, mfc="none", mec="white", mew=1.8)
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     return figure
 
 
 @mpl.rc_context(STYLE)
-def render_contour(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figure:
+def render_contour(heatmap: np.ndarray, positions: Sequence[Position], name: str) -> Figure:
     """The heatmap as an image with contours, and where each method puts the keypoint.
 
     Args:
         heatmap: (H, W).
-        rows: Of `exploration.compare`.
+        positions: Of `session.compare`.
         name: The keypoint's.
     """
     figure, ax = _panel(f"{name}, peak {heatmap.max():.2f}")
@@ -132,7 +145,10 @@ def render_contour(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figur
     if heatmap.max() > heatmap.min():
         levels = np.linspace(heatmap.min(), heatmap.max(), 7)[1:-1]
         ax.contour(heatmap, levels=levels, colors="#F0E442", linewidths=0.6)
-    _mark(ax, rows)
+    for position in positions:
+        label, marker, size, colour = MARKS[position.source]
+        style = {"ms": size, "mfc": "none", "mec": colour, "mew": 2, "zorder": 5}
+        ax.plot(*position.xy_heatmap, marker, label=label, **style)
     ticks = {"xticks": _few(heatmap.shape[1]), "yticks": _few(heatmap.shape[0])}
     # Positions outside the map, as the truth may have, must not shrink it.
     frame = {"xlim": (-0.5, heatmap.shape[1] - 0.5), "ylim": (heatmap.shape[0] - 0.5, -0.5)}
@@ -149,11 +165,11 @@ class ContourPanel:
     Text and axes take most of the time, and a slider of alpha moves nothing but positions.
 
     Args:
-        heatmap, rows, name: Of `render_contour`.
+        heatmap, positions, name: Of `render_contour`.
     """
 
-    def __init__(self, heatmap: np.ndarray, rows: Sequence[Row], name: str):
-        self._figure = render_contour(heatmap, rows, name)
+    def __init__(self, heatmap: np.ndarray, positions: Sequence[Position], name: str):
+        self._figure = render_contour(heatmap, positions, name)
         (self._ax,) = self._figure.axes
         for mark in self._ax.lines:
             mark.set_animated(True)  # left out of what is drawn once
@@ -162,17 +178,17 @@ class ContourPanel:
         self._canvas.draw()
         self._background = self._canvas.copy_from_bbox(self._figure.bbox)
 
-    def draw(self, rows: Sequence[Row]) -> bytes:
-        """The PNG with the positions of `rows`, which are of the same methods as before."""
+    def draw(self, positions: Sequence[Position]) -> bytes:
+        """The PNG with these positions, which are of the same methods as before."""
         self._canvas.restore_region(self._background)
-        for mark, row in zip(self._ax.lines, rows, strict=True):
-            mark.set_data(*row.xy_heatmap[:, None])
+        for mark, position in zip(self._ax.lines, positions, strict=True):
+            mark.set_data(*position.xy_heatmap[:, None])
             self._ax.draw_artist(mark)
         return _encode_canvas(self._canvas)
 
 
 @mpl.rc_context(STYLE)
-def render_surface(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figure:
+def render_surface(heatmap: np.ndarray, positions: Sequence[Position], name: str) -> Figure:
     """The heatmap as a surface, with the positions marked on its floor; arguments as `render_contour`."""
     figure, ax = _panel(f"{name}, peak {heatmap.max():.2f}", projection="3d")
     ax.computed_zorder = False  # positions stay in sight
@@ -182,13 +198,13 @@ def render_surface(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figur
     floor = min(0.0, float(heatmap.min()))
     top = max(0.2, float(heatmap.max()) * 1.1)
     limits = np.array(heatmap.shape[::-1]) - 1
-    for row in rows:
-        shape, size, colour = MARKS[row.method]
-        (x, y), line = row.xy_heatmap, {"color": colour, "zorder": 10}
-        if not ((row.xy_heatmap >= 0) & (row.xy_heatmap <= limits)).all():
+    for position in positions:
+        _, marker, size, colour = MARKS[position.source]
+        (x, y), line = position.xy_heatmap, {"color": colour, "zorder": 10}
+        if not ((position.xy_heatmap >= 0) & (position.xy_heatmap <= limits)).all():
             continue  # a stem outside the map would stand anywhere
         ax.plot([x, x], [y, y], [floor, top], lw=1, **line)
-        ax.plot([x], [y], [top], shape, ms=size, mfc="none", mew=2, **line)
+        ax.plot([x], [y], [top], marker, ms=size, mfc="none", mew=2, **line)
     ax.set(xlim=(0, limits[0]), ylim=(limits[1], 0), zlim=(floor, top))
     ax.set(xticks=_few(heatmap.shape[1]), yticks=_few(heatmap.shape[0]))
     ax.set_xlabel("x", labelpad=-8)
@@ -198,13 +214,13 @@ def render_surface(heatmap: np.ndarray, rows: Sequence[Row], name: str) -> Figur
 
 
 @mpl.rc_context(STYLE)
-def render_marginals(heatmap: np.ndarray, alpha: float, rows: Sequence[Row]) -> Figure:
+def render_marginals(heatmap: np.ndarray, alpha: float, positions: Sequence[Position]) -> Figure:
     """The marginals of softmax(alpha * heatmap) along x and y: what soft-argmax takes the mean of.
 
     Args:
         heatmap: (H, W).
         alpha: Inverse temperature.
-        rows: Of `exploration.compare`.
+        positions: Of `session.compare`.
     """
     logits = alpha * heatmap.astype(np.float64)
     mass = np.exp(logits - logits.max())
@@ -216,7 +232,8 @@ def render_marginals(heatmap: np.ndarray, alpha: float, rows: Sequence[Row]) -> 
         edges = np.arange(len(values) + 1) - 0.5
         ax.stairs(values, edges, fill=True, color=METHOD_COLOURS["regression"], alpha=0.45)
         top = max(0.2, float(values.max()))
-        places, colours = [row.xy_heatmap[axis] for row in rows], [MARKS[row.method][2] for row in rows]
+        places = [position.xy_heatmap[axis] for position in positions]
+        colours = [MARKS[position.source].colour for position in positions]
         ax.vlines(places, 0, 1.05 * top, colors=colours, lw=1.6)
         ax.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 1.05 * top), ylabel="mass")
         ax.set(xlabel=f"{label} (heatmap px)", xticks=_few(len(values)), yticks=(0, round(top, 2)))
@@ -225,7 +242,7 @@ def render_marginals(heatmap: np.ndarray, alpha: float, rows: Sequence[Row]) -> 
     return figure
 
 
-def table_html(rows: Sequence[Row]) -> str:
+def table_html(positions: Sequence[Position]) -> str:
     """The positions, errors and similarities as an HTML table; dashes where there is no truth.
 
     It always has a row for the truth, so that what stands below it does not jump.
@@ -234,24 +251,19 @@ def table_html(rows: Sequence[Row]) -> str:
     def cell(value: float, digits: int) -> str:
         return "–" if np.isnan(value) else f"{value:.{digits}f}"
 
+    def line(source: str, *cells: str) -> str:
+        mark = f'<span style="color:{MARKS[source].colour}">&#9632;</span> {MARKS[source].label}'
+        return "<tr>" + "".join(f"<td>{text}</td>" for text in (mark, *cells)) + "</tr>"
+
     heads = ("", "x, y (heatmap px)", "error (heatmap px)", "error (input px)", "similarity", "OKS")
     lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
-    for row in rows:
-        colour = MARKS[row.method][2]
-        x, y = row.xy_heatmap
-        cells = [
-            f'<span style="color:{colour}">&#9632;</span> {row.method}',
-            f"{x:.2f}, {y:.2f}",
-            cell(row.error_heatmap, 2),
-            cell(row.error_input, 2),
-            cell(row.similarity, 3),
-            cell(row.oks, 3),
-        ]
-        lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
-    if TRUTH not in [row.method for row in rows]:
-        mark = f'<span style="color:{MARKS[TRUTH][2]}">&#9632;</span> {TRUTH}'
-        lines.append(f"<tr><td>{mark}</td><td>not labelled</td>{'<td>–</td>' * 4}</tr>")
-    return f'<table class="positions">{"".join(lines)}</table>'
+    for p in positions:
+        numbers = ((p.error_heatmap, 2), (p.error_input, 2), (p.similarity, 3), (p.oks, 3))
+        xy = "{:.2f}, {:.2f}".format(*p.xy_heatmap)
+        lines.append(line(p.source, xy, *(cell(value, digits) for value, digits in numbers)))
+    if TRUTH not in [p.source for p in positions]:
+        lines.append(line(TRUTH, "not labelled", *"––––"))
+    return f'{_TABLE_CSS}<table class="positions">{"".join(lines)}</table>'
 
 
 def encode_png(figure: Figure) -> bytes:
@@ -284,38 +296,31 @@ export default {
     const show = () => {
       if (address) URL.revokeObjectURL(address);
       address = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
-      image.src = address;
-      image.alt = model.get("alt");
+      Object.assign(image, { src: address, alt: model.get("alt") });
     };
     const place = (event) => {
       const frame = image.getBoundingClientRect();
       return [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height];
     };
-    const tell = (event, kind) => {
+    const moved = ([x, y]) =>
+      Math.hypot((x - from[0]) * image.clientWidth, (y - from[1]) * image.clientHeight) > 4;
+    const tell = (kind, to) => {
       sent = performance.now();
-      model.set("gesture", { kind, from, to: place(event), number: model.get("gesture").number + 1 });
+      model.set("gesture", { kind, from, to, number: model.get("gesture").number + 1 });
       model.save_changes();
     };
-    const moved = (event) => {
-      const to = place(event), frame = image.getBoundingClientRect();
-      return Math.hypot((to[0] - from[0]) * frame.width, (to[1] - from[1]) * frame.height) > 4;
-    };
-
-    image.addEventListener("pointerdown", (event) => {
+    image.onpointerdown = (event) => {
       from = place(event);
       image.setPointerCapture(event.pointerId);
-    });
-    image.addEventListener("pointermove", (event) => {
-      if (from && moved(event) && performance.now() - sent > 150) tell(event, "drag");
-    });
-    image.addEventListener("pointerup", (event) => {
-      if (from) tell(event, moved(event) ? "drop" : "click");
+    };
+    image.onpointermove = (event) => {
+      if (from && moved(place(event)) && performance.now() - sent > 150) tell("drag", place(event));
+    };
+    image.onpointerup = image.onpointercancel = (event) => {
+      const still = event.type === "pointerup" && from && !moved(place(event));
+      if (from) tell(still ? "click" : "drop", place(event));
       from = null;
-    });
-    image.addEventListener("pointercancel", (event) => {
-      if (from) tell(event, "drop");
-      from = null;
-    });
+    };
     model.on("change:png", show);
     show();
     return () => URL.revokeObjectURL(address);
@@ -338,3 +343,59 @@ class ClickableImage(anywidget.AnyWidget):
     png = traitlets.Bytes().tag(sync=True)
     alt = traitlets.Unicode().tag(sync=True)
     gesture = traitlets.Dict({"kind": "", "from": [0, 0], "to": [0, 0], "number": 0}).tag(sync=True)
+
+
+class Explorer(widgets.VBox):
+    """Rows of controls and pictures; what cannot be done is said in `message`, whoever asks for it."""
+
+    _LABEL_WIDTH = "90px"
+
+    def __init__(self):
+        super().__init__()
+        self.message = widgets.HTML(layout=widgets.Layout(min_height="22px"))
+        self._listening = True
+
+    def _arrange(self, *rows: Sequence[widgets.Widget]) -> None:
+        wrap = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="6px 14px")
+        self.children = [widgets.HBox(row, layout=wrap) for row in rows]
+
+    def _look(self, label: str) -> dict[str, object]:
+        """Of every menu and slider."""
+        style = {"description_width": self._LABEL_WIDTH}
+        return {"description": label, "layout": widgets.Layout(width="330px"), "style": style}
+
+    def _menu(self, options: Sequence[object], label: str) -> widgets.Dropdown:
+        return widgets.Dropdown(options=options, **self._look(label))
+
+    def _slider(self, value: float, low: float, high: float, step: float, label: str) -> widgets.FloatSlider:
+        return widgets.FloatSlider(value, min=low, max=high, step=step, **self._look(label))
+
+    def _on(self, control: widgets.Widget, action: Callable[[], None], trait: str = "value") -> None:
+        """What happens when a trait of a control changes."""
+        control.observe(lambda _change: self._listening and self._try(action), trait)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        self.message.value = ""
+        try:
+            action()
+        except HrnetppError as error:
+            self.message.value = f"<b style='color:#D55E00'>{html.escape(str(error))}</b>"
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """While entered, controls are set without an answer."""
+        self._listening = False
+        try:
+            yield
+        finally:
+            self._listening = True
+
+
+def keypoint_names(skeleton: Skeleton) -> list[tuple[str, int]]:
+    """The options of a menu of keypoints."""
+    return [(name.replace("_", " "), k) for k, name in enumerate(skeleton.names)]
+
+
+def pick_person(strip: ClickableImage, number: int) -> int:
+    """Which of so many people, side by side, the mouse was on."""
+    return min(max(int(strip.gesture["to"][0] * number), 0), number - 1)

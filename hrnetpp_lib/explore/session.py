@@ -1,6 +1,5 @@
 """What a network says about one box, kept so that decoding anew needs no new forward."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +7,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from pycocotools import mask
 
-from hrnetpp_lib.data.crops import View, crops_of_box, normalise
-from hrnetpp_lib.data.images import decode_image
-from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.data.crops import View, crops_of_box
+from hrnetpp_lib.data.images import decode_image, read_image
+from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.infer import SINGLE_VIEW
+from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, points_to_image, raw_heatmaps
 from hrnetpp_lib.evaluate.metrics import keypoint_similarity
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
-from hrnetpp_lib.pose.geometry import invert_matrix, transform_points
-from hrnetpp_lib.pose.heatmap import decode, flip_back
+from hrnetpp_lib.pose.geometry import transform_points
+from hrnetpp_lib.pose.heatmap import decode
 from hrnetpp_lib.pose.softargmax import soft_argmax
 
-METHODS = ("arg-max", "quarter offset", "soft-argmax")
-TRUTH = "ground truth"
+TRUTH = "truth"  # beside "arg_max", "quarter_offset" and "soft_argmax", the decoders
+_FAR_PX = 1e6  # no picture is as large
 _PADDING = 1.25  # of bbox_to_center_scale; other paddings are views
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_MOST_PICTURES, _MOST_PEOPLE = 300, 10
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Box:
         bbox_xywh: (4,) in image px.
         truth: (K, 3) labelled keypoints in image px, or None.
         area: px^2 of the person, for similarities; None without truth.
+        row: Of the table that the person comes from, if any.
     """
 
     bbox_xywh: np.ndarray
     truth: np.ndarray | None = None
     area: float | None = None
+    row: int | None = None
 
     @property
     def labelled(self) -> int:
@@ -64,6 +68,11 @@ class Answer:
     plain: torch.Tensor
     mirrored: torch.Tensor
 
+    @property
+    def stride_xy(self) -> np.ndarray:
+        """(2,) input px per cell."""
+        return self.card.coordinates.stride_xy(self.card.input_hw)
+
     def heatmaps(self, flip: bool) -> torch.Tensor:
         """(V, K, H, W): averaged with those of the mirrored crops, or not."""
         return 0.5 * (self.plain + self.mirrored) if flip else self.plain
@@ -76,14 +85,16 @@ class Answer:
             flip: See `heatmaps`.
 
         Returns:
-            Method -> (K, 2) in heatmap px of the first view.
+            "arg_max", and the decoders as model cards call them -> (K, 2) in heatmap px of the first view.
         """
         maps = self.heatmaps(flip)
-        decoded = (decode(maps, quarter_offset=False)[0], decode(maps)[0], soft_argmax(maps, alpha))
-        return {
-            method: self.to_heatmap(self._mean_in_image(keypoints.numpy()))
-            for method, keypoints in zip(METHODS, decoded, strict=True)
+        decoded = {
+            "arg_max": decode(maps, quarter_offset=False)[0],
+            "quarter_offset": decode(maps)[0],
+            "soft_argmax": soft_argmax(maps, alpha),
         }
+        places = {key: points_to_image(xy, self.matrices, self.card) for key, xy in decoded.items()}
+        return {key: self.to_heatmap(place.mean(axis=0)) for key, place in places.items()}
 
     def scores(self, flip: bool) -> np.ndarray:
         """(K,) maxima of the heatmaps, averaged over the views."""
@@ -91,25 +102,13 @@ class Answer:
 
     def to_heatmap(self, points_image: np.ndarray) -> np.ndarray:
         """(K, 2) image px -> heatmap px of the first view."""
-        stride = self.card.coordinates.stride_xy(self.card.input_hw)
-        return transform_points(points_image, self.matrices[0]) / stride
+        return transform_points(points_image, self.matrices[0]) / self.stride_xy
 
     def to_image(self, points_heatmap: np.ndarray) -> np.ndarray:
         """(K, 2) heatmap px of the first view -> image px."""
-        stride = self.card.coordinates.stride_xy(self.card.input_hw)
-        return transform_points(points_heatmap * stride, invert_matrix(self.matrices[0]))
-
-    def _mean_in_image(self, keypoints: np.ndarray) -> np.ndarray:
-        """(V, K, 2) in the views' heatmap px -> (K, 2) in image px."""
-        stride = self.card.coordinates.stride_xy(self.card.input_hw)
-        back = [
-            transform_points(points * stride, invert_matrix(matrix))
-            for points, matrix in zip(keypoints, self.matrices, strict=True)
-        ]
-        return np.mean(back, axis=0)
+        return points_to_image(points_heatmap[None], self.matrices[:1], self.card)[0]
 
 
-@torch.no_grad()
 def ask(
     model: HRNet,
     card: ModelCard,
@@ -129,40 +128,41 @@ def ask(
         padding: How much larger than the box the crop is, at equal aspect ratio.
 
     Raises:
-        HrnetppError: If the box has no area.
+        HrnetppError: If the box has no area, or is far from any picture.
     """
+    bbox_xywh = np.asarray(bbox_xywh, np.float64)
+    if not (np.abs(bbox_xywh) < _FAR_PX).all():
+        raise HrnetppError(f"box {bbox_xywh.tolist()} lies in no picture; give x, y, w, h in its px")
     # The plain view comes first: it is the one that is drawn.
     ordered = sorted(views, key=lambda view: view != View())
     padded = tuple(View(view.scale * padding / _PADDING, view.rotation_deg) for view in ordered)
-    crops, matrices = crops_of_box(image, np.asarray(bbox_xywh), card.input_hw, padded, card.coordinates)
-    images = normalise(torch.from_numpy(crops).to(next(model.parameters()).device))
-    plain, mirrored = (model(inputs).float().cpu() for inputs in (images, images.flip(-1)))
-    back = flip_back(mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
-    return Answer(card, crops, matrices, plain, back)
+    crops, matrices = crops_of_box(image, bbox_xywh, card.input_hw, padded, card.coordinates)
+    plain, mirrored = raw_heatmaps(model, torch.from_numpy(crops), card)
+    return Answer(card, crops, matrices, plain.cpu(), mirrored.cpu())
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one method says about one keypoint, and about the whole person.
+class Position:
+    """Where one decoder, or the truth, puts one keypoint; and how good the whole person is.
 
     Attributes:
-        method: One of METHODS, or TRUTH.
+        source: Of `Answer.positions`, or TRUTH.
         xy_heatmap: (2,) in heatmap px.
         error_heatmap, error_input: Distance from the truth in heatmap and input px; NaN without truth.
         similarity: Keypoint similarity, 0..1; NaN without truth.
         oks: Of all labelled keypoints, 0..1; NaN without truth.
     """
 
-    method: str
+    source: str
     xy_heatmap: np.ndarray
-    error_heatmap: float
-    error_input: float
-    similarity: float
-    oks: float
+    error_heatmap: float = np.nan
+    error_input: float = np.nan
+    similarity: float = np.nan
+    oks: float = np.nan
 
 
-def compare(answer: Answer, box: Box, keypoint: int, positions: dict[str, np.ndarray]) -> list[Row]:
-    """One row per method, and one for the truth if the keypoint is labelled.
+def compare(answer: Answer, box: Box, keypoint: int, positions: dict[str, np.ndarray]) -> list[Position]:
+    """One entry per decoder, and one for the truth if the keypoint is labelled.
 
     Args:
         answer: Gives frames and skeleton.
@@ -170,55 +170,25 @@ def compare(answer: Answer, box: Box, keypoint: int, positions: dict[str, np.nda
         keypoint: Index.
         positions: Of `Answer.positions`.
     """
-    known = box.truth is not None and box.truth[keypoint, 2] > 0
-    rows = []
-    stride = answer.card.coordinates.stride_xy(answer.card.input_hw)
-    truth = answer.to_heatmap(box.truth[:, :2]) if box.truth is not None else None
-    for method, points in positions.items():
-        error, similarity, oks = (np.full(2, np.nan), np.nan, np.nan)
-        if box.truth is not None:
-            labelled = box.truth[:, 2] > 0
-            sigmas = answer.card.skeleton.oks_sigmas
-            per_keypoint = keypoint_similarity(answer.to_image(points), box.truth, box.area, sigmas)
-            oks = per_keypoint[labelled].mean() if labelled.any() else np.nan
-        if known:
-            error, similarity = points[keypoint] - truth[keypoint], per_keypoint[keypoint]
-        distances = np.hypot(*error), np.hypot(*(error * stride))
-        rows.append(Row(method, points[keypoint], *map(float, (*distances, similarity, oks))))
-    if known:
-        rows.append(Row(TRUTH, truth[keypoint], 0.0, 0.0, 1.0, 1.0))
-    return rows
+    if not box.labelled:
+        return [Position(source, points[keypoint]) for source, points in positions.items()]
+    labelled = box.truth[:, 2] > 0
+    truth = answer.to_heatmap(box.truth[:, :2])[keypoint]
+    found = []
+    for source, points in positions.items():
+        sigmas = answer.card.skeleton.oks_sigmas
+        similarity = keypoint_similarity(answer.to_image(points), box.truth, box.area, sigmas)
+        away = points[keypoint] - truth if labelled[keypoint] else np.full(2, np.nan)
+        own = similarity[keypoint] if labelled[keypoint] else np.nan
+        numbers = np.hypot(*away), np.hypot(*(away * answer.stride_xy)), own, similarity[labelled].mean()
+        found.append(Position(source, points[keypoint], *map(float, numbers)))
+    return [*found, Position(TRUTH, truth, 0.0, 0.0, 1.0, 1.0)] if labelled[keypoint] else found
 
 
-Network = tuple[HRNet, ModelCard]
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_MOST_SCENES, _MOST_PEOPLE = 300, 10
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A picture and its people.
-
-    Attributes:
-        name: For menus.
-        path: The picture's file.
-        boxes: The people, most confident first; empty where nobody is known.
-        rows: Their rows in the table that they come from.
-    """
-
-    name: str
-    path: Path
-    boxes: tuple[Box, ...] = ()
-    rows: tuple[int, ...] = ()
-
-    @property
-    def best_labelled(self) -> int:
-        """Which of the people has the most labelled keypoints; the first of equals."""
-        return max(range(len(self.boxes)), key=lambda i: self.boxes[i].labelled, default=0)
-
-
-def open_networks(networks: Network | Path | str | Mapping[str, Network | Path | str]) -> dict[str, Network]:
-    """Networks by name, ready to be asked.
+def open_networks(
+    networks: tuple[HRNet, ModelCard] | Path | str | Mapping[str, tuple[HRNet, ModelCard] | Path | str],
+) -> dict[str, tuple[HRNet, ModelCard]]:
+    """Networks and their cards by name, ready to be asked.
 
     Args:
         networks: A checkpoint, a (network, card) pair, or several of them by name.
@@ -230,7 +200,7 @@ def open_networks(networks: Network | Path | str | Mapping[str, Network | Path |
         networks = {Path(networks).parent.name: networks}
     elif isinstance(networks, tuple):
         networks = {networks[1].run or "network": networks}
-    if not networks:
+    if not networks or not isinstance(networks, Mapping):
         raise HrnetppError(
             "no network to explore; train the smallest with python -m hrnetpp_lib train --profile smoke"
         )
@@ -241,58 +211,100 @@ def open_networks(networks: Network | Path | str | Mapping[str, Network | Path |
     return opened
 
 
-def open_scenes(source: PersonTable | Path | str | Sequence[Path | str]) -> list[Scene]:
-    """The pictures of a table of persons, of a folder, or those named; at most 300.
+@dataclass(frozen=True)
+class PeopleOfImage:
+    """An image and its people.
+
+    Attributes:
+        name: For menus.
+        source: The image's file, or the bytes of one that somebody uploaded.
+        boxes: The people, most confident first; empty where nobody is known.
+    """
+
+    name: str
+    source: Path | bytes
+    boxes: tuple[Box, ...] = ()
+
+    def read(self) -> np.ndarray:
+        """(height, width, 3) uint8 RGB.
+
+        Raises:
+            HrnetppError: If it is no image.
+        """
+        # Annotations refer to the stored pixels; an image without them is shown as its camera was held.
+        upright = not self.boxes
+        if isinstance(self.source, bytes):
+            return decode_image(self.source, self.name, upright)
+        return read_image(self.source, upright)
+
+
+def open_people(source: PersonTable | Path | str | Sequence[Path | str]) -> list[PeopleOfImage]:
+    """The images of a table of persons, of a folder, or those named; at most 300.
 
     Args:
-        source: Persons with or without labels; or a picture, a folder of pictures, or several pictures.
+        source: Persons with or without labels; or an image, a folder of images, or several images.
 
     Raises:
-        HrnetppError: If there is none, or one does not exist.
+        HrnetppError: If there is none, or one does not exist, or nobody in the table has a box.
     """
     if isinstance(source, PersonTable):
-        return _scenes_of_table(source)
+        return _people_of_table(source)
     listed = [source] if isinstance(source, (str, Path)) else source
     try:
         paths = [Path(path).expanduser() for path in listed]
         if len(paths) == 1 and paths[0].is_dir():
-            paths = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in _PICTURES)
-        missing = [path for path in paths if not path.is_file()]
+            found = (path for path in paths[0].iterdir() if path.suffix.lower() in _PICTURES)
+            paths = sorted(path for path in found if _has_content(path))
+        missing = [path for path in paths if not _has_content(path)]
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a name too long, a folder locked
-        raise HrnetppError(f"{source}: cannot be looked at ({error}); check the path") from error
+        reason = f"{str(source)[:200]}: cannot be looked at ({str(error)[:100]})"
+        raise HrnetppError(f"{reason}; check the path") from error
     if missing or not paths:
         raise HrnetppError(
             f"{missing[0] if missing else source}: no picture there; give a .jpg or .png, or a folder of them"
         )
-    return [Scene(path.name, path) for path in paths[:_MOST_SCENES]]
+    return [PeopleOfImage(path.name, path) for path in paths[:_MOST_PICTURES]]
 
 
-def _scenes_of_table(table: PersonTable) -> list[Scene]:
-    scenes = []
-    for image in np.unique(table.image_index)[:_MOST_SCENES]:
-        persons = np.flatnonzero(table.image_index == image)
+def _has_content(path: Path) -> bool:
+    """Whether it is a regular file; those of the kernel, which may never end, say that they have 0 bytes."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _people_of_table(table: PersonTable) -> list[PeopleOfImage]:
+    """Those of whom a crop can be made; a crowd is nobody to look at."""
+    counted = (table.bboxes_xywh[:, 2:] > 0).all(axis=1)
+    if isinstance(table, CocoTruth):
+        counted &= ~table.crowd
+    if not counted.any():
+        raise HrnetppError(f"{table.name}: has no person with a box; choose another table")
+    labelled = (table.keypoints[:, :, 2] > 0).any(axis=1)
+    opened = []
+    for image in np.unique(table.image_index[counted])[:_MOST_PICTURES]:
+        persons = np.flatnonzero(counted & (table.image_index == image))
         persons = persons[np.argsort(-table.bbox_scores[persons], kind="stable")][:_MOST_PEOPLE]
-        labelled = (table.keypoints[persons][:, :, 2] > 0).any(axis=1)
         boxes = tuple(
-            Box(table.bboxes_xywh[p], table.keypoints[p], float(table.areas[p]))
-            if known
-            else Box(table.bboxes_xywh[p])
-            for p, known in zip(persons, labelled, strict=True)
+            Box(
+                table.bboxes_xywh[p],
+                table.keypoints[p] if labelled[p] else None,
+                float(table.areas[p]) if labelled[p] else None,
+                int(p),
+            )
+            for p in persons
         )
         path = table.image_path(persons[0])
-        scenes.append(Scene(path.name, path, boxes, tuple(persons.tolist())))
-    return scenes
+        opened.append(PeopleOfImage(path.name, path, boxes))
+    return opened
 
 
-def best_labelled(scenes: Sequence[Scene]) -> int:
-    """The picture of the person with the most labelled keypoints; of equals the first in their table."""
+def best_labelled(boxes: Sequence[Box]) -> int:
+    """Which person has the most labelled keypoints; of equals the first in their table; 0 if none."""
 
     def merit(number: int) -> tuple[int, int]:
-        scene = scenes[number]
-        people = zip(scene.boxes, scene.rows, strict=True)
-        return max(((box.labelled, -row) for box, row in people), default=(0, -number))
+        box = boxes[number]
+        return box.labelled, -(number if box.row is None else box.row)
 
-    return max(range(len(scenes)), key=merit)
+    return max(range(len(boxes)), key=merit, default=0)
 
 
 def best_match(bbox_xywh: np.ndarray, boxes: Sequence[Box], threshold: float = 0.3) -> int | None:
@@ -304,29 +316,13 @@ def best_match(bbox_xywh: np.ndarray, boxes: Sequence[Box], threshold: float = 0
         threshold: Of intersection over union.
     """
     others = np.array([box.bbox_xywh for box in boxes])
-    start = np.maximum(others[:, :2], bbox_xywh[:2])
-    end = np.minimum(others[:, :2] + others[:, 2:], bbox_xywh[:2] + bbox_xywh[2:])
-    shared = np.maximum(end - start, 0).prod(axis=1)
-    overlap = shared / (others[:, 2:].prod(axis=1) + bbox_xywh[2:].prod() - shared)
+    overlap = mask.iou(bbox_xywh[None], others, np.zeros(len(others)))[0]
     return int(overlap.argmax()) if overlap.max() >= threshold else None
 
 
 def whole_image_box(image: np.ndarray) -> Box:
     """The box of a picture of which nothing is known."""
     return Box(np.array([0.0, 0.0, image.shape[1], image.shape[0]]))
-
-
-def open_picture(data: bytes, name: str, folder: Path) -> Scene:
-    """A picture that somebody uploaded, kept in a folder.
-
-    Raises:
-        HrnetppError: If it is no picture.
-    """
-    decode_image(data, name)
-    # A folder for each: another picture of the same name must not replace it.
-    path = Path(tempfile.mkdtemp(dir=folder)) / f"picture{Path(name).suffix}"
-    path.write_bytes(data)
-    return Scene(Path(name).name, path)
 
 
 def thumbnails(image: np.ndarray, boxes: Sequence[Box], chosen: int, height: int = 96) -> np.ndarray:

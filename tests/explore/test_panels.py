@@ -16,19 +16,19 @@ from hrnetpp_lib.explore.panels import (
     render_surface,
     table_html,
 )
-from hrnetpp_lib.explore.session import METHODS, TRUTH, Row
+from hrnetpp_lib.explore.session import TRUTH, Position
 from hrnetpp_lib.pose.keypoints import COCO17
 
 RNG = np.random.default_rng(0)
 HEATMAP = np.exp(-((np.mgrid[:24, :16][1] - 6.0) ** 2 + (np.mgrid[:24, :16][0] - 9.0) ** 2) / 8)
 POSE = np.column_stack([RNG.uniform(5, 55, (17, 2)), np.ones(17)])
-ROWS = [
-    Row(METHODS[0], np.array([6.0, 9.0]), 0.5, 2.0, 0.9, 0.8),
-    Row(METHODS[1], np.array([6.25, 9.25]), 0.3, 1.2, 0.95, 0.82),
-    Row(METHODS[2], np.array([6.1, 9.3]), 0.2, 0.8, 0.97, 0.84),
-    Row(TRUTH, np.array([6.2, 9.4]), 0.0, 0.0, 1.0, 1.0),
+KNOWN = [
+    Position("arg_max", np.array([6.0, 9.0]), 0.5, 2.0, 0.9, 0.8),
+    Position("quarter_offset", np.array([6.25, 9.25]), 0.3, 1.2, 0.95, 0.82),
+    Position("soft_argmax", np.array([6.1, 9.3]), 0.2, 0.8, 0.97, 0.84),
+    Position(TRUTH, np.array([6.2, 9.4]), 0.0, 0.0, 1.0, 1.0),
 ]
-UNKNOWN = [Row(METHODS[0], np.array([6.0, 9.0]), *[float("nan")] * 4)]
+UNKNOWN = [Position("arg_max", np.array([6.0, 9.0]))]
 
 
 def pixels(figure) -> np.ndarray:
@@ -36,11 +36,11 @@ def pixels(figure) -> np.ndarray:
 
 
 @pytest.mark.parametrize("render", [render_contour, render_surface])
-@pytest.mark.parametrize("rows", [ROWS, UNKNOWN], ids=["truth", "no truth"])
-def test_maps_show_their_positions(render, rows):
-    drawn = pixels(render(HEATMAP, rows, "left wrist"))
+@pytest.mark.parametrize("positions", [KNOWN, UNKNOWN], ids=["truth", "no truth"])
+def test_maps_show_their_positions(render, positions):
+    drawn = pixels(render(HEATMAP, positions, "left wrist"))
     assert drawn.shape == (280, 280, 3) and drawn.std() > 20
-    moved = [Row(r.method, r.xy_heatmap + 3, 0.0, 0.0, 1.0, 1.0) for r in rows]
+    moved = [Position(p.source, p.xy_heatmap + 3, 0.0, 0.0, 1.0, 1.0) for p in positions]
     assert (pixels(render(HEATMAP, moved, "left wrist")) != drawn).any()
 
 
@@ -48,21 +48,21 @@ def test_maps_show_their_positions(render, rows):
 def test_flat_maps_are_drawn_without_complaint(value):
     flat = np.full((24, 16), value)
     for render in (render_contour, render_surface):
-        assert pixels(render(flat, ROWS, "nose")).std() > 0
-    assert pixels(render_marginals(flat, 60.0, ROWS)).std() > 0
+        assert pixels(render(flat, KNOWN, "nose")).std() > 0
+    assert pixels(render_marginals(flat, 60.0, KNOWN)).std() > 0
 
 
 def test_marginals_are_those_of_the_softmax():
-    figure = render_marginals(HEATMAP, 30.0, ROWS)
+    figure = render_marginals(HEATMAP, 30.0, KNOWN)
     mass = np.exp(30 * HEATMAP) / np.exp(30 * HEATMAP).sum()
     for ax, axis in zip(figure.axes, (0, 1), strict=True):
         (steps,) = ax.patches
         assert steps.get_data().values == pytest.approx(mass.sum(axis=axis), abs=1e-6)
         assert sorted(segment[0][0] for segment in ax.collections[0].get_segments()) == pytest.approx(
-            sorted(row.xy_heatmap[axis] for row in ROWS)
+            sorted(p.xy_heatmap[axis] for p in KNOWN)
         )
     assert figure.axes[0].get_xlim() == (-0.5, 15.5) and figure.axes[1].get_xlim() == (-0.5, 23.5)
-    assert np.isfinite(pixels(render_marginals(1e4 * HEATMAP, 200.0, ROWS))).all()
+    assert np.isfinite(pixels(render_marginals(1e4 * HEATMAP, 200.0, KNOWN))).all()
 
 
 def test_the_crop_keeps_its_aspect_and_the_blend_shows():
@@ -82,36 +82,42 @@ def test_the_whole_picture_with_and_without_truth():
 
 def test_a_truth_far_outside_does_not_shrink_the_map():
     """Without it and with it, the panel's lower part alone differs: the legend has an entry more."""
-    far = [*ROWS[:3], Row(TRUTH, np.array([-81.0, -465.0]), 9.0, 36.0, 0.0, 0.1)]
+    far = [*KNOWN[:3], Position(TRUTH, np.array([-81.0, -465.0]), 9.0, 36.0, 0.0, 0.1)]
     for render, rows in ((render_contour, slice(0, 190)), (render_surface, slice(0, 280))):
-        with_truth, without = (pixels(render(HEATMAP, r, "left wrist"))[rows] for r in (far, ROWS[:3]))
+        with_truth, without = (pixels(render(HEATMAP, r, "left wrist"))[rows] for r in (far, KNOWN[:3]))
         assert (with_truth == without).all(), render.__name__
 
 
-@pytest.mark.parametrize("rows", [ROWS, UNKNOWN], ids=["truth", "no truth"])
-def test_moved_positions_are_drawn_as_if_all_were_drawn_anew(rows):
-    panel = ContourPanel(HEATMAP, rows, "left wrist")
+@pytest.mark.parametrize("positions", [KNOWN, UNKNOWN], ids=["truth", "no truth"])
+def test_moved_positions_are_drawn_as_if_all_were_drawn_anew(positions):
+    panel = ContourPanel(HEATMAP, positions, "left wrist")
     for shift in (0, 3, 0):
-        moved = [Row(r.method, r.xy_heatmap + shift, *[float("nan")] * 4) for r in rows]
+        moved = [Position(p.source, p.xy_heatmap + shift) for p in positions]
         assert panel.draw(moved) == encode_png(render_contour(HEATMAP, moved, "left wrist"))
 
 
-@pytest.mark.parametrize("hw", [(1400, 60), (60, 1400), (90, 60)])
+@pytest.mark.parametrize("hw", [(1400, 60), (60, 1400), (90, 60), (480, 1), (1, 480)])
 def test_towers_and_ribbons_stay_small(hw):
     drawn = pixels(render_box(np.zeros((*hw, 3), np.uint8), np.array([1, 1, 40, 40]), POSE, COCO17, None))
     assert drawn.shape[0] <= 420 and drawn.shape[1] <= 280
 
 
 def test_the_table_has_numbers_or_dashes():
-    html = table_html(ROWS)
-    assert html.count("<tr>") == 5 and "6.25, 9.25" in html and "<td>1.20</td>" in html and "0.970" in html
+    html = table_html(KNOWN)
+    assert all(mark.label in html for mark in MARKS.values())
+    assert (
+        html.count("<tr>") == 5
+        and "6.25, 9.25" in html
+        and "<td>1.20</td>" in html
+        and "<td>0.970</td><td>0.840</td>" in html
+    )
     unknown = table_html(UNKNOWN)
     assert unknown.count("–") == 8 and "not labelled" in unknown and "not labelled" not in html
 
 
 def test_marks_differ_in_shape_size_and_grey():
-    shapes, _, colours = zip(*MARKS.values(), strict=True)
-    assert len(set(shapes)) == len(set(colours)) == 4
+    labels, markers, sizes, colours = (set(column) for column in zip(*MARKS.values(), strict=True))
+    assert len(labels) == len(markers) == len(colours) == 4 and len(sizes) == 3
 
 
 def test_an_image_comes_back_from_its_png():

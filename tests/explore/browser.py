@@ -1,4 +1,4 @@
-"""JupyterLab in a headless Chromium: python tests/browser.py [width] takes the screenshot of README.
+"""JupyterLab in a headless Chromium: python tests/explore/browser.py [width] takes the screenshot of README.
 
 The notebook runs in a copy, so that nothing of the project is written to.
 """
@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN, NOTEBOOK = "explore", "10_heatmap_explorer.ipynb"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_S = 90
