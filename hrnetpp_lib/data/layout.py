@@ -90,6 +90,13 @@ class DataPaths:
             folder / f"keypoint_{split}_images_{folder_day}",
         )
 
+    def sets(self) -> dict[str, tuple[Path, Path]]:
+        """Annotations and image folder of each of the four sets."""
+        coco = {
+            f"coco_{split}": (self.coco_json(split), self.coco_images(split)) for split in ("train", "val")
+        }
+        return {f"ai_challenger_{s}": self.ai_challenger(s) for s in ("train", "validation")} | coco
+
 
 def data_paths(profile: Profile, root: Path) -> DataPaths:
     """Where a profile's files lie: made ones below its own name, real ones where several profiles share them.
@@ -113,8 +120,8 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
     """
     paths = data_paths(profile, root)
     if profile.data == "synthetic":
-        coco, ai_challenger, val = profile.synthetic_persons
-        write_dataset(paths.root, coco, ai_challenger, val, seed=0, processes=2)
+        counts = profile.synthetic_persons
+        write_dataset(paths.root, lambda folder: DataPaths(folder).sets(), *counts.synthetic_persons, seed=0, processes=2)
     missing = missing_files(profile, paths)
     if missing:
         raise HrnetppError(
