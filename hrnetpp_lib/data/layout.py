@@ -120,8 +120,8 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
     """
     paths = data_paths(profile, root)
     if profile.data == "synthetic":
-        counts = profile.synthetic_persons
-        write_dataset(paths.root, lambda folder: DataPaths(folder).sets(), *counts.synthetic_persons, seed=0, processes=2)
+        places, counts = (lambda folder: DataPaths(folder).sets()), profile.synthetic_persons
+        write_dataset(paths.root, places, *counts, seed=0, processes=2)
     missing = missing_files(profile, paths)
     if missing:
         raise HrnetppError(
