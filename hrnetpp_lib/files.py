@@ -157,7 +157,7 @@ def _to_builtin(value: object) -> object:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, is_whole: Callable[[Path], bool] = Path.exists) -> Iterator[Path | None]:
+def whole_folder(path: Path, is_whole: Callable[[Path], bool] = os.path.exists) -> Iterator[Path | None]:
     """A folder to fill, which gets its name after the block; None where somebody has made it already.
 
     Processes that want the same folder wait for one another. Where it is there but not whole, the files of

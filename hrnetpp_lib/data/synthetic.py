@@ -253,7 +253,7 @@ def write_dataset(
 
 def _is_whole(root: Path, asked: _Manifest) -> bool:
     """Whether a folder has all that its manifest lists; one of other version, seed or counts is refused."""
-    if not root.exists():
+    if not os.path.exists(root):
         return False
     remedy = "delete the folder to have its data rendered"
     found = read_json(root / "manifest.json", _Manifest, f"no synthetic data; {remedy}")
