@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ from msgspec import Meta
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import decode_json, read_bytes
 
+Part = TypeVar("Part")
 Share = Annotated[float, Meta(ge=0, le=1)]
 Degrees = Annotated[float, Meta(ge=0, le=360)]
 Factor = Annotated[float, Meta(gt=0, le=1e6)]
@@ -27,8 +28,7 @@ Channels = Annotated[int, Meta(ge=1, le=4096)]
 Depth = Annotated[int, Meta(ge=1, le=32)]
 SidePx = Annotated[int, Meta(ge=32, le=4096, multiple_of=32)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # what torch takes
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+-]{1,64}\Z")]  # part of a folder's name
-RunName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+-]{1,128}\Z")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+-]{1,100}\Z")]  # a folder's, or a part of it
 FileName = Annotated[str, Meta(pattern=r"^[ -.0-~]{1,200}\Z")]
 PathBelow = Annotated[str, Meta(pattern=r"^[ -.0-~]{1,200}(/[ -.0-~]{1,200}){0,9}\Z")]
 
@@ -267,7 +267,7 @@ class Run:
     profile: Profile
     architecture: Architecture
     seed: Seed = 0
-    previous: RunName | None = None  # name of the run whose weights it starts from
+    previous: Name | None = None  # name of the run whose weights it starts from
 
     @property
     def hash(self) -> str:
@@ -326,14 +326,11 @@ def resolve(
     Raises:
         HrnetppError: See `check_run`.
     """
-    index = _position(stage)
-    _check(profile, Profile)
+    index, profile = _position(stage), _typed(profile, Profile)
     epochs = profile.epochs[index] if epochs is None else epochs
     scale = profile.lr_scales[index]
     budgeted = replace(stage, epochs=epochs, lr_start=stage.lr_start * scale, lr_end=stage.lr_end * scale)
-    run = Run(budgeted, profile, architecture, seed, previous.name if previous else None)
-    check_run(run)
-    return run
+    return check_run(Run(budgeted, profile, architecture, seed, previous.name if previous else None))
 
 
 def _position(stage: TrainStage) -> int:
@@ -344,23 +341,22 @@ def _position(stage: TrainStage) -> int:
     return known.index(stage.name)
 
 
-def _check(part: Profile | Run, kind: type) -> None:
-    """Hold a part of a recipe against its own annotations."""
+def _typed(part: Part, kind: type[Part]) -> Part:
+    """A part of a recipe with every field as annotated: a whole number for a float is another hash."""
     try:
-        msgspec.convert(asdict(part), kind)
-    except msgspec.ValidationError as error:
-        profile = part if isinstance(part, Profile) else part.profile
-        raise HrnetppError(f"profile {profile.name!r}: {error}; recipe.py says what it may hold") from None
+        return msgspec.convert(asdict(part), kind)
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise HrnetppError(f"a {kind.__name__.lower()} cannot be: {error}; recipe.py says what can") from None
 
 
-def check_run(run: Run) -> None:
-    """Make sure that a run can be trained.
+def check_run(run: Run) -> Run:
+    """A run that can be trained, with the types that its annotations ask for.
 
     Raises:
         HrnetppError: If a field does not hold what its annotation says, the stage is unknown, an
             architecture's name stands for other switches, or network or batch are too large for any device.
     """
-    _check(run, Run)
+    run = _typed(run, Run)
     _position(run.stage)
     profile, architecture = run.profile, run.architecture
     if architecture != ARCHITECTURES.get(architecture.name, architecture):
@@ -371,6 +367,7 @@ def check_run(run: Run) -> None:
         raise HrnetppError(
             f"profile {profile.name!r}: batch_size and input_hw ask for {pixels} px; 2^30 make sense"
         )
+    return run
 
 
 def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: int = 0) -> tuple[Run, ...]:
@@ -401,10 +398,9 @@ def read_recipe(path: Path) -> Run:
     if unknown := _unknown_fields(decode_json(text, dict, path, remedy), asdict(run)):
         raise HrnetppError(f"{path}: has {', '.join(unknown)}, unknown to this version of the package")
     try:
-        check_run(run)
+        return check_run(run)
     except HrnetppError as error:
         raise HrnetppError(f"{path}: {error}") from None
-    return run
 
 
 def _unknown_fields(content: dict, known: dict) -> list[str]:

@@ -121,6 +121,7 @@ IMPOSSIBLE = [
     {"workers": 10**6},
     {"boxes": "../../elsewhere.json"},
     {"imagenet_weights": "/elsewhere.pth"},
+    {"imagenet_weights": "\udcff"},
     {"network": NetworkSize(10**6)},
     {"network": NetworkSize(4096)},
     {"network": NetworkSize(modules=(1, 4))},
@@ -130,7 +131,7 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
 def test_impossible_budgets_are_refused(change):
-    with pytest.raises(HrnetppError, match="profile 'mini'") as caught:
+    with pytest.raises(HrnetppError, match="a profile cannot be|profile 'mini'") as caught:
         resolve(STAGE2, replace(MINI, **change))
     assert "\n" not in str(caught.value)
 
@@ -170,6 +171,13 @@ def test_round_trip(tmp_path, profile):
         assert back == run and back.hash == run.hash
 
 
+def test_a_run_of_whole_numbers_and_lists_is_found_again_by_its_recipe(tmp_path):
+    run = resolve(replace(STAGE2, alpha=27), replace(MINI, input_hw=[128, 96], heatmap_sigma=2))
+    write_json(tmp_path / "recipe.json", run)
+    assert read_recipe(tmp_path / "recipe.json").name == run.name
+    assert run.profile.input_hw == (128, 96) and isinstance(run.stage.alpha, float)
+
+
 def test_whole_numbers_where_the_recipe_holds_others_are_the_same_run(tmp_path):
     run = resolve(replace(STAGE2, augmentation=Augmentation(rotation_bound_deg=45.0)), SMOKE)
     content = asdict(run)
@@ -190,7 +198,7 @@ WRONG = {
     "stage.augmentation.flip_probability": (1.5,),
     "stage.augmentation": (3,),
     "profile.precision": ("fp16",),
-    "profile.name": ("../elsewhere", "", "n" * 65, "mini\n"),
+    "profile.name": ("../elsewhere", "", "n" * 101, "mini\n"),
     "profile.data": ("foo",),
     "profile.input_hw": (None, [60, 60], [64], [64.0, 64]),
     "profile.workers": ("two", -1),
