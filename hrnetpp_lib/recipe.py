@@ -29,17 +29,15 @@ Depth = Annotated[int, Meta(ge=1, le=32)]
 SidePx = Annotated[int, Meta(ge=32, le=4096, multiple_of=32)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # what torch takes
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+-]{1,100}\Z")]  # a folder's, or a part of it
-FileName = Annotated[str, Meta(pattern=r"^[ -.0-~]{1,200}\Z")]
-PathBelow = Annotated[str, Meta(pattern=r"^[ -.0-~]{1,200}(/[ -.0-~]{1,200}){0,9}\Z")]
+PathBelow = Annotated[str, Meta(pattern=r"^(?!.*\.\.)[ -.0-~]{1,200}(/[ -.0-~]{1,200}){0,9}\Z")]
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random scale, rotation, mirror and half body of a training crop (report; official code)."""
 
-    scale_std: Annotated[float, Meta(ge=0, le=0.9)] = (
-        0.35  # scale is multiplied by N(1, std), clipped to [1-std, 1+std]
-    )
+    # Scale is multiplied by N(1, std), clipped to [1-std, 1+std].
+    scale_std: Annotated[float, Meta(ge=0, le=0.9)] = 0.35
     rotation_std_deg: Degrees = 45.0
     # DEVIATION: rotations go to 90 degrees as in the official code; the report writes [-45, 45].
     rotation_bound_deg: Degrees = 90.0
@@ -115,6 +113,10 @@ class NetworkSize:
     stem_channels: Channels = 64
     layer1_blocks: Depth = 4
 
+    def __str__(self) -> str:
+        blocks = f"{self.blocks_per_branch} blocks a branch"
+        return f"width {self.base_channels}, {blocks}, modules {self.modules}"
+
     @property
     def weights_of_branches(self) -> int:
         """Weights of the branches' 3x3 convolutions, which are nearly all (HRNet-W48: 57 of 64 million)."""
@@ -137,7 +139,7 @@ class Profile:
     ablation_epochs: Number  # of stage 2 from scratch, per architecture
     eval_every: Number  # epochs between two evaluations on val
     holdout_persons: Count  # held out of AI Challenger, whole images (report: 5K of 449K)
-    boxes: FileName | None  # detections json below coco/person_detection_results; None: ground truth
+    boxes: PathBelow | None  # detections json below coco/person_detection_results; None: ground truth
     synthetic_persons: tuple[Count, Count, Count] = (0, 0, 0)  # COCO train, AI Challenger, COCO val
     imagenet_weights: PathBelow | None = None  # first-stage initialisation, below the data folder
     workers: Annotated[int, Meta(ge=0, le=1024)] = 0  # loader processes
@@ -145,11 +147,7 @@ class Profile:
 
     def describe_size(self) -> str:
         """Network and input in a few words."""
-        net = self.network
-        return (
-            f"width {net.base_channels}, {net.blocks_per_branch} blocks a branch, modules {net.modules}, "
-            f"input {self.input_hw[0]}x{self.input_hw[1]}"
-        )
+        return f"{self.network}, input {self.input_hw[0]}x{self.input_hw[1]}"
 
     @property
     def heatmap_hw(self) -> tuple[int, int]:
@@ -285,13 +283,11 @@ class Run:
     def describe(self) -> str:
         """The recipe in one block of text, with what the profile scales down from the report."""
         report = STAGES[_position(self.stage)]
-        net = self.profile.network
         on = [name for name, value in self.architecture.switches.items() if value]
         lines = [
             f"run          {self.name}",
             f"data         {self.stage.dataset} ({self.profile.data})",
-            f"network      width {net.base_channels}, {net.blocks_per_branch} blocks a branch, modules "
-            f"{net.modules}; switches: {', '.join(on) or 'none (plain HRNet)'}",
+            f"network      {self.profile.network}; switches: {', '.join(on) or 'none (plain HRNet)'}",
             f"input        {self.profile.input_hw[0]}x{self.profile.input_hw[1]}, sigma "
             f"{self.profile.heatmap_sigma} cells, batch {self.profile.batch_size}, {self.profile.precision}",
             f"loss         {self.stage.loss}"

@@ -1,6 +1,5 @@
 """A dataset of synthetic people, written as real files in the original formats of COCO and AI Challenger."""
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -199,6 +198,9 @@ class _Manifest:
     persons: dict[str, int]
     files: dict[str, int] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"version {self.version}, seed {self.seed}, persons {self.persons}"
+
 
 def write_dataset(
     root: Path,
@@ -259,14 +261,8 @@ def _is_whole(root: Path, asked: _Manifest) -> bool:
     found = read_json(root / "manifest.json", _Manifest, f"no synthetic data; {remedy}")
     if replace(found, files={}) != asked:
         raise HrnetppError(f"{root}: holds {found}, not the synthetic data asked for ({asked}); {remedy}")
-    there = {name for name, size in found.files.items() if _is_of_size(root / name, size)}
-    return bool(found.files) and len(there) == len(found.files)  # older manifests list nothing
-
-
-def _is_of_size(path: Path, size: int) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return path.stat().st_size == size
-    return False
+    sizes = {name: os.path.getsize(root / name) for name in found.files if os.path.isfile(root / name)}
+    return bool(sizes) and sizes == found.files  # older manifests list nothing
 
 
 def _write_sets(
@@ -297,9 +293,9 @@ def _render_jpeg(
     rng = np.random.default_rng((seed, _ROLES[role], number))
     image, persons = render_scene(rng, max_people)
     if persons:
-        path = folder / name_pattern.format(number)
-        if not cv2.imwrite(str(path), image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]):
-            raise HrnetppError(f"{path}: cannot be written; check the disk")
+        # Not cv2.imwrite, which may call a file written that a full disk has cut.
+        jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
+        (folder / name_pattern.format(number)).write_bytes(jpeg)
     return image.shape[:2], persons
 
 
