@@ -69,11 +69,21 @@ def test_a_file_is_read_up_to_the_bound(tmp_path):
         read_json(path, Card, most_bytes=10)
 
 
+@pytest.fixture
+def impatient():
+    """Fails what takes longer than some seconds, instead of waiting for ever."""
+    before = signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail("it hangs"))
+    signal.alarm(5)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 NO_FILES = ["missing", "folder", "pipe", "loop", "null\0byte", "long" * 100, "file/below", "/dev/zero"]
 
 
 @pytest.mark.parametrize("name", NO_FILES, ids=lambda name: name[:10])
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name):
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, impatient):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("{}")
     (tmp_path / "loop").symlink_to("loop")

@@ -104,35 +104,27 @@ def test_unknown_profile_and_field_list_the_valid_ones():
     assert get_profile("mini", batch_size=4).batch_size == 4
 
 
-IMPOSSIBLE = [
-    {"input_hw": (100, 96)},
-    {"input_hw": (2**20, 96)},
-    {"input_hw": (2048, 2048), "batch_size": 1000},
-    {"batch_size": 0},
-    {"batch_size": 10**9},
-    {"batch_size": 8.0},
-    {"heatmap_sigma": 0.0},
-    {"heatmap_sigma": float("nan")},
-    {"epochs": (1, 2)},
-    {"lr_scales": (1.0, float("inf"), 1.0)},
-    {"synthetic_persons": (3, -1, 2)},
-    {"synthetic_persons": (3, 2, 10**9)},
-    {"holdout_persons": -5},
-    {"workers": 10**6},
-    {"boxes": "../../elsewhere.json"},
-    {"imagenet_weights": "/elsewhere.pth"},
-    {"imagenet_weights": "\udcff"},
-    {"network": NetworkSize(10**6)},
-    {"network": NetworkSize(4096)},
-    {"network": NetworkSize(modules=(1, 4))},
-    {"network": NetworkSize(blocks_per_branch=10**6)},
-]
+IMPOSSIBLE = {
+    "input_hw": [(100, 96), (2**20, 96), (4096, 4096, 32)],
+    "batch_size": [0, 10**9, 8.0, 2**18],
+    "heatmap_sigma": [0.0, float("nan")],
+    "epochs": [(1, 2)],
+    "lr_scales": [(1.0, float("inf"), 1.0)],
+    "synthetic_persons": [(3, -1, 2), (3, 2, 10**9)],
+    "holdout_persons": [-5],
+    "workers": [10**6],
+    "boxes": ["../../elsewhere.json"],
+    "imagenet_weights": ["/elsewhere.pth", "\udcff"],
+    "network": [NetworkSize(10**6), NetworkSize(256), NetworkSize(modules=(1, 4))],
+}
 
 
-@pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
-def test_impossible_budgets_are_refused(change):
+@pytest.mark.parametrize(
+    ("field", "value"), [(name, v) for name, values in IMPOSSIBLE.items() for v in values]
+)
+def test_impossible_budgets_are_refused(field, value):
     with pytest.raises(HrnetppError, match="a profile cannot be|profile 'mini'") as caught:
-        resolve(STAGE2, replace(MINI, **change))
+        resolve(STAGE2, replace(MINI, **{field: value}))
     assert "\n" not in str(caught.value)
 
 
