@@ -394,6 +394,7 @@ def test_a_killed_program_leaves_no_workers_and_nothing_that_is_taken_for_whole(
         time.sleep(0.02)
     program.kill()
     program.wait()
+    deadline = time.monotonic() + 10
     while time.monotonic() < deadline:  # until its workers have noticed
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program.pid, 0)
