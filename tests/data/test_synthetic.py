@@ -259,7 +259,7 @@ def test_another_seed_gives_other_pictures(root, tmp_path):
 def test_a_picture_is_its_scene_but_for_the_compression(root):
     image, _ = render_scene(np.random.default_rng((3, 0, 1)))  # seed, role, number
     read = read_image(root / "coco/train2017/000000000001.jpg").astype(int)
-    assert np.abs(read - image).mean() < 4 < 8 < np.abs(read[..., ::-1] - image).mean()
+    assert np.abs(read - image).mean() < 5 < 9 < np.abs(read[..., ::-1] - image).mean()
 
 
 def test_the_four_parts_share_no_picture(root):
