@@ -18,7 +18,7 @@ from hrnetpp_lib.data.synthetic import write_dataset
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     paths = DataPaths(tmp_path_factory.mktemp("cached") / "data")
-    write_dataset(paths.root, lambda folder: DataPaths(folder).sets(), 7, 5, 3, seed=0, processes=1)
+    write_dataset(paths.root, 7, 5, 3, seed=0, processes=1)
     return paths
 
 

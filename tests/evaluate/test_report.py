@@ -1,5 +1,6 @@
 """Table 1 and results files: the report's figures, our rows beside them, and where numbers come from."""
 
+import hashlib
 import json
 import subprocess
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from hrnetpp_lib.evaluate.table import (
     table_1,
     write_results,
 )
+from hrnetpp_lib.files import read_json, sha256, write_json
 
 
 def row(method: str = "ensemble", **metrics: float) -> Row:
@@ -112,3 +114,36 @@ def test_git_revision_of_a_clean_and_a_changed_checkout_and_of_no_checkout(tmp_p
     assert git_revision(tmp_path) == head[:12]
     (tmp_path / "file").write_text("two")
     assert git_revision(tmp_path) == f"{head[:12]}-dirty"
+
+
+def test_sha256_of_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+    assert sha256(tmp_path / "file").startswith("ba7816bf")
+
+
+def test_json_comes_back_and_leaves_no_temporary_file(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    write_json(path, {"x": [1, 2.5, None], "y": "ü"})
+    write_json(path, {"x": [1, 2.5, None], "y": "ß"})
+    assert read_json(path, dict) == {"x": [1, 2.5, None], "y": "ß"}
+    assert [file.name for file in path.parent.iterdir()] == ["b.json"]
+    assert path.read_text().endswith("}\n")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"kept": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"bad": object()})
+    assert read_json(path, dict) == {"kept": 1}
+
+
+@pytest.mark.parametrize("content", [None, "", '{"half": [1,'])
+def test_missing_and_broken_results_are_named(tmp_path, content):
+    path = tmp_path / "05.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(HrnetppError, match="run the notebook that writes it") as caught:
+        read_json(path, dict)
+    assert str(path) in str(caught.value)

@@ -11,7 +11,7 @@ from test_data import dotted_table
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard
-from hrnetpp_lib.recipe import SMOKE, STAGE2, NetworkSize, resolve
+from hrnetpp_lib.recipe import SMOKE, STAGE2, Network, resolve
 from hrnetpp_lib.train.journal import (
     append_metrics,
     cut_metrics,
@@ -93,7 +93,7 @@ def test_snapshots_hold_the_same_eight_people_as_arrays_and_as_a_picture(tmp_pat
 
 
 def small() -> dict:
-    return asdict(NetworkSize(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1))
+    return asdict(Network(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1))
 
 
 def test_json_lines_are_plain_json(tmp_path):
