@@ -12,7 +12,7 @@ from hrnetpp_lib.__main__ import PROJECT_ROOT
 from hrnetpp_lib.app.plan import plan
 from hrnetpp_lib.data.layout import DataPaths, load_coco, missing_files, prepare_data
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.recipe import COCO, SMOKE, NetworkSize, three_stages
+from hrnetpp_lib.recipe import COCO, SMOKE, Network, three_stages
 
 TINY = replace(SMOKE, synthetic_persons=(16, 12, 4), holdout_persons=2)
 # The paper's profile with a network that can be measured in a test.
@@ -67,7 +67,7 @@ def test_the_papers_training_crop_costs_211_gflop():
     from hrnetpp_lib.model.hrnet import count_macs
     from hrnetpp_lib.train.loop import build_model
 
-    run = three_stages(replace(COCO, network=NetworkSize(48)))[1]
+    run = three_stages(replace(COCO, network=Network(48)))[1]
     assert 6 * count_macs(build_model(run, 17), COCO.input_hw) / 1e9 == pytest.approx(210.8, rel=1e-3)
 
 
