@@ -159,6 +159,17 @@ def test_only_the_persons_pixels_are_painted():
     assert canvas.image.min() >= 0
 
 
+@pytest.mark.parametrize(("depth", "part"), [(0.3, "left_forearm"), (-0.3, "torso")])
+def test_near_parts_cover_far_ones(depth, part):
+    person, canvas = people(from_the_front)[0], empty_canvas()
+    chest = (person.joints["neck"] + person.joints["pelvis"]) / 2
+    moved = {f"left_{name}": chest + [0, 0, depth] for name in ("elbow", "wrist", "hand")}
+    moved |= {f"right_{name}": np.array([-2.0, 0, 0]) for name in ("elbow", "wrist", "hand")}
+    paint_person(canvas, replace(person, joints=person.joints | moved), 0, HIPS, STATURE)
+    x, y = project(chest, HIPS, STATURE).round().astype(int)
+    assert canvas.owner[y, x] == PARTS.index(part) + 1
+
+
 def test_the_shirts_front_shows_from_the_front_only():
     for wanted, shown in ((from_the_front, True), (from_behind, False)):
         for person in people(wanted, 6):
