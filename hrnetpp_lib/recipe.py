@@ -155,7 +155,7 @@ class Profile:
         return self.input_hw[0] // 4, self.input_hw[1] // 4
 
 
-_SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
+SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
 
 SMOKE = Profile(
     name="smoke",
@@ -169,7 +169,7 @@ SMOKE = Profile(
     ablation_epochs=1,
     eval_every=1,
     holdout_persons=4,
-    boxes=_SYNTHETIC_BOXES,
+    boxes=SYNTHETIC_BOXES,
     synthetic_persons=(32, 24, 12),
 )
 MINI = Profile(
@@ -185,7 +185,7 @@ MINI = Profile(
     ablation_epochs=2,
     eval_every=2,
     holdout_persons=100,
-    boxes=_SYNTHETIC_BOXES,
+    boxes=SYNTHETIC_BOXES,
     synthetic_persons=(3000, 2000, 500),
 )
 LSPET = Profile(

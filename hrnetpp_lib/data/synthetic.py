@@ -27,8 +27,8 @@ from hrnetpp_lib.data.mannequin import (
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import read_json, whole_folder, write_json
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
+from hrnetpp_lib.recipe import SYNTHETIC_BOXES
 
-DETECTIONS_NAME = "COCO_val2017_detections_synthetic_person.json"
 _VERSION = 1  # raise it whenever the same seed gives other files
 _JPEG_QUALITY = 92
 _ROLES = {"coco_train": 0, "coco_val": 1, "ai_challenger_train": 2, "ai_challenger_validation": 3}
@@ -344,23 +344,14 @@ def _write_coco(json_path: Path, folder: Path, role: str, persons: int, seed: in
     }
     json_path.write_text(json.dumps(content))
     if role == "coco_val":
-        boxes = json_path.parents[1] / "person_detection_results" / DETECTIONS_NAME
+        boxes = json_path.parents[1] / "person_detection_results" / SYNTHETIC_BOXES
         boxes.parent.mkdir()
         rng = np.random.default_rng((seed, len(_ROLES)))
-        boxes.write_text(json.dumps(simulate_detector(images, annotations, rng)))
+        boxes.write_text(json.dumps(_simulate_detector(images, annotations, rng)))
 
 
-def simulate_detector(images: list[dict], annotations: list[dict], rng: np.random.Generator) -> list[dict]:
-    """Boxes as a person detector would give them: shaken, scored, some twice, some missed, some made up.
-
-    Args:
-        images: COCO images.
-        annotations: COCO annotations of persons.
-        rng: Decides everything.
-
-    Returns:
-        COCO box results, per image best first.
-    """
+def _simulate_detector(images: list[dict], annotations: list[dict], rng: np.random.Generator) -> list[dict]:
+    """COCO box results, per image best first: shaken, scored, some twice, some missed, some made up."""
     detections = []
     for image in images:
         size = np.array([image["width"], image["height"]], float)

@@ -34,17 +34,16 @@ from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.layout import DataPaths, prepare_data
 from hrnetpp_lib.data.mannequin import PARTS, paint_person, shown_on
 from hrnetpp_lib.data.synthetic import (
-    DETECTIONS_NAME,
     _keypoints,
     _label,
     _place,
+    _simulate_detector,
     render_scene,
-    simulate_detector,
     write_dataset,
 )
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
-from hrnetpp_lib.recipe import SMOKE
+from hrnetpp_lib.recipe import SMOKE, SYNTHETIC_BOXES
 
 COUNTS = (11, 20, 7)  # COCO train, AI Challenger (2 of them for validation), COCO val
 EXPECTED = {"coco_train": 11, "coco_val": 7, "ai_challenger_train": 18, "ai_challenger_validation": 2}
@@ -82,7 +81,7 @@ def coco_val(root) -> dict:
 
 @pytest.fixture(scope="module")
 def detections(root) -> list[dict]:
-    return load(root / "coco/person_detection_results" / DETECTIONS_NAME)
+    return load(root / "coco/person_detection_results" / SYNTHETIC_BOXES)
 
 
 # --------------------------------------------------------------------------------------------- scene
@@ -464,7 +463,7 @@ def test_ids_are_unique(coco_val):
 def test_pycocotools_loads_ground_truth_and_detections(root, detections):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(root / "coco/annotations/person_keypoints_val2017.json"))
-        found = coco.loadRes(str(root / "coco/person_detection_results" / DETECTIONS_NAME))
+        found = coco.loadRes(str(root / "coco/person_detection_results" / SYNTHETIC_BOXES))
     assert len(coco.getAnnIds(catIds=[1])) == 7
     assert len(found.getAnnIds()) == len(detections) >= 5
 
@@ -490,7 +489,7 @@ def test_the_simulated_detector_shakes_misses_doubles_and_invents():
     images = [{"id": i, "width": 320, "height": 240} for i in range(400)]
     box = [100.0, 60.0, 80.0, 120.0]
     truths = [{"image_id": i, "bbox": box} for i in range(400)]
-    found = simulate_detector(images, truths, np.random.default_rng(0))
+    found = _simulate_detector(images, truths, np.random.default_rng(0))
     per_image = [[d for d in found if d["image_id"] == i] for i in range(400)]
     boxes = np.array([d["bbox"] for d in found])
     near = np.abs(boxes - box).max(axis=1) < 60
@@ -501,7 +500,7 @@ def test_the_simulated_detector_shakes_misses_doubles_and_invents():
     assert abs(shift.mean()) < 2 and 2 < shift.std() < 12
     scores = np.array([d["score"] for d in found])
     assert scores[near].mean() > 0.6 > 0.35 > scores[~near].mean()
-    again = simulate_detector(images, truths, np.random.default_rng(0))
+    again = _simulate_detector(images, truths, np.random.default_rng(0))
     assert again == found
 
 
@@ -519,7 +518,7 @@ def test_the_simulated_detector_is_good_but_not_perfect():
         coco = COCO()
         coco.dataset = {"images": images, "annotations": truths, "categories": [{"id": 1, "name": "person"}]}
         coco.createIndex()
-        result = coco.loadRes(simulate_detector(images, truths, rng))
+        result = coco.loadRes(_simulate_detector(images, truths, rng))
         evaluation = COCOeval(coco, result, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -579,7 +578,7 @@ def test_our_readers_read_all_of_it(root):
     truth = read_coco(paths.coco_json("val"), paths.coco_images("val"))
     assert (len(train), len(truth)) == (11, 7)
     assert sum(train.dropped.values()) + sum(truth.dropped.values()) == 0
-    boxes = paths.coco / "person_detection_results" / DETECTIONS_NAME
+    boxes = paths.coco / "person_detection_results" / SYNTHETIC_BOXES
     found = read_coco_detections(boxes, paths.coco_json("val"), paths.coco_images("val"))
     assert len(found) == len(load(boxes))
     parts = [read_ai_challenger(*paths.ai_challenger(split)) for split in ("train", "validation")]
