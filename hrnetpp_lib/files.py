@@ -1,14 +1,15 @@
 """Files that are read whole and within bounds, and written whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 import msgspec
 from filelock import FileLock
@@ -64,18 +65,21 @@ def read_bytes(path: Path, remedy: str = "check the path", most_bytes: int = _MO
         raise HrnetppError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
 
 
-def read_json(path: Path, kind: type[Content], remedy: str = "check the path") -> Content:
+def read_json(
+    path: Path, kind: type[Content], remedy: str = "check the path", most_bytes: int = _MOST_BYTES
+) -> Content:
     """What a json file holds, as the type that it must be.
 
     Args:
         path: The file.
         kind: A msgspec Struct, a dataclass, or a type built of such and of lists, dicts, texts and numbers.
         remedy: What to do where the file is missing or wrong.
+        most_bytes: The largest size that makes sense.
 
     Raises:
         HrnetppError: If it cannot be read, is no json, or not of that type; names the place in the file.
     """
-    return decode_json(read_bytes(path, remedy), kind, path, remedy)
+    return decode_json(read_bytes(path, remedy, most_bytes), kind, path, remedy)
 
 
 def decode_json(text: bytes | str, kind: type[Content], name: Path | str, remedy: str) -> Content:
@@ -87,8 +91,19 @@ def decode_json(text: bytes | str, kind: type[Content], name: Path | str, remedy
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:  # a ValidationError is a DecodeError
-        reason = str(error) or "truncated or nested too deep"
-        raise HrnetppError(f"{name}: {reason[:300]}; {remedy}") from None
+        reason = " ".join(str(error).split())[:300]  # it may quote what the file says
+        raise HrnetppError(f"{name}: {reason}; {remedy}") from None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make the folder of `path`, and say in one line what keeps from writing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        remedy = "make room or choose a place that can be written to, and give the command again"
+        raise HrnetppError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -101,18 +116,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         HrnetppError: If something cannot be written; `path` is as it was.
     """
     # Writers look at the suffix, so it stays the last part of the name.
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        replace_durably(part, path)
-    except OSError as error:
-        raise HrnetppError(
-            f"{path}: cannot be written ({error.strerror or error}); make room and give the command again"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    part = path.with_name(f".{path.stem}.{uuid4().hex}.part{path.suffix}")
+    with _writing(path):
+        try:
+            yield part
+            replace_durably(part, path)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def replace_durably(part: Path, path: Path) -> None:
@@ -134,10 +145,12 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         HrnetppError: If it cannot be written.
     """
+    try:
+        text = msgspec.json.format(msgspec.json.encode(content, enc_hook=_to_builtin), indent=2)
+    except UnicodeError as error:  # the name of a file may be no text
+        raise HrnetppError(f"{path}: cannot be written ({error}); rename the file of that name") from None
     with whole_file(path) as part:
-        part.write_bytes(
-            msgspec.json.format(msgspec.json.encode(content, enc_hook=_to_builtin), indent=2) + b"\n"
-        )
+        part.write_bytes(text + b"\n")
 
 
 def _to_builtin(value: object) -> object:
@@ -148,31 +161,46 @@ def _to_builtin(value: object) -> object:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path | None]:
+def whole_folder(path: Path, is_whole: Callable[[Path], bool] = os.path.exists) -> Iterator[Path | None]:
     """A folder to fill, which gets its name after the block; None where somebody has made it already.
 
-    Processes that want the same folder wait for one another.
+    Processes that want the same folder wait for one another. Where it is there but not whole, the files of
+    the new one take their places in it, and whatever else it holds stays.
+
+    Args:
+        path: The folder.
+        is_whole: Whether it needs no making.
 
     Raises:
-        HrnetppError: If something cannot be written; nothing of that name is left.
+        HrnetppError: If something cannot be written; nothing half made is left under that name.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if path.exists():
-                yield None
-                return
-            part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-            try:
-                yield part
-                part.chmod(0o755)  # mkdtemp's are private
-                part.rename(path)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise HrnetppError(
-            f"{path}: cannot be written ({error}); make room and give the command again"
-        ) from error
+    if is_whole(path):  # it may lie where nobody can write
+        yield None
+        return
+    with _writing(path), FileLock(path.with_name(f".{path.name}.lock")):
+        if is_whole(path):
+            yield None
+            return
+        for left_by_the_killed in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            shutil.rmtree(left_by_the_killed, ignore_errors=True)
+        part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        try:
+            part.mkdir()
+            yield part
+            _take_place(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _take_place(part: Path, path: Path) -> None:
+    """Rename a folder, or move its files to where they belong in the one that is there."""
+    if not path.exists():
+        part.rename(path)
+        return
+    for file in [file for file in part.rglob("*") if file.is_file()]:
+        target = path / file.relative_to(part)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
 
 
 def sha256(path: Path) -> str:

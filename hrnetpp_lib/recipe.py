@@ -2,32 +2,49 @@
 
 A `TrainStage` is the method and the same everywhere; a `Profile` is the budget. `resolve` joins the two
 into a `Run`, whose hash names its folder: a finished run is found again, and never trained twice.
+The annotations say what each field may hold: `check_run` and `read_recipe` refuse everything else.
 """
 
 import hashlib
 import json
-import re
-import sys
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.files import decode_json, read_bytes
+
+Part = TypeVar("Part")
+Share = Annotated[float, Meta(ge=0, le=1)]
+Degrees = Annotated[float, Meta(ge=0, le=360)]
+Factor = Annotated[float, Meta(gt=0, le=1e6)]
+LearningRate = Annotated[float, Meta(gt=0, le=100)]
+Count = Annotated[int, Meta(ge=0, le=10**6)]
+Number = Annotated[int, Meta(ge=1, le=10**6)]
+Channels = Annotated[int, Meta(ge=1, le=4096)]
+Depth = Annotated[int, Meta(ge=1, le=32)]
+SidePx = Annotated[int, Meta(ge=32, le=4096, multiple_of=32)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # what torch takes
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+-]{1,100}\Z")]  # a folder's, or a part of it
+PathBelow = Annotated[str, Meta(pattern=r"^(?!.*\.\.)[ -.0-~]{1,200}(/[ -.0-~]{1,200}){0,9}\Z")]
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random scale, rotation, mirror and half body of a training crop (report; official code)."""
 
-    scale_std: float = 0.35  # scale is multiplied by N(1, std), clipped to [1-std, 1+std]
-    rotation_std_deg: float = 45.0
+    # Scale is multiplied by N(1, std), clipped to [1-std, 1+std].
+    scale_std: Annotated[float, Meta(ge=0, le=0.9)] = 0.35
+    rotation_std_deg: Degrees = 45.0
     # DEVIATION: rotations go to 90 degrees as in the official code; the report writes [-45, 45].
-    rotation_bound_deg: float = 90.0
-    rotation_probability: float = 0.6
-    flip_probability: float = 0.5
-    half_body_probability: float = 0.3
-    half_body_min_keypoints: int = 8  # only persons with more labelled keypoints than this
+    rotation_bound_deg: Degrees = 90.0
+    rotation_probability: Share = 0.6
+    flip_probability: Share = 0.5
+    half_body_probability: Share = 0.3
+    half_body_min_keypoints: Count = 8  # only persons with more labelled keypoints than this
 
 
 @dataclass(frozen=True)
@@ -37,13 +54,13 @@ class TrainStage:
     name: str  # also the stage's part of a run folder's name
     dataset: Literal["ai_challenger", "coco"]  # report, data
     loss: Literal["heatmap_mse", "softargmax_l1"]  # report, losses
-    lr_start: float  # Adam's learning rate at the first step (report, training)
-    lr_end: float  # and at the last; a cosine per step between, constant if equal
-    epochs: int  # report, training
+    lr_start: LearningRate  # Adam's learning rate at the first step (report, training)
+    lr_end: LearningRate  # and at the last; a cosine per step between, constant if equal
+    epochs: Number  # report, training
     # CHOICE: alpha is 60, the report's number for 384x288, at every input size.
-    alpha: float = 60.0  # inverse temperature of soft-argmax (report 2.2.2); unused by heatmap_mse
+    alpha: Factor = 60.0  # inverse temperature of soft-argmax (report 2.2.2); unused by heatmap_mse
     augmentation: Augmentation = field(default_factory=Augmentation)
-    coordinates: Literal["official", "exact_shift", "udp"] = "official"  # see coordinates.py
+    coordinates: Literal["official", "exact_shift", "udp"] = "official"  # see pose/geometry.py
 
     @property
     def decoder(self) -> Literal["quarter_offset", "soft_argmax"]:
@@ -61,7 +78,7 @@ STAGES = (STAGE1, STAGE2, STAGE3)
 class Architecture:
     """Which of the report's four changes to HRNet are on (report, network)."""
 
-    name: str
+    name: Name
     se: bool = False
     avgpool_down: bool = False
     skips: bool = False
@@ -77,54 +94,60 @@ HRNET = Architecture("hrnet")
 HRNETPP = Architecture("hrnetpp", se=True, avgpool_down=True, skips=True, subpixel_head=True)
 ABLATIONS = (
     HRNET,
-    replace(HRNET, name="hrnet+se", se=True),
-    replace(HRNET, name="hrnet+avgpool", avgpool_down=True),
-    replace(HRNET, name="hrnet+skips", skips=True),
-    replace(HRNET, name="hrnet+head", subpixel_head=True),
+    Architecture("hrnet+se", se=True),
+    Architecture("hrnet+avgpool", avgpool_down=True),
+    Architecture("hrnet+skips", skips=True),
+    Architecture("hrnet+head", subpixel_head=True),
     HRNETPP,
 )
 ARCHITECTURES = {architecture.name: architecture for architecture in ABLATIONS}
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSize:
     """Width and depth of the network; the defaults are HRNet-W48."""
 
-    base_channels: int = 48
-    blocks_per_branch: int = 4
-    modules: tuple[int, int, int] = (1, 4, 3)
-    stem_channels: int = 64
-    layer1_blocks: int = 4
+    base_channels: Channels = 48
+    blocks_per_branch: Depth = 4
+    modules: tuple[Depth, Depth, Depth] = (1, 4, 3)
+    stem_channels: Channels = 64
+    layer1_blocks: Depth = 4
+
+    def __str__(self) -> str:
+        blocks = f"{self.blocks_per_branch} blocks a branch"
+        return f"width {self.base_channels}, {blocks}, modules {self.modules}"
+
+    @property
+    def weights_of_branches(self) -> int:
+        """Weights of the branches' 3x3 convolutions, which are nearly all (HRNet-W48: 57 of 64 million)."""
+        squares = sum(m * (4**b - 1) // 3 for m, b in zip(self.modules, (2, 3, 4), strict=True))
+        return 18 * self.blocks_per_branch * self.base_channels**2 * squares
 
 
 @dataclass(frozen=True)
 class Profile:
     """A budget: how much data, which network and input size, how many epochs, on which device."""
 
-    name: str
+    name: Name
     data: Literal["synthetic", "lspet", "public"]  # who writes the files the readers read
-    network: Network
-    input_hw: tuple[int, int]  # px
-    heatmap_sigma: float  # cells, at a quarter of the input size
-    batch_size: int
-    epochs: tuple[int, int, int]  # of the three stages
-    lr_scales: tuple[float, float, float]  # multiplies the stages' learning rates
-    ablation_epochs: int  # of stage 2 from scratch, per architecture
-    eval_every: int  # epochs between two evaluations on val
-    holdout_persons: int  # held out of AI Challenger, whole images (report: 5K of 449K)
-    boxes: str | None  # detections json below coco/person_detection_results; None: ground truth
-    synthetic_persons: tuple[int, int, int] = (0, 0, 0)  # COCO train, AI Challenger, COCO val
-    imagenet_weights: str | None = None  # first-stage initialisation, below the data folder
-    workers: int = 0  # loader processes
+    network: NetworkSize
+    input_hw: tuple[SidePx, SidePx]
+    heatmap_sigma: Annotated[float, Meta(gt=0, le=100)]  # cells, at a quarter of the input size
+    batch_size: Number
+    epochs: tuple[Number, Number, Number]  # of the three stages
+    lr_scales: tuple[Factor, Factor, Factor]  # multiplies the stages' learning rates
+    ablation_epochs: Number  # of stage 2 from scratch, per architecture
+    eval_every: Number  # epochs between two evaluations on val
+    holdout_persons: Count  # held out of AI Challenger, whole images (report: 5K of 449K)
+    boxes: PathBelow | None  # detections json below coco/person_detection_results; None: ground truth
+    synthetic_persons: tuple[Count, Count, Count] = (0, 0, 0)  # COCO train, AI Challenger, COCO val
+    imagenet_weights: PathBelow | None = None  # first-stage initialisation, below the data folder
+    workers: Annotated[int, Meta(ge=0, le=1024)] = 0  # loader processes
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def describe_size(self) -> str:
         """Network and input in a few words."""
-        net = self.network
-        return (
-            f"width {net.base_channels}, {net.blocks_per_branch} blocks a branch, modules {net.modules}, "
-            f"input {self.input_hw[0]}x{self.input_hw[1]}"
-        )
+        return f"{self.network}, input {self.input_hw[0]}x{self.input_hw[1]}"
 
     @property
     def heatmap_hw(self) -> tuple[int, int]:
@@ -132,12 +155,12 @@ class Profile:
         return self.input_hw[0] // 4, self.input_hw[1] // 4
 
 
-_SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
+SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
 
 SMOKE = Profile(
     name="smoke",
     data="synthetic",
-    network=Network(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1),
+    network=NetworkSize(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1),
     input_hw=(64, 64),
     heatmap_sigma=1.5,
     batch_size=8,
@@ -146,13 +169,13 @@ SMOKE = Profile(
     ablation_epochs=1,
     eval_every=1,
     holdout_persons=4,
-    boxes=_SYNTHETIC_BOXES,
+    boxes=SYNTHETIC_BOXES,
     synthetic_persons=(32, 24, 12),
 )
 MINI = Profile(
     name="mini",
     data="synthetic",
-    network=Network(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1),
+    network=NetworkSize(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1),
     input_hw=(128, 96),
     heatmap_sigma=1.5,
     batch_size=16,
@@ -162,13 +185,13 @@ MINI = Profile(
     ablation_epochs=2,
     eval_every=2,
     holdout_persons=100,
-    boxes=_SYNTHETIC_BOXES,
+    boxes=SYNTHETIC_BOXES,
     synthetic_persons=(3000, 2000, 500),
 )
 LSPET = Profile(
     name="lspet",
     data="lspet",
-    network=Network(32),
+    network=NetworkSize(32),
     input_hw=(256, 192),
     heatmap_sigma=2.0,
     batch_size=64,
@@ -185,7 +208,7 @@ LSPET = Profile(
 LSPET_CPU = replace(
     LSPET,
     name="lspet_cpu",
-    network=Network(32, blocks_per_branch=1, modules=(1, 2, 2), stem_channels=32, layer1_blocks=1),
+    network=NetworkSize(32, blocks_per_branch=1, modules=(1, 2, 2), stem_channels=32, layer1_blocks=1),
     input_hw=(128, 96),
     heatmap_sigma=1.5,
     batch_size=32,
@@ -197,7 +220,7 @@ LSPET_CPU = replace(
 COCO = Profile(
     name="coco",
     data="public",
-    network=Network(48),
+    network=NetworkSize(48),
     input_hw=(384, 288),
     heatmap_sigma=3.0,
     # CHOICE: the report gives no batch size; official HRNet-W48 at this input uses 24 on each of 4 GPUs.
@@ -241,8 +264,8 @@ class Run:
     stage: TrainStage
     profile: Profile
     architecture: Architecture
-    seed: int = 0
-    previous: str | None = None  # name of the run whose weights it starts from
+    seed: Seed = 0
+    previous: Name | None = None  # name of the run whose weights it starts from
 
     @property
     def hash(self) -> str:
@@ -259,14 +282,12 @@ class Run:
 
     def describe(self) -> str:
         """The recipe in one block of text, with what the profile scales down from the report."""
-        report = next(stage for stage in STAGES if stage.name == self.stage.name)
-        net = self.profile.network
+        report = STAGES[_position(self.stage)]
         on = [name for name, value in self.architecture.switches.items() if value]
         lines = [
             f"run          {self.name}",
             f"data         {self.stage.dataset} ({self.profile.data})",
-            f"network      width {net.base_channels}, {net.blocks_per_branch} blocks a branch, modules "
-            f"{net.modules}; switches: {', '.join(on) or 'none (plain HRNet)'}",
+            f"network      {self.profile.network}; switches: {', '.join(on) or 'none (plain HRNet)'}",
             f"input        {self.profile.input_hw[0]}x{self.profile.input_hw[1]}, sigma "
             f"{self.profile.heatmap_sigma} cells, batch {self.profile.batch_size}, {self.profile.precision}",
             f"loss         {self.stage.loss}"
@@ -301,40 +322,48 @@ def resolve(
     Raises:
         HrnetppError: See `check_run`.
     """
-    index = [known.name for known in STAGES].index(stage.name)
+    index, profile = _position(stage), _typed(profile, Profile)
     epochs = profile.epochs[index] if epochs is None else epochs
     scale = profile.lr_scales[index]
     budgeted = replace(stage, epochs=epochs, lr_start=stage.lr_start * scale, lr_end=stage.lr_end * scale)
-    run = Run(budgeted, profile, architecture, seed, previous.name if previous else None)
-    check_run(run)
-    return run
+    return check_run(Run(budgeted, profile, architecture, seed, previous.name if previous else None))
 
 
-def check_run(run: Run) -> None:
-    """Make sure that a run can be trained.
+def _position(stage: TrainStage) -> int:
+    """Which of the report's stages it is."""
+    known = [stage.name for stage in STAGES]
+    if stage.name not in known:
+        raise HrnetppError(f"stage {stage.name!r} is unknown; choose one of {', '.join(known)}")
+    return known.index(stage.name)
+
+
+def _typed(part: Part, kind: type[Part]) -> Part:
+    """A part of a recipe with every field as annotated: a whole number for a float is another hash."""
+    try:
+        return msgspec.convert(asdict(part), kind)
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise HrnetppError(f"a {kind.__name__.lower()} cannot be: {error}; recipe.py says what can") from None
+
+
+def check_run(run: Run) -> Run:
+    """A run that can be trained, with the types that its annotations ask for.
 
     Raises:
-        HrnetppError: If the stage is unknown, a name cannot be a folder's, the input size is no multiple of
-            32, or a number is out of range.
+        HrnetppError: If a field does not hold what its annotation says, the stage is unknown, an
+            architecture's name stands for other switches, or network or batch are too large for any device.
     """
-    stage, profile, augmentation = run.stage, run.profile, run.stage.augmentation
-    if stage.name not in [known.name for known in STAGES]:
-        known = ", ".join(known.name for known in STAGES)
-        raise HrnetppError(f"stage {stage.name!r} is unknown; choose one of {known}")
-    for name in (profile.name, run.architecture.name, run.previous or "none"):
-        if not re.fullmatch(r"[\w+-]+", name):
-            raise HrnetppError(f"name {name!r} cannot be a folder's; use letters, digits, _, + and -")
-    if any(side % 32 or side < 32 for side in profile.input_hw):
-        raise HrnetppError(f"profile {profile.name!r}: input_hw {profile.input_hw} must be multiples of 32")
-    positive = {name: getattr(stage, name) for name in ("epochs", "lr_start", "lr_end", "alpha")}
-    positive |= {name: getattr(profile, name) for name in ("heatmap_sigma", "batch_size", "eval_every")}
-    counts = {"seed": run.seed, "workers": profile.workers, "holdout_persons": profile.holdout_persons}
-    shares = {name: value for name, value in asdict(augmentation).items() if "probability" in name}
-    wrong = [f"{name} {value} must be positive" for name, value in positive.items() if not value > 0]
-    wrong += [f"{name} {value} must not be negative" for name, value in counts.items() if value < 0]
-    wrong += [f"{name} {value} must be 0 to 1" for name, value in shares.items() if not 0 <= value <= 1]
-    if wrong:
-        raise HrnetppError(f"profile {profile.name!r}, {stage.name}: {'; '.join(wrong)}")
+    run = _typed(run, Run)
+    _position(run.stage)
+    profile, architecture = run.profile, run.architecture
+    if architecture != ARCHITECTURES.get(architecture.name, architecture):
+        raise HrnetppError(f"architecture {architecture.name!r} has other switches than that name stands for")
+    if (weights := profile.network.weights_of_branches) > 10**9:
+        raise HrnetppError(f"profile {profile.name!r}: network of {weights} weights; 10^9 make sense")
+    if (pixels := profile.batch_size * profile.input_hw[0] * profile.input_hw[1]) > 2**30:
+        raise HrnetppError(
+            f"profile {profile.name!r}: batch_size and input_hw ask for {pixels} px; 2^30 make sense"
+        )
+    return run
 
 
 def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: int = 0) -> tuple[Run, ...]:
@@ -359,59 +388,19 @@ def read_recipe(path: Path) -> Run:
     Raises:
         HrnetppError: If the file cannot be read, or a field is missing, unknown or of a wrong value.
     """
+    remedy = "give a recipe.json as training writes it"
+    text = read_bytes(path, remedy, most_bytes=2**20)
+    run = decode_json(text, Run, path, remedy)
+    if unknown := _unknown_fields(decode_json(text, dict, path, remedy), asdict(run)):
+        raise HrnetppError(f"{path}: has {', '.join(unknown)}, unknown to this version of the package")
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise HrnetppError(f"{path}: no recipe can be read from it ({error})") from error
-    try:
-        run = _build(Run, content, "recipe")
-        check_run(run)
+        return check_run(run)
     except HrnetppError as error:
-        raise HrnetppError(f"{path}: {error}") from error
-    return run
+        raise HrnetppError(f"{path}: {error}") from None
 
 
-def _build(kind: type, value: object, where: str) -> object:
-    """A value of json as the annotated type: json knows no tuples and no dataclasses."""
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise HrnetppError(f"{where} must hold the fields of a {kind.__name__}")
-        known = {field.name: field.default is MISSING for field in fields(kind)}
-        unknown = [name for name in value if name not in known]
-        missing = [name for name, needed in known.items() if needed and name not in value]
-        if missing:
-            raise HrnetppError(f"{where} lacks {', '.join(missing)}")
-        if unknown:
-            raise HrnetppError(f"{where} has {', '.join(unknown)}, unknown to this version of the package")
-        types = get_type_hints(kind)
-        return kind(**{name: _build(types[name], v, f"{where}.{name}") for name, v in value.items()})
-    if not _fits(kind, value):
-        raise HrnetppError(f"{where} is {value!r}; give {_in_words(kind)}")
-    if kind is float:
-        return float(value)
-    return tuple(value) if get_origin(kind) is tuple else value
-
-
-def _fits(kind: type, value: object) -> bool:
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in parts
-    if get_origin(kind) is UnionType:
-        return any(_fits(part, value) for part in parts)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, parts, value))
-    if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # no NaN either
-    return type(value) is kind  # so that True is no 1
-
-
-def _in_words(kind: type) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(repr, get_args(kind)))}"
-    if get_origin(kind) is UnionType:
-        return " or ".join(map(_in_words, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"a list of {', '.join(map(_in_words, get_args(kind)))}"
-    return {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}.get(
-        kind, "null" if kind is NoneType else str(kind)
-    )
+def _unknown_fields(content: dict, known: dict) -> list[str]:
+    """Names in a recipe's json that no field has, which msgspec passes over in dataclasses."""
+    unknown = [repr(name) for name in content if name not in known]
+    parts = [name for name, value in known.items() if isinstance(value, dict) and name in content]
+    return unknown + [name for part in parts for name in _unknown_fields(content[part], known[part])]

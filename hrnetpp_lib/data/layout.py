@@ -121,8 +121,8 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
     """
     paths = data_paths(profile, root)
     if profile.data == "synthetic":
-        coco, ai_challenger, val = profile.synthetic_persons
-        write_dataset(paths.root, coco, ai_challenger, val, seed=0, processes=2)
+        places, counts = (lambda folder: DataPaths(folder).sets()), profile.synthetic_persons
+        write_dataset(paths.root, places, *counts, seed=0, processes=2)
     missing = missing_files(profile, paths)
     if missing:
         raise HrnetppError(

@@ -4,18 +4,18 @@ Body frame: (left, up, forward) of the person, in statures, hips at the origin. 
 right, y up, d towards the viewer). A person who faces the camera has its left at larger image x.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-import cv2
-import numpy as np
-from dataclasses import dataclass
-import cv2
-import numpy as np
+from functools import partial
 
+import cv2
+import numpy as np
 
 PARTS = (
     *("torso", "head", "left_upper_arm", "left_forearm", "right_upper_arm", "right_forearm"),
     *("left_thigh", "left_shin", "right_thigh", "right_shin", "left_foot", "right_foot"),
 )
+_SIDES = {"left": 1, "right": -1}  # sign of the body frame's first axis
 _SKIN = np.array([[255, 219, 190], [236, 188, 150], [198, 140, 100], [141, 91, 60], [96, 60, 42]], float)
 _HAIR = np.array([[30, 24, 22], [78, 52, 34], [150, 104, 56], [208, 176, 110], [120, 120, 122]], float)
 
@@ -63,25 +63,26 @@ def _limb(side: int, forward: float, sideways: float) -> np.ndarray:
     )
 
 
-def _sample_limb_angles(rng: np.random.Generator) -> tuple[dict[str, float], float, float]:
-    """Angles of arms and legs, forward lean and sideways roll of one of five kinds of pose."""
+def _sample_limb_angles(rng: np.random.Generator) -> tuple[dict[str, dict[str, float]], float, float]:
+    """Side -> angles of its arm and leg, forward lean and sideways roll of one of five kinds of pose."""
     kind = rng.choice(["standing", "walking", "arms", "crouching", "lying"], p=[0.28, 0.27, 0.22, 0.15, 0.08])
-    angles: dict[str, float] = {}
+    angles: dict[str, dict[str, float]] = {}
     stride = rng.uniform(0.25, 0.75) * rng.choice([-1, 1])
-    for side, sign in (("left", 1), ("right", -1)):
+    for side, sign in _SIDES.items():
         swing = sign * stride if kind == "walking" else rng.normal(0, 0.1)
         raised = kind == "arms" and rng.random() < 0.75
-        angles[f"{side}_arm_forward"] = rng.normal(0, 0.25) - swing * 0.8
-        angles[f"{side}_arm_sideways"] = rng.uniform(0.9, 2.7) if raised else abs(rng.normal(0.22, 0.2))
-        angles[f"{side}_elbow"] = abs(rng.normal(0.35, 0.5)) if rng.random() < 0.7 else rng.uniform(0.8, 2.0)
-        angles[f"{side}_elbow_inward"] = rng.normal(0.0, 0.35)
-        angles[f"{side}_leg_forward"] = swing
-        angles[f"{side}_leg_sideways"] = abs(rng.normal(0.08, 0.1)) + (0.15 if kind == "arms" else 0)
-        angles[f"{side}_knee"] = abs(rng.normal(0.1, 0.15)) + max(0.0, -swing) * 0.8
+        angles[side] = {
+            "arm_forward": rng.normal(0, 0.25) - swing * 0.8,
+            "arm_sideways": rng.uniform(0.9, 2.7) if raised else abs(rng.normal(0.22, 0.2)),
+            "elbow": abs(rng.normal(0.35, 0.5)) if rng.random() < 0.7 else rng.uniform(0.8, 2.0),
+            "elbow_inward": rng.normal(0.0, 0.35),
+            "leg_forward": swing,
+            "leg_sideways": abs(rng.normal(0.08, 0.1)) + (0.15 if kind == "arms" else 0),
+            "knee": abs(rng.normal(0.1, 0.15)) + max(0.0, -swing) * 0.8,
+        }
         if kind == "crouching":
-            angles[f"{side}_leg_forward"] = rng.uniform(0.8, 1.6)
-            angles[f"{side}_leg_sideways"] = rng.uniform(0.1, 0.5)
-            angles[f"{side}_knee"] = rng.uniform(1.0, 1.9)
+            legs = {"leg_forward": (0.8, 1.6), "leg_sideways": (0.1, 0.5), "knee": (1.0, 1.9)}
+            angles[side] |= {name: rng.uniform(*bounds) for name, bounds in legs.items()}
     lean = abs(rng.normal(0.05, 0.1)) + (rng.uniform(0.1, 0.5) if kind == "crouching" else 0)
     roll = rng.normal(0, 0.12) + (rng.choice([-1, 1]) * rng.uniform(0.8, 1.6) if kind == "lying" else 0)
     return angles, lean, roll
@@ -96,33 +97,31 @@ def sample_person(rng: np.random.Generator) -> Person:
     yaw = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2], p=[0.6, 0.2, 0.1, 0.1]) + rng.uniform(-0.6, 0.6)
     torso_rotation = _rotation(0, lean)
     camera = _rotation(2, roll) @ _rotation(1, yaw)
-    head_rotation = (
-        camera @ torso_rotation @ _rotation(1, rng.normal(0, 0.3)) @ _rotation(0, rng.normal(0, 0.15))
-    )
+    turn, nod = _rotation(1, rng.normal(0, 0.3)), _rotation(0, rng.normal(0, 0.15))
+    head_rotation = camera @ torso_rotation @ turn @ nod
     body = {"pelvis": np.zeros(3), "neck": torso_rotation @ [0, 0.3, 0]}
     # The front of the shirt, just proud of the chest: it tells front from back where no face is in sight.
     body |= {"collar": torso_rotation @ [0, 0.27, 0.05], "navel": torso_rotation @ [0, 0.03, 0.06]}
     head = torso_rotation @ [0, 0.395, 0.012]
-    for side, sign in (("left", 1), ("right", -1)):
+    for side, sign in _SIDES.items():
+        angle = angles[side]
         body[f"{side}_shoulder"] = torso_rotation @ [sign * 0.105, 0.275, 0]
         body[f"{side}_hip"] = np.array([sign * 0.058, 0.0, 0])
-        forward, sideways = angles[f"{side}_arm_forward"], angles[f"{side}_arm_sideways"]
+        forward, sideways = angle["arm_forward"], angle["arm_sideways"]
         body[f"{side}_elbow"] = body[f"{side}_shoulder"] + 0.16 * _limb(sign, forward, sideways)
-        lower = _limb(
-            sign, forward + angles[f"{side}_elbow"], sideways * 0.8 + angles[f"{side}_elbow_inward"]
-        )
+        lower = _limb(sign, forward + angle["elbow"], sideways * 0.8 + angle["elbow_inward"])
         body[f"{side}_wrist"] = body[f"{side}_elbow"] + 0.145 * lower
         body[f"{side}_hand"] = body[f"{side}_wrist"] + 0.045 * lower
-        forward, sideways = angles[f"{side}_leg_forward"], angles[f"{side}_leg_sideways"]
+        forward, sideways = angle["leg_forward"], angle["leg_sideways"]
         body[f"{side}_knee"] = body[f"{side}_hip"] + 0.235 * _limb(sign, forward, sideways)
-        shin = _limb(sign, forward - angles[f"{side}_knee"], sideways * 0.5)
+        shin = _limb(sign, forward - angle["knee"], sideways * 0.5)
         body[f"{side}_ankle"] = body[f"{side}_knee"] + 0.23 * shin
         toe = np.cross([1.0, 0.0, 0.0], shin) + 0.15 * shin  # forward, square to the shin
         body[f"{side}_toe"] = body[f"{side}_ankle"] + 0.035 * shin + 0.075 * toe
     joints = {name: camera @ point for name, point in body.items()}
     joints["head"] = camera @ head
     face = {"nose": (0, -0.009, 0.074), "head_top": (0, 0.098, -0.006)}
-    for side, sign in (("left", 1), ("right", -1)):
+    for side, sign in _SIDES.items():
         face |= {f"{side}_eye": (sign * 0.029, 0.014, 0.06), f"{side}_ear": (sign * 0.066, 0.0, -0.002)}
     joints |= {name: joints["head"] + head_rotation @ offset for name, offset in face.items()}
     facing = float((camera @ torso_rotation)[2, 2])
@@ -130,18 +129,22 @@ def sample_person(rng: np.random.Generator) -> Person:
     return Person(joints, head_rotation, colours, hair, skin, facing, *rest)
 
 
+def random_colour(
+    rng: np.random.Generator, saturations: tuple[int, int], values: tuple[int, int]
+) -> np.ndarray:
+    """(3,) RGB in [0, 255] of any hue; saturation and value lie in half-open ranges of 0..255."""
+    hsv = np.array([[[rng.integers(180), rng.integers(*saturations), rng.integers(*values)]]], np.uint8)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
+
+
 def _dress(rng: np.random.Generator) -> tuple:
     """Colours of all parts, hair, skin, the shirt's front, stripes and girth."""
-
-    def cloth() -> np.ndarray:
-        hsv = np.array([[[rng.integers(180), rng.integers(20, 230), rng.integers(50, 245)]]], np.uint8)
-        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
-
+    cloth = partial(random_colour, rng, (20, 230), (50, 245))
     skin = _SKIN[rng.integers(len(_SKIN))] * rng.uniform(0.93, 1.0)
     shirt, trousers, shoe = cloth(), cloth(), cloth() * 0.6
     long_sleeves, long_trousers = rng.random() < 0.5, rng.random() < 0.65
     colours = {"torso": shirt, "head": skin}
-    for side in ("left", "right"):
+    for side in _SIDES:
         colours |= {
             f"{side}_upper_arm": shirt if long_sleeves or rng.random() < 0.9 else skin,
             f"{side}_forearm": shirt * 0.96 if long_sleeves else skin,
@@ -163,7 +166,7 @@ def face_turned_away(person: Person, name: str) -> bool:
 
 
 # Which own parts may cover a keypoint without hiding it.
-SHOWN_ON = {
+_SHOWN_ON = {
     "shoulder": ("torso", "upper_arm"),
     "elbow": ("upper_arm", "forearm"),
     "wrist": ("forearm",),
@@ -176,8 +179,8 @@ SHOWN_ON = {
 def shown_on(name: str) -> set[str]:
     """Own parts on which a keypoint of either set is in sight."""
     side, _, joint = name.partition("_")
-    if joint in SHOWN_ON:
-        return {part if part == "torso" else f"{side}_{part}" for part in SHOWN_ON[joint]}
+    if joint in _SHOWN_ON:
+        return {part if part == "torso" else f"{side}_{part}" for part in _SHOWN_ON[joint]}
     return {"head", "torso"} if name == "neck" else {"head"}
 
 
@@ -189,12 +192,7 @@ _LIMBS = {
     "shin": ("knee", "ankle", 0.037, 0.023),
     "foot": ("ankle", "toe", 0.024, 0.02),
 }
-_TORSO_CIRCLES = (
-    ("left_shoulder", 0.036),
-    ("right_shoulder", 0.036),
-    ("left_hip", 0.052),
-    ("right_hip", 0.052),
-)
+_TORSO_RADII = {"left_shoulder": 0.036, "right_shoulder": 0.036, "left_hip": 0.052, "right_hip": 0.052}
 _HEAD_RADII = np.array([0.067, 0.088])  # half width and half height, statures
 
 
@@ -243,31 +241,20 @@ def paint_person(canvas: Canvas, person: Person, number: int, hips_xy: np.ndarra
         stature_px: Length of one stature in px.
     """
     points = {name: project(joint, hips_xy, stature_px) for name, joint in person.joints.items()}
-    depth = {part: _depth(person, part) for part in PARTS}
-    for part in sorted(PARTS, key=depth.get):
+    for part in sorted(PARTS, key=partial(_depth, person)):
         owner = 100 * number + PARTS.index(part) + 1
+        paint_limb = partial(_paint_limb, canvas, owner, stature_px, girth=person.girth)
         if part == "torso":
-            _paint_torso(canvas, person, points, stature_px, owner)
+            _paint_torso(canvas, person, points, stature_px, owner, paint_limb)
         elif part == "head":
-            _paint_limb(
-                canvas,
-                points["neck"],
-                points["head"],
-                (0.03, 0.03),
-                person.skin,
-                stature_px,
-                owner,
-                person.girth,
-            )
-            _paint_head(canvas, person, points, stature_px, owner)
+            paint_limb(points["neck"], points["head"], (0.03, 0.03), person.skin)
+            _paint_head(canvas, person, points, stature_px, owner, paint_limb)
         else:
             side, _, limb = part.partition("_")
             start, end, *radii = _LIMBS[limb]
-            ends = points[f"{side}_{start}"], points[f"{side}_{end}"]
-            _paint_limb(canvas, *ends, radii, person.colours[part], stature_px, owner, person.girth)
+            paint_limb(points[f"{side}_{start}"], points[f"{side}_{end}"], radii, person.colours[part])
             if limb == "forearm":
-                wrist, hand = points[f"{side}_wrist"], points[f"{side}_hand"]
-                _paint_limb(canvas, wrist, hand, (0.02, 0.022), person.skin, stature_px, owner, person.girth)
+                paint_limb(points[f"{side}_wrist"], points[f"{side}_hand"], (0.02, 0.022), person.skin)
 
 
 def project(joint: np.ndarray, hips_xy: np.ndarray, stature_px: float) -> np.ndarray:
@@ -284,25 +271,24 @@ def _depth(person: Person, part: str) -> float:
     side, _, limb = part.partition("_")
     start, end, *_ = _LIMBS[limb]
     nearness = 0.35 * person.joints[f"{side}_{start}"][2] + 0.65 * person.joints[f"{side}_{end}"][2]
-    return (
-        nearness + {"upper_arm": 0.015, "forearm": 0.025, "thigh": -0.03, "shin": -0.02, "foot": -0.01}[limb]
-    )
+    lift = {"upper_arm": 0.015, "forearm": 0.025, "thigh": -0.03, "shin": -0.02, "foot": -0.01}
+    return nearness + lift[limb]
 
 
-def _shade(across: np.ndarray, light_across: float) -> np.ndarray:
-    """Brightness of a round body from its middle (0) to its edges (-1, 1)."""
+def _shade(across: np.ndarray, axis: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Brightness of a round body along an axis from its middle (0) to its edges (-1, 1)."""
     height = np.sqrt(np.clip(1 - across**2, 0, 1))
-    return 0.55 + 0.38 * height + 0.22 * across * light_across
+    return 0.55 + 0.38 * height + 0.22 * across * float(light[1] * axis[0] - light[0] * axis[1])
 
 
-def _paint_limb(canvas, start, end, radii, colour, stature_px, owner, girth) -> None:
+def _paint_limb(
+    canvas: Canvas, owner: int, stature_px: float, start, end, radii, colour, girth: float
+) -> None:
     """A tapered capsule, shaded across."""
     r0, r1 = (max(radius * stature_px * girth, 1.0) for radius in radii)
     reach = max(r0, r1) + 1.5
     x0, y0 = np.floor(np.minimum(start, end) - reach).astype(int)
     x1, y1 = np.ceil(np.maximum(start, end) + reach).astype(int)
-    if x1 < 0 or y1 < 0 or x0 >= canvas.owner.shape[1] or y0 >= canvas.owner.shape[0]:
-        return
     axis = end - start
     length = max(float(np.hypot(*axis)), 1e-3)
     along_axis = axis / length
@@ -312,16 +298,15 @@ def _paint_limb(canvas, start, end, radii, colour, stature_px, owner, girth) -> 
     distance = np.hypot(dx - along * axis[0], dy - along * axis[1])
     radius = r0 + (r1 - r0) * along
     across = np.clip((dy * along_axis[0] - dx * along_axis[1]) / radius, -1, 1)
-    light_across = float(canvas.light[1] * along_axis[0] - canvas.light[0] * along_axis[1])
-    shade = _shade(across, light_across)
+    shade = _shade(across, along_axis, canvas.light)
     canvas.blend(x0, y0, shade[:, :, None] * colour, np.clip(radius - distance + 0.5, 0, 1), owner)
 
 
-def _paint_torso(canvas, person, points, stature_px, owner) -> None:
+def _paint_torso(canvas: Canvas, person, points, stature_px: float, owner: int, paint_limb: Callable) -> None:
     """The hull of shoulders and hips, shaded across, with stripes."""
     circle = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 12, endpoint=False)), np.sin(t)], axis=1)
     outline = np.concatenate(
-        [points[name] + radius * stature_px * person.girth * circle for name, radius in _TORSO_CIRCLES]
+        [points[name] + radius * stature_px * person.girth * circle for name, radius in _TORSO_RADII.items()]
     )
     x0, y0 = np.floor(outline.min(axis=0) - 2).astype(int)
     width, height = np.ceil(outline.max(axis=0) + 2).astype(int) - (x0, y0) + 1
@@ -338,35 +323,26 @@ def _paint_torso(canvas, person, points, stature_px, owner) -> None:
     dy = np.arange(height)[:, None] + y0 - top[1]
     along, sideways = (dx * axis[0] + dy * axis[1]) / length, dy * axis[0] - dx * axis[1]
     half = np.abs(sideways[mask > 0]).max() + 1.0 if mask.any() else 1.0
-    shade = _shade(
-        np.clip(sideways / half, -1, 1), float(canvas.light[1] * axis[0] - canvas.light[0] * axis[1])
-    )
+    shade = _shade(np.clip(sideways / half, -1, 1), axis, canvas.light)
     if person.stripes:
         shade = shade * np.where(np.sin(along * person.stripes * 2 * np.pi) > 0, 1.0, 0.62)
     canvas.blend(x0, y0, shade[:, :, None] * person.colours["torso"], mask / 255.0, owner)
     if person.facing > 0.2:
         collar, navel = points["collar"], points["navel"]
         width = 0.024 * person.facing
-        _paint_limb(canvas, collar, navel, (width, width), person.front, stature_px, owner, person.girth)
-        _paint_limb(
-            canvas, points["neck"], collar, (0.03, 0.01), person.skin, stature_px, owner, person.girth
-        )
+        paint_limb(collar, navel, (width, width), person.front)
+        paint_limb(points["neck"], collar, (0.03, 0.01), person.skin)
 
 
-def _paint_head(canvas, person, points, stature_px, owner) -> None:
+def _paint_head(canvas: Canvas, person, points, stature_px: float, owner: int, paint_limb: Callable) -> None:
     """An ellipsoid whose hair and face turn with the head."""
     radii = _HEAD_RADII * stature_px * (0.75 + 0.22 * person.girth)
     reach = int(radii.max() * 1.35) + 2
     centre = points["head"]
     x0, y0 = np.floor(centre - reach).astype(int)
-    if x0 + 2 * reach < 0 or y0 + 2 * reach < 0 or x0 >= canvas.owner.shape[1] or y0 >= canvas.owner.shape[0]:
-        return
-    for side in ("left", "right"):
-        ear = points[f"{side}_ear"]
-        if person.joints[f"{side}_ear"][2] > person.joints["head"][2] - 0.03:
-            _paint_limb(
-                canvas, ear, ear + [0, 0.5], (0.019, 0.019), person.skin * 0.9, stature_px, owner, 1.0
-            )
+    for ear in ("left_ear", "right_ear"):
+        if person.joints[ear][2] > person.joints["head"][2] - 0.03:
+            paint_limb(points[ear], points[ear] + [0, 0.5], (0.019, 0.019), person.skin * 0.9, girth=1.0)
     grid = np.arange(2 * reach + 1)
     dx, dy = (x0 + grid - centre[0])[None, :], -(y0 + grid - centre[1])[:, None]
     up = person.head_rotation[:2, 1]
@@ -380,11 +356,8 @@ def _paint_head(canvas, person, points, stature_px, owner) -> None:
     colour = np.broadcast_to(person.skin, (*left.shape, 3)).copy()
     cheek = np.exp(-((np.abs(left) - 0.5) ** 2 + (top + 0.3) ** 2) / 0.03) * (front > 0)
     colour -= cheek[..., None] * np.array([0, 22, 22])
-    colour[(front > 0.3) & (np.abs(top + 0.48) < 0.07) & (np.abs(left) < 0.28)] = person.skin * [
-        0.62,
-        0.35,
-        0.35,
-    ]
+    lips = (front > 0.3) & (np.abs(top + 0.48) < 0.07) & (np.abs(left) < 0.28)
+    colour[lips] = person.skin * [0.62, 0.35, 0.35]
     colour[(front > 0.5) & (np.abs(left) < 0.1) & (np.abs(top + 0.1) < 0.16)] = person.skin * 0.8
     eye = np.hypot((np.abs(left) - 0.4) / 1.25, top - 0.15)
     colour[(front > 0.1) & (eye < 0.17)] = (245, 245, 245)

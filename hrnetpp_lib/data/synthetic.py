@@ -1,24 +1,37 @@
 """A dataset of synthetic people, written as real files in the original formats of COCO and AI Challenger."""
 
 import json
-import shutil
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+
 import cv2
 import numpy as np
+
+from hrnetpp_lib.data.mannequin import (
+    PARTS,
+    Canvas,
+    Person,
+    face_turned_away,
+    paint_person,
+    project,
+    random_colour,
+    sample_person,
+    shown_on,
+)
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.keypoints import AIC14, COCO17
-from dataclasses import dataclass
-import cv2
-import numpy as np
+from hrnetpp_lib.files import read_json, whole_folder, write_json
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
-from hrnetpp_lib.data.mannequin import PARTS, Person, face_turned_away, sample_person, shown_on
-from hrnetpp_lib.data.mannequin import Canvas, paint_person, project
+from hrnetpp_lib.recipe import SYNTHETIC_BOXES
 
-
+_VERSION = 1  # raise it whenever the same seed gives other files
+_JPEG_QUALITY = 92
+_ROLES = {"coco_train": 0, "coco_val": 1, "ai_challenger_train": 2, "ai_challenger_validation": 3}
 _MIN_VISIBLE_PX = 150  # a person with fewer pixels in sight is not labelled and not counted
 
 
@@ -131,8 +144,7 @@ def _background(rng, height: int, width: int) -> np.ndarray:
     """(height, width, 3) float32: wall or sky over a floor, texture, and a few flat shapes."""
 
     def muted() -> np.ndarray:
-        hsv = np.array([[[rng.integers(180), rng.integers(5, 110), rng.integers(60, 240)]]], np.uint8)
-        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+        return random_colour(rng, (5, 110), (60, 240)).astype(np.float32)
 
     horizon = int(height * rng.uniform(0.45, 0.85))
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
@@ -155,12 +167,11 @@ def _paint_object(canvas: Canvas, rng) -> None:
     """A post, a bench or a crate in front of everybody; it hides what is behind it."""
     height, width = canvas.owner.shape
     kind = rng.choice(["post", "bench", "crate"])
-    w = {"post": rng.uniform(0.025, 0.06), "bench": rng.uniform(0.3, 0.6), "crate": rng.uniform(0.1, 0.22)}[
-        kind
-    ]
-    h = {"post": rng.uniform(0.6, 1.0), "bench": rng.uniform(0.06, 0.12), "crate": rng.uniform(0.12, 0.22)}[
-        kind
-    ]
+    widths = {"post": (0.025, 0.06), "bench": (0.3, 0.6), "crate": (0.1, 0.22)}
+    heights = {"post": (0.6, 1.0), "bench": (0.06, 0.12), "crate": (0.12, 0.22)}
+    # One draw for every kind: the pictures of a seed stay what they are.
+    w = {name: rng.uniform(*bounds) for name, bounds in widths.items()}[kind]
+    h = {name: rng.uniform(*bounds) for name, bounds in heights.items()}[kind]
     w, h = max(int(w * width), 4), max(int(h * height), 4)
     x, y = int(rng.uniform(-0.1, 0.9) * width), height - h - int(rng.uniform(0, 0.3) * height)
     shade = 0.75 + 0.35 * np.sin(np.linspace(0.2, 2.8, w))[None, :, None]
@@ -178,14 +189,22 @@ def _photograph(image: np.ndarray, rng) -> np.ndarray:
     return (image + noise).clip(0, 255).astype(np.uint8)
 
 
-VERSION = 1  # raise it whenever the same seed gives other files
-JPEG_QUALITY = 92
-_ROLES = {"coco_train": 0, "coco_val": 1, "ai_challenger_train": 2, "ai_challenger_validation": 3}
-DETECTIONS_NAME = "COCO_val2017_detections_synthetic_person.json"
+@dataclass(frozen=True)
+class _Manifest:
+    """What a folder holds: manifest.json, written last, vouches for every file by its size in bytes."""
+
+    version: int
+    seed: int
+    persons: dict[str, int]
+    files: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"version {self.version}, seed {self.seed}, persons {self.persons}"
 
 
 def write_dataset(
     root: Path,
+    places: Callable[[Path], dict[str, tuple[Path, Path]]],
     persons_coco: int,
     persons_ai_challenger: int,
     persons_val: int,
@@ -194,10 +213,12 @@ def write_dataset(
 ) -> dict[str, int]:
     """Render and label a whole dataset, or find it written.
 
-    Files are the same to the byte for the same arguments, whatever the number of processes.
+    Files are the same to the byte for the same arguments, whatever the number of processes. Several
+    programs may ask for the same folder at once. Where files are missing or cut, they are made again.
 
     Args:
-        root: Gets coco/ and ai_challenger/ in the layout of `datasets`.
+        root: Gets the files.
+        places: Set name -> json and image folder, below the folder that it is called with.
         persons_coco: Labelled persons of COCO train.
         persons_ai_challenger: Of AI Challenger, a tenth of them in its validation part.
         persons_val: Of COCO val, which also gets a detector's boxes.
@@ -208,7 +229,7 @@ def write_dataset(
         Set name -> number of labelled persons.
 
     Raises:
-        HrnetppError: If root holds something else, or a count is not positive.
+        HrnetppError: If root holds something else or cannot be written, or a number is not positive.
     """
     held = max(persons_ai_challenger // 10, 1)
     counts = {
@@ -219,130 +240,118 @@ def write_dataset(
     }
     if min(counts.values()) < 1:
         raise HrnetppError(f"synthetic data: each set needs a person at least, asked for {counts}")
-    manifest = {"version": VERSION, "seed": seed, "persons": counts}
-    if root.exists():
-        _check_manifest(root, manifest)
-        return counts
-    print(f"rendering {sum(counts.values())} synthetic people into {root} ...", flush=True)
-    part = root.with_name(root.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    _write_parts(part, counts, seed, processes)
-    (part / "manifest.json").write_text(json.dumps(manifest))
-    part.rename(root)
+    if processes < 1:
+        raise HrnetppError(f"synthetic data: {processes} processes cannot render; give 1 or more")
+    asked = _Manifest(_VERSION, seed, counts)
+    with whole_folder(root, partial(_is_whole, asked=asked)) as part:
+        if part is not None:
+            what = "what is missing of " if root.exists() else ""
+            print(f"rendering {what}{sum(counts.values())} synthetic people into {root} ...", flush=True)
+            _write_sets(places(part), counts, seed, processes)
+            sizes = {f.relative_to(part).as_posix(): f.stat().st_size for f in part.rglob("*") if f.is_file()}
+            write_json(part / "manifest.json", replace(asked, files=sizes))
     return counts
 
 
-def _write_parts(root: Path, counts: dict[str, int], seed: int, processes: int) -> None:
+def _is_whole(root: Path, asked: _Manifest) -> bool:
+    """Whether a folder has all that its manifest lists; one of other version, seed or counts is refused."""
+    if not os.path.exists(root):
+        return False
+    remedy = "delete the folder to have its data rendered"
+    found = read_json(root / "manifest.json", _Manifest, f"no synthetic data; {remedy}")
+    if replace(found, files={}) != asked:
+        raise HrnetppError(f"{root}: holds {found}, not the synthetic data asked for ({asked}); {remedy}")
+    sizes = {name: os.path.getsize(root / name) for name in found.files if os.path.isfile(root / name)}
+    return bool(sizes) and sizes == found.files  # older manifests list nothing
+
+
+def _write_sets(
+    places: dict[str, tuple[Path, Path]], counts: dict[str, int], seed: int, processes: int
+) -> None:
     """All four sets, rendered by so many processes."""
-    with ProcessPoolExecutor(processes, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker) as pool:
         mapper = map if processes == 1 else partial(pool.map, chunksize=4)
-        for split in ("train", "val"):
-            _write_coco(root / "coco", split, counts[f"coco_{split}"], seed, mapper)
-        for split in ("train", "validation"):
-            _write_ai_challenger(
-                root / "ai_challenger", split, counts[f"ai_challenger_{split}"], seed, mapper
-            )
+        for role, persons in counts.items():
+            json_path, folder = places[role]
+            folder.mkdir(parents=True)
+            json_path.parent.mkdir(exist_ok=True)
+            write = _write_coco if role.startswith("coco") else _write_ai_challenger
+            write(json_path, folder, role, persons, seed, mapper)
 
 
-def _check_manifest(root: Path, manifest: dict) -> None:
-    """Accept a folder only if it was written with the same version, seed and counts."""
-    try:
-        found = json.loads((root / "manifest.json").read_text())
-    except (OSError, ValueError):
-        found = None
-    if found != manifest:
-        raise HrnetppError(
-            f"{root}: holds {found or 'no readable manifest.json'}, not the synthetic data asked for "
-            f"({manifest}); delete the folder to have them rendered"
-        )
+def _start_worker() -> None:
+    """One thread; and an end when the parent ends, even if it was killed and cannot tell."""
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _render_jpeg(
     folder: Path, name_pattern: str, role: str, seed: int, number: int, max_people: int = 4
-) -> list[LabelledPerson]:
-    """Render picture `number` of a role and write it; an empty picture is not written."""
+) -> tuple[tuple[int, int], list[LabelledPerson]]:
+    """Render picture `number` of a role, write it unless it is empty, and give its size and persons."""
     rng = np.random.default_rng((seed, _ROLES[role], number))
     image, persons = render_scene(rng, max_people)
     if persons:
-        path = folder / name_pattern.format(number)
-        written = cv2.imwrite(str(path), image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        if not written:
-            raise HrnetppError(f"{path}: cannot be written; check the disk")
-    return persons
+        # Not cv2.imwrite, which may call a file written that a full disk has cut.
+        jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
+        (folder / name_pattern.format(number)).write_bytes(jpeg)
+    return image.shape[:2], persons
 
 
 def _render_until(
-    folder: Path, name_pattern: str, role: str, seed: int, persons: int, mapper: Callable
-) -> Iterator[tuple[int, list[LabelledPerson]]]:
-    """Render pictures until exactly so many persons are labelled; yields (picture number, its persons)."""
-    folder.mkdir(parents=True)
+    folder: Path, name_pattern: str, role: str, persons: int, seed: int, mapper: Callable
+) -> Iterator[tuple[int, tuple[int, int], list[LabelledPerson]]]:
+    """Render until exactly so many persons are labelled; picture numbers, (height, width), persons."""
     render = partial(_render_jpeg, folder, name_pattern, role, seed)
-    number = 0
+    start = 1
     while persons:
-        numbers = range(number + 1, number + 1 + min(64, persons))
-        for number, found in zip(numbers, mapper(render, numbers), strict=True):  # noqa: B020
+        numbers = range(start, start + min(64, persons))
+        start = numbers.stop
+        for number, (size, found) in zip(numbers, mapper(render, numbers), strict=True):
             if persons and len(found) > persons:
-                found = render(number, persons)
+                size, found = render(number, persons)
             elif not persons:
                 (folder / name_pattern.format(number)).unlink(missing_ok=True)
                 continue
             if found:
                 persons -= len(found)
-                yield number, found
+                yield number, size, found
 
 
-def _write_coco(root: Path, split: str, persons: int, seed: int, mapper: Callable) -> None:
+def _write_coco(json_path: Path, folder: Path, role: str, persons: int, seed: int, mapper: Callable) -> None:
     """COCO pictures and person_keypoints json; for val, a detector's boxes too."""
     images, annotations = [], []
-    folder = root / f"{split}2017"
-    for number, found in _render_until(folder, "{:012d}.jpg", f"coco_{split}", seed, persons, mapper):
-        height, width = cv2.imread(str(folder / f"{number:012d}.jpg")).shape[:2]
+    for number, (height, width), found in _render_until(folder, "{:012d}.jpg", role, persons, seed, mapper):
         images.append({"id": number, "file_name": f"{number:012d}.jpg", "height": height, "width": width})
         for person in found:
             keypoints = person.keypoints[COCO17.name]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": 1,
-                    "iscrowd": 0,
-                    "bbox": person.bbox_xywh.tolist(),
-                    "area": person.area,
-                    "segmentation": [],
-                    "num_keypoints": int((keypoints[:, 2] > 0).sum()),
-                    "keypoints": np.round(keypoints, 2).ravel().tolist(),
-                }
-            )
+            identity = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            region = {"bbox": person.bbox_xywh.tolist(), "area": person.area, "segmentation": []}
+            labels = {
+                "num_keypoints": int((keypoints[:, 2] > 0).sum()),
+                "keypoints": np.round(keypoints, 2).ravel().tolist(),
+            }
+            annotations.append(identity | region | labels)
     skeleton = [[a + 1, b + 1] for a, b in COCO17.limbs]
     category = {"id": 1, "name": "person", "supercategory": "person", "skeleton": skeleton}
     content = {
-        "info": {"description": "synthetic people", "version": str(VERSION), "year": 2026},
+        "info": {"description": "synthetic people", "version": str(_VERSION), "year": 2026},
         "licenses": [],
         "images": images,
         "annotations": annotations,
         "categories": [category | {"keypoints": list(COCO17.names)}],
     }
-    (root / "annotations").mkdir(exist_ok=True)
-    (root / "annotations" / f"person_keypoints_{split}2017.json").write_text(json.dumps(content))
-    if split == "val":
+    json_path.write_text(json.dumps(content))
+    if role == "coco_val":
+        boxes = json_path.parents[1] / "person_detection_results" / SYNTHETIC_BOXES
+        boxes.parent.mkdir()
         rng = np.random.default_rng((seed, len(_ROLES)))
-        (root / "person_detection_results").mkdir()
-        path = root / "person_detection_results" / DETECTIONS_NAME
-        path.write_text(json.dumps(simulate_detector(images, annotations, rng)))
+        boxes.write_text(json.dumps(_simulate_detector(images, annotations, rng)))
 
 
-def simulate_detector(images: list[dict], annotations: list[dict], rng: np.random.Generator) -> list[dict]:
-    """Boxes as a person detector would give them: shaken, scored, some twice, some missed, some made up.
-
-    Args:
-        images: COCO images.
-        annotations: COCO annotations of persons.
-        rng: Decides everything.
-
-    Returns:
-        COCO box results, per image best first.
-    """
+def _simulate_detector(images: list[dict], annotations: list[dict], rng: np.random.Generator) -> list[dict]:
+    """COCO box results, per image best first: shaken, scored, some twice, some missed, some made up."""
     detections = []
     for image in images:
         size = np.array([image["width"], image["height"]], float)
@@ -360,14 +369,9 @@ def simulate_detector(images: list[dict], annotations: list[dict], rng: np.rando
             x, y = rng.uniform(0, size[0] - w), rng.uniform(0, size[1] - h)
             found.append((np.array([x, y, w, h]), rng.beta(1.2, 6)))
         for box, score in sorted(found, key=lambda entry: -entry[1]):
-            detections.append(
-                {
-                    "image_id": image["id"],
-                    "category_id": 1,
-                    "bbox": np.round(box, 2).tolist(),
-                    "score": round(float(np.clip(score, 0.01, 0.999)), 4),
-                }
-            )
+            likely = round(float(np.clip(score, 0.01, 0.999)), 4)
+            result = {"image_id": image["id"], "category_id": 1, "bbox": np.round(box, 2).tolist()}
+            detections.append(result | {"score": likely})
     return detections
 
 
@@ -385,15 +389,12 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(sides.prod() / (a[2:].prod() + b[2:].prod() - sides.prod()))
 
 
-def _write_ai_challenger(root: Path, split: str, persons: int, seed: int, mapper: Callable) -> None:
+def _write_ai_challenger(
+    json_path: Path, folder: Path, role: str, persons: int, seed: int, mapper: Callable
+) -> None:
     """AI Challenger pictures and json in the original format: v 1 visible, 2 hidden, 3 not labelled."""
-    picture_day, json_day = ("20170902", "20170909") if split == "train" else ("20170911", "20170911")
-    folder = root / f"ai_challenger_keypoint_{split}_{picture_day}"
-    pictures = folder / f"keypoint_{split}_images_{picture_day}"
     records = []
-    for number, found in _render_until(
-        pictures, "{:040x}.jpg", f"ai_challenger_{split}", seed, persons, mapper
-    ):
+    for number, _, found in _render_until(folder, "{:040x}.jpg", role, persons, seed, mapper):
         boxes, poses = {}, {}
         for i, person in enumerate(found, start=1):
             x, y, w, h = person.bbox_xywh
@@ -401,12 +402,6 @@ def _write_ai_challenger(root: Path, split: str, persons: int, seed: int, mapper
             keypoints[:, 2] = 3 - keypoints[:, 2]
             boxes[f"human{i}"] = [int(x), int(y), int(x + w), int(y + h)]
             poses[f"human{i}"] = keypoints.ravel().tolist()
-        records.append(
-            {
-                "image_id": f"{number:040x}",
-                "url": "synthetic",
-                "human_annotations": boxes,
-                "keypoint_annotations": poses,
-            }
-        )
-    (folder / f"keypoint_{split}_annotations_{json_day}.json").write_text(json.dumps(records))
+        labels = {"human_annotations": boxes, "keypoint_annotations": poses}
+        records.append({"image_id": f"{number:040x}", "url": "synthetic"} | labels)
+    json_path.write_text(json.dumps(records))

@@ -1,9 +1,15 @@
-"""The synthetic dataset as files: the same bytes every time, original formats, nothing half written."""
+"""Synthetic scenes and their labels; as files: the same bytes each time, original formats, never by half."""
 
 import contextlib
 import hashlib
 import io
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +18,32 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from test_mannequin import (
+    HEIGHT,
+    HIPS,
+    PAIRS,
+    STATURE,
+    empty_canvas,
+    from_behind,
+    from_the_front,
+    people,
+)
 
 from hrnetpp_lib.data.annotations import read_ai_challenger, read_coco, read_coco_detections
-from hrnetpp_lib.data.layout import DataPaths, prepare_data
-from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.data.images import read_image
+from hrnetpp_lib.data.layout import DataPaths, prepare_data
+from hrnetpp_lib.data.mannequin import PARTS, paint_person, shown_on
+from hrnetpp_lib.data.synthetic import (
+    _keypoints,
+    _label,
+    _place,
+    _simulate_detector,
+    render_scene,
+    write_dataset,
+)
+from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
-from hrnetpp_lib.recipe import SMOKE
-from hrnetpp_lib.data.synthetic import DETECTIONS_NAME, simulate_detector, write_dataset
+from hrnetpp_lib.recipe import SMOKE, SYNTHETIC_BOXES
 
 COUNTS = (11, 20, 7)  # COCO train, AI Challenger (2 of them for validation), COCO val
 EXPECTED = {"coco_train": 11, "coco_val": 7, "ai_challenger_train": 18, "ai_challenger_validation": 2}
@@ -39,10 +63,14 @@ def load(path: Path):
     return json.loads(path.read_text())
 
 
+def places(folder: Path) -> dict[str, tuple[Path, Path]]:
+    return DataPaths(folder).sets()
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic") / "data"
-    assert write_dataset(folder, *COUNTS, seed=3) == EXPECTED
+    assert write_dataset(folder, places, *COUNTS, seed=3) == EXPECTED
     return folder
 
 
@@ -53,7 +81,159 @@ def coco_val(root) -> dict:
 
 @pytest.fixture(scope="module")
 def detections(root) -> list[dict]:
-    return load(root / "coco/person_detection_results" / DETECTIONS_NAME)
+    return load(root / "coco/person_detection_results" / SYNTHETIC_BOXES)
+
+
+# --------------------------------------------------------------------------------------------- scene
+
+
+def labelled(person, number: int = 0, cover: tuple[slice, slice] | None = None, skeleton=COCO17):
+    canvas = empty_canvas()
+    paint_person(canvas, person, number, HIPS, STATURE)
+    if cover:
+        canvas.owner[cover] = -1
+    return canvas, _keypoints(canvas, number, person, HIPS, STATURE, skeleton)
+
+
+@pytest.mark.parametrize("skeleton", [COCO17, AIC14], ids=lambda s: s.name)
+def test_visible_keypoints_lie_on_their_own_person(skeleton):
+    seen = 0
+    for person in people(lambda person: True, 25):
+        canvas, keypoints = labelled(person, 1, skeleton=skeleton)
+        for name, (x, y, v) in zip(skeleton.names, keypoints, strict=True):
+            if v == 2 and name != "head_top":  # that one lies on the outline
+                owner = canvas.owner[int(np.round(y)), int(np.round(x))]
+                assert owner // 100 == 1
+                assert PARTS[owner % 100 - 1] in shown_on(name)
+                seen += 1
+    assert seen > 200
+
+
+def test_shoulders_and_hips_of_a_facing_person_are_visible():
+    names = list(COCO17.names)
+    hidden = 0
+    for person in people(from_the_front):
+        keypoints = labelled(person)[1]
+        for left, right in PAIRS:
+            assert keypoints[names.index(left), 0] > keypoints[names.index(right), 0]
+            hidden += (keypoints[[names.index(left), names.index(right)], 2] == 1).sum()
+    assert hidden < 10  # of 48; only an arm may lie in front
+
+
+def test_what_an_object_covers_is_labelled_but_hidden():
+    person = people(from_the_front)[0]
+    free = labelled(person)[1]
+    covered = labelled(person, cover=np.s_[int(HIPS[1]) - 5 :, :])[1]
+    np.testing.assert_array_equal(free[:, :2], covered[:, :2])
+    below = free[:, 1] > HIPS[1] - 4
+    assert below.sum() >= 6
+    assert (covered[below & (free[:, 2] > 0), 2] == 1).all()
+    np.testing.assert_array_equal(
+        covered[~below & (free[:, 1] < HIPS[1] - 6)], free[~below & (free[:, 1] < HIPS[1] - 6)]
+    )
+
+
+def test_what_another_person_covers_is_hidden():
+    front = people(from_the_front)[0]
+    canvas = empty_canvas()
+    for number in (0, 1):
+        paint_person(canvas, front, number, HIPS, STATURE)
+    far = _keypoints(canvas, 0, front, HIPS, STATURE, COCO17)
+    near = _keypoints(canvas, 1, front, HIPS, STATURE, COCO17)
+    assert not (far[:, 2] == 2).any()
+    assert (near[:, 2] == 2).sum() >= 10
+
+
+def test_faces_turned_away_and_points_outside_are_not_labelled():
+    names = list(COCO17.names)
+    keypoints = labelled(people(from_behind)[0])[1]
+    np.testing.assert_array_equal(keypoints[names.index("nose")], [0, 0, 0])
+    person = people(from_the_front)[0]
+    canvas = empty_canvas()
+    low = np.array([100.0, HEIGHT - 20.0])
+    paint_person(canvas, person, 0, low, STATURE)
+    keypoints = _keypoints(canvas, 0, person, low, STATURE, COCO17)
+    np.testing.assert_array_equal(
+        keypoints[[names.index(f"{s}_ankle") for s in ("left", "right")]], np.zeros((2, 3))
+    )
+    assert keypoints[names.index("left_shoulder"), 2] > 0
+
+
+def test_box_and_area_are_those_of_the_pixels_in_sight():
+    canvas = empty_canvas()
+    canvas.owner[30:50, 60:75] = 101 + PARTS.index("torso")
+    person = _label(canvas, 1, people(from_the_front)[0], HIPS, STATURE)
+    np.testing.assert_array_equal(person.bbox_xywh, [60, 30, 15, 20])
+    assert person.area == 300
+    assert set(person.keypoints) == {"coco17", "aic14"}
+    assert _label(canvas, 0, people(from_the_front)[0], HIPS, STATURE) is None  # nothing of number 0
+
+
+def test_both_skeletons_agree_on_the_keypoints_they_share():
+    for person in people(from_the_front, 5):
+        coco, challenger = labelled(person)[1], labelled(person, skeleton=AIC14)[1]
+        for k, name in enumerate(AIC14.names[:12]):
+            np.testing.assert_array_equal(challenger[k], coco[COCO17.names.index(name)])
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list:
+    return [render_scene(np.random.default_rng(seed)) for seed in range(40)]
+
+
+def test_pictures_are_uint8_rgb_of_two_shapes(scenes):
+    assert {image.shape for image, _ in scenes} == {(240, 320, 3), (320, 240, 3)}
+    assert all(image.dtype == np.uint8 and image.std() > 5 for image, _ in scenes)
+
+
+def test_labels_lie_inside_the_picture(scenes):
+    for image, persons in scenes:
+        size = np.array(image.shape[1::-1])
+        for person in persons:
+            low, high = person.bbox_xywh[:2], person.bbox_xywh[:2] + person.bbox_xywh[2:]
+            assert (low >= 0).all() and (high <= size).all() and (person.bbox_xywh[2:] > 0).all()
+            assert 150 <= person.area <= np.prod(person.bbox_xywh[2:])
+            for keypoints in person.keypoints.values():
+                assert set(np.unique(keypoints[:, 2])) <= {0, 1, 2}
+                assert (keypoints[keypoints[:, 2] == 0] == 0).all()
+                labelled_xy = keypoints[keypoints[:, 2] > 0, :2]
+                assert (labelled_xy >= 0).all() and (labelled_xy <= size - 1).all()
+
+
+def test_visible_keypoints_lie_in_the_box(scenes):
+    for _, persons in scenes:
+        for person in persons:
+            visible = person.keypoints["coco17"][person.keypoints["coco17"][:, 2] == 2, :2]
+            low, high = person.bbox_xywh[:2] - 1, person.bbox_xywh[:2] + person.bbox_xywh[2:]
+            assert (visible >= low).all() and (visible <= high).all()
+
+
+def test_one_to_four_people_and_all_three_visibilities_occur(scenes):
+    counts = {len(persons) for _, persons in scenes}
+    assert {1, 2, 3} <= counts and max(counts) <= 4
+    flags = np.concatenate([p.keypoints["coco17"][:, 2] for _, persons in scenes for p in persons])
+    assert (np.bincount(flags.astype(int), minlength=3) > 20).all()
+    assert (flags == 2).mean() > 0.5
+
+
+def test_max_people_is_obeyed():
+    for seed in range(15):
+        assert len(render_scene(np.random.default_rng(seed), max_people=1)[1]) <= 1
+
+
+def test_the_same_seed_gives_the_same_scene(scenes):
+    image, persons = render_scene(np.random.default_rng(11))
+    np.testing.assert_array_equal(image, scenes[11][0])
+    for again, before in zip(persons, scenes[11][1], strict=True):
+        np.testing.assert_array_equal(again.bbox_xywh, before.bbox_xywh)
+        np.testing.assert_array_equal(again.keypoints["coco17"], before.keypoints["coco17"])
+    assert not np.array_equal(scenes[11][0][:240, :240], scenes[12][0][:240, :240])
+
+
+def test_far_people_are_painted_first():
+    for seed in range(20):
+        statures = [entry[2] for entry in _place(np.random.default_rng(seed), 4, 240, 320)]
+        assert statures == sorted(statures)
 
 
 # -------------------------------------------------------------------------------------------- bytes
@@ -62,17 +242,23 @@ def detections(root) -> list[dict]:
 def test_two_runs_and_two_processes_write_the_same_bytes(root, tmp_path):
     first = digests(root)
     assert len(first) > 20
-    write_dataset(tmp_path / "again", *COUNTS, seed=3)
+    write_dataset(tmp_path / "again", places, *COUNTS, seed=3)
     assert digests(tmp_path / "again") == first
-    write_dataset(tmp_path / "two", *COUNTS, seed=3, processes=2)
+    write_dataset(tmp_path / "two", places, *COUNTS, seed=3, processes=2)
     assert digests(tmp_path / "two") == first
 
 
 def test_another_seed_gives_other_pictures(root, tmp_path):
-    write_dataset(tmp_path / "other", 1, 2, 1, seed=4)
+    write_dataset(tmp_path / "other", places, 1, 2, 1, seed=4)
     name = "coco/train2017/000000000001.jpg"
     mine, others = digests(root), digests(tmp_path / "other")
     assert {name} <= set(mine) & set(others) and mine[name] != others[name]
+
+
+def test_a_picture_is_its_scene_but_for_the_compression(root):
+    image, _ = render_scene(np.random.default_rng((3, 0, 1)))  # seed, role, number
+    read = read_image(root / "coco/train2017/000000000001.jpg").astype(int)
+    assert np.abs(read - image).mean() < 5 < 9 < np.abs(read[..., ::-1] - image).mean()
 
 
 def test_the_four_parts_share_no_picture(root):
@@ -81,7 +267,7 @@ def test_the_four_parts_share_no_picture(root):
 
 
 def test_fewer_persons_are_the_first_of_more(root, tmp_path):
-    write_dataset(tmp_path / "fewer", 4, 2, 1, seed=3)
+    write_dataset(tmp_path / "fewer", places, 4, 2, 1, seed=3)
     few = load(tmp_path / "fewer/coco/annotations/person_keypoints_train2017.json")["annotations"]
     many = load(root / "coco/annotations/person_keypoints_train2017.json")["annotations"]
     assert len(few) == 4
@@ -91,27 +277,68 @@ def test_fewer_persons_are_the_first_of_more(root, tmp_path):
 # ------------------------------------------------------------------------------------------- folder
 
 
-def test_nothing_half_written_is_left(root):
-    assert [path.name for path in root.parent.iterdir()] == ["data"]
-    assert load(root / "manifest.json")["persons"] == EXPECTED
+def test_nothing_half_written_is_left_and_the_manifest_lists_every_file(root):
+    assert {path.name for path in root.parent.iterdir()} == {"data", ".data.lock"}
+    manifest = load(root / "manifest.json")
+    assert manifest["persons"] == EXPECTED
+    files = {f.relative_to(root).as_posix(): f.stat().st_size for f in root.rglob("*") if f.is_file()}
+    assert manifest["files"] == {name: n for name, n in files.items() if name != "manifest.json"}
 
 
 def test_a_folder_written_before_is_found_and_not_touched(root, capsys):
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    assert write_dataset(root, *COUNTS, seed=3) == EXPECTED
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    before = {path: path.stat().st_mtime_ns for path in root.parent.rglob("*")}
+    assert write_dataset(root, places, *COUNTS, seed=3) == EXPECTED
+    assert {path: path.stat().st_mtime_ns for path in root.parent.rglob("*")} == before
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "data"
+    write_dataset(folder, places, 3, 2, 1)
+    return folder
+
+
+def damaged_folders():
+    train = "coco/annotations/person_keypoints_train2017.json"
+    return {
+        "a picture is missing": lambda root: (root / "coco/train2017/000000000001.jpg").unlink(),
+        "a json is cut": lambda root: os.truncate(root / train, 100),
+        "a folder is missing": lambda root: shutil.rmtree(root / "ai_challenger"),
+        "the manifest lists nothing": lambda root: (root / "manifest.json").write_text(
+            json.dumps(load(root / "manifest.json") | {"files": {}})
+        ),
+        # As two programs at once left it before there was a lock.
+        "an older manifest over one file": lambda root: (
+            [f.unlink() for f in root.rglob("*.jpg")],
+            (root / "manifest.json").write_text(
+                json.dumps({n: load(root / "manifest.json")[n] for n in ("version", "seed", "persons")})
+            ),
+        ),
+    }
+
+
+@pytest.mark.parametrize("damage", damaged_folders())
+def test_what_is_missing_or_cut_is_made_again_and_the_rest_kept(whole, tmp_path, damage):
+    root = tmp_path / "data"
+    shutil.copytree(whole, root)
+    (root / "notes.txt").write_text("mine")
+    damaged_folders()[damage](root)
+    write_dataset(root, places, 3, 2, 1)
+    assert (root / "notes.txt").read_text() == "mine"
+    (root / "notes.txt").unlink()
+    assert digests(root) == digests(whole)
 
 
 @pytest.mark.parametrize("arguments", [(12, 20, 7, 3), (11, 21, 7, 3), (11, 20, 8, 3), (11, 20, 7, 4)])
 def test_a_folder_of_other_data_is_refused(root, arguments):
     *counts, seed = arguments
     with pytest.raises(HrnetppError, match="not the synthetic data asked for.*delete the folder") as caught:
-        write_dataset(root, *counts, seed=seed)
+        write_dataset(root, places, *counts, seed=seed)
     assert str(root) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]"])
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", '{"version": 1, "seed": 0, "persons": 7}'])
 def test_a_folder_of_something_else_is_refused_and_kept(tmp_path, content):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -119,24 +346,86 @@ def test_a_folder_of_something_else_is_refused_and_kept(tmp_path, content):
     if content is not None:
         (folder / "manifest.json").write_text(content)
     with pytest.raises(HrnetppError, match="delete the folder"):
-        write_dataset(folder, 1, 2, 1)
+        write_dataset(folder, places, 1, 2, 1)
     assert (folder / "precious.txt").read_text() == "keep me"
 
 
-def test_leftovers_of_an_interrupted_run_do_no_harm(tmp_path):
-    part = tmp_path / "data.part"
-    (part / "coco/train2017").mkdir(parents=True)
-    (part / "coco/train2017/junk.jpg").write_bytes(b"half a picture")
-    write_dataset(tmp_path / "data", 1, 2, 1)
-    assert not part.exists()
-    assert not list(tmp_path.rglob("junk.jpg"))
+WRITE = """
+import sys, time
+from pathlib import Path
+from hrnetpp_lib.data.layout import DataPaths
+from hrnetpp_lib.data.synthetic import write_dataset
+
+if __name__ == "__main__":
+    time.sleep(float(sys.argv[2]))
+    persons = int(sys.argv[3]), 2, 1
+    write_dataset(Path(sys.argv[1]), lambda folder: DataPaths(folder).sets(), *persons, processes=2)
+"""
+
+
+@pytest.fixture
+def start_writing(tmp_path):
+    """Starts a program that writes tmp_path/data after so many seconds."""
+    (tmp_path / "write.py").write_text(WRITE)
+    started = []
+
+    def start(delay: float, persons: int) -> subprocess.Popen:
+        command = [sys.executable, tmp_path / "write.py", tmp_path / "data", str(delay), str(persons)]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_programs_that_want_the_same_folder_at_once_all_find_it_whole(start_writing, whole, tmp_path):
+    for round_ in range(2):
+        programs = [start_writing(delay, 3) for delay in (0, 0.1 * round_, 0.3)]
+        assert [(p.communicate(timeout=120)[1], p.returncode) for p in programs] == [("", 0)] * 3
+        assert digests(tmp_path / "data") == digests(whole)
+        shutil.rmtree(tmp_path / "data")
+
+
+def test_a_killed_program_leaves_no_workers_and_nothing_that_is_taken_for_whole(
+    start_writing, whole, tmp_path
+):
+    program = start_writing(0, 600)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".data.*.part/coco/train2017/*.jpg")):
+        assert time.monotonic() < deadline and program.poll() is None
+        time.sleep(0.02)
+    program.kill()
+    program.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:  # until its workers have noticed
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, 0)
+            time.sleep(0.02)
+            continue
+        break
+    else:
+        pytest.fail("workers outlive their program")
+    assert not (tmp_path / "data").exists()
+    write_dataset(tmp_path / "data", places, 3, 2, 1)
+    assert digests(tmp_path / "data") == digests(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", ".data.lock", "write.py"}
 
 
 @pytest.mark.parametrize("counts", [(0, 2, 1), (1, 1, 1), (1, 2, 0), (1, 0, 1), (-3, 2, 1)])
 def test_every_part_needs_a_person(tmp_path, counts):
     with pytest.raises(HrnetppError, match="each set needs a person"):
-        write_dataset(tmp_path / "data", *counts)
+        write_dataset(tmp_path / "data", places, *counts)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("processes", [0, -1])
+def test_without_a_process_nothing_is_rendered(tmp_path, processes):
+    with pytest.raises(HrnetppError, match=f"{processes} processes cannot render"):
+        write_dataset(tmp_path / "data", places, 1, 2, 1, processes=processes)
+    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------------- COCO
@@ -174,7 +463,7 @@ def test_ids_are_unique(coco_val):
 def test_pycocotools_loads_ground_truth_and_detections(root, detections):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(root / "coco/annotations/person_keypoints_val2017.json"))
-        found = coco.loadRes(str(root / "coco/person_detection_results" / DETECTIONS_NAME))
+        found = coco.loadRes(str(root / "coco/person_detection_results" / SYNTHETIC_BOXES))
     assert len(coco.getAnnIds(catIds=[1])) == 7
     assert len(found.getAnnIds()) == len(detections) >= 5
 
@@ -200,7 +489,7 @@ def test_the_simulated_detector_shakes_misses_doubles_and_invents():
     images = [{"id": i, "width": 320, "height": 240} for i in range(400)]
     box = [100.0, 60.0, 80.0, 120.0]
     truths = [{"image_id": i, "bbox": box} for i in range(400)]
-    found = simulate_detector(images, truths, np.random.default_rng(0))
+    found = _simulate_detector(images, truths, np.random.default_rng(0))
     per_image = [[d for d in found if d["image_id"] == i] for i in range(400)]
     boxes = np.array([d["bbox"] for d in found])
     near = np.abs(boxes - box).max(axis=1) < 60
@@ -211,7 +500,7 @@ def test_the_simulated_detector_shakes_misses_doubles_and_invents():
     assert abs(shift.mean()) < 2 and 2 < shift.std() < 12
     scores = np.array([d["score"] for d in found])
     assert scores[near].mean() > 0.6 > 0.35 > scores[~near].mean()
-    again = simulate_detector(images, truths, np.random.default_rng(0))
+    again = _simulate_detector(images, truths, np.random.default_rng(0))
     assert again == found
 
 
@@ -229,7 +518,7 @@ def test_the_simulated_detector_is_good_but_not_perfect():
         coco = COCO()
         coco.dataset = {"images": images, "annotations": truths, "categories": [{"id": 1, "name": "person"}]}
         coco.createIndex()
-        result = coco.loadRes(simulate_detector(images, truths, rng))
+        result = coco.loadRes(_simulate_detector(images, truths, rng))
         evaluation = COCOeval(coco, result, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -289,7 +578,7 @@ def test_our_readers_read_all_of_it(root):
     truth = read_coco(paths.coco_json("val"), paths.coco_images("val"))
     assert (len(train), len(truth)) == (11, 7)
     assert sum(train.dropped.values()) + sum(truth.dropped.values()) == 0
-    boxes = paths.coco / "person_detection_results" / DETECTIONS_NAME
+    boxes = paths.coco / "person_detection_results" / SYNTHETIC_BOXES
     found = read_coco_detections(boxes, paths.coco_json("val"), paths.coco_images("val"))
     assert len(found) == len(load(boxes))
     parts = [read_ai_challenger(*paths.ai_challenger(split)) for split in ("train", "validation")]
