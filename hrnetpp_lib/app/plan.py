@@ -26,7 +26,7 @@ from hrnetpp_lib.data.persons import PersonTable, check_images
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import pick_device
 from hrnetpp_lib.evaluate.metrics import bbox_ap
-from hrnetpp_lib.model.hrnet import count_macs
+from hrnetpp_lib.model.anatomy import count_macs
 from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import HRNETPP, Profile, Run, three_stages
 from hrnetpp_lib.train.loader import EpochBatches, Loader, number_of_steps, usable_workers

@@ -64,7 +64,7 @@ def test_the_slower_side_is_named_by_hand():
 
 def test_the_papers_training_crop_costs_211_gflop():
     """W48 with the four switches, at 384x288: 35.13 GMACs forward, twice that backward."""
-    from hrnetpp_lib.model.hrnet import count_macs
+    from hrnetpp_lib.model.anatomy import count_macs
     from hrnetpp_lib.train.loop import build_model
 
     run = three_stages(replace(COCO, network=Network(48)))[1]
