@@ -109,14 +109,7 @@ class Bottleneck(nn.Module):
 
 
 class HighResolutionModule(nn.Module):
-    """HR module: residual units on every branch, then fusion to the first `num_outputs` branches.
-
-    Args:
-        channels: Width of each branch, highest resolution first.
-        blocks: Residual units per branch.
-        num_outputs: Fused outputs; 0 leaves the branches as they are.
-        downsampling: "strided", or as in `HRNet`.
-    """
+    """HR module: residual units on every branch, then fusion to the first `num_outputs`, or none if 0."""
 
     def __init__(self, channels: Sequence[int], blocks: int, num_outputs: int, downsampling: str):
         super().__init__()
@@ -159,12 +152,7 @@ class HighResolutionModule(nn.Module):
 
 
 class ProgressiveHead(nn.Module):
-    """Decodes from the lowest resolution up, one factor of two at a time (report, network).
-
-    Args:
-        channels: Width of each branch, highest resolution first.
-        how: As `head` in `HRNet`.
-    """
+    """Decodes from the lowest resolution up, one factor of two at a time (report, network)."""
 
     def __init__(self, channels: Sequence[int], how: str):
         super().__init__()

@@ -6,6 +6,7 @@ hrnet_w48-8ef0771d.pth, timm's   plain HRNet for ImageNet, another head     load
 model.safetensors                any HRNet of ours; its arguments and card  load_checkpoint, load_weights
 """
 
+import io
 import json
 import pickle
 import zipfile
@@ -159,23 +160,17 @@ def download(name: str, folder: Path | str) -> Path:
 
 
 def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a weight file by name, without wrappers of training scripts, and safetensors's metadata."""
+    """Tensors of a weight file by name, without wrappers of training scripts, and safetensors' metadata."""
     path, metadata = Path(path), None
     listed = f"; see weights.download({path.name!r}, {str(path.parent)!r})" if path.name in FILES else ""
     check_file(path, f"check the path or train the model first{listed}")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                content, metadata = (
-                    {name: file.get_tensor(name) for name in list(file.keys())},
-                    file.metadata(),
-                )
+                content = {name: file.get_tensor(name) for name in list(file.keys())}
+                metadata = file.metadata()
         else:
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
-                    if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                        raise ValueError("compressed, as torch.save never does")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _unpickle(path.read_bytes())
     except pickle.UnpicklingError as error:
         raise HrnetppError(
             f"{path}: damaged, or holds objects other than tensors, refused because unpickling them "
@@ -192,6 +187,17 @@ def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if len(tensors) < len(content):
         raise HrnetppError(f"{path}: holds names twice, with and without module.; save one state_dict alone")
     return tensors, metadata or {}
+
+
+def _unpickle(raw: bytes) -> object:
+    """What torch.load finds in a file, unless it asks for more memory than the file has bytes."""
+    file = io.BytesIO(raw)
+    entries = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
+    if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > len(raw):
+        raise ValueError("compressed, as torch.save never does")
+    if b"bytearray" in raw:  # torch.load makes one of any length, weights_only or not
+        raise ValueError("holds a bytearray")
+    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
 
 
 def _is_named_tensor(name: object, value: object) -> bool:
@@ -269,7 +275,7 @@ class _CardInFile(msgspec.Struct, forbid_unknown_fields=True):
     decoder: Literal["quarter_offset", "soft_argmax"]
     alpha: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
     coordinates: Literal["official", "exact_shift", "udp"]
-    run: Annotated[str, msgspec.Meta(max_length=200, pattern=r"\A[\w+. -]*\Z")]
+    run: Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[\w+. -]*\Z")]
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):

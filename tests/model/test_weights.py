@@ -432,6 +432,12 @@ def test_weights_of_another_precision_are_converted(tmp_path):
     assert same(model.state_dict(), source.float().state_dict(), model.state_dict())
 
 
+def test_an_endless_bytearray_is_refused(tmp_path):
+    torch.save({"a": bytearray(b"spam")}, tmp_path / "b.pth")
+    with pytest.raises(HrnetppError, match=r"b\.pth: .*holds a bytearray"):
+        load_weights(small(), tmp_path / "b.pth")
+
+
 def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
     torch.save({"a": torch.zeros(2**22)}, tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "b.pth", "w") as bomb:
