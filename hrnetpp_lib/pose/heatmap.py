@@ -15,8 +15,6 @@ from torch import Tensor
 
 from hrnetpp_lib.errors import HrnetppError
 
-_MOST_CELLS = 1000  # of a sigma; the table of `draw` grows with its square
-
 
 def encode(
     keypoints_input: np.ndarray,
@@ -32,7 +30,7 @@ def encode(
         labelled: (K,) bool or 0/1; unlabelled keypoints give an empty map and weight 0.
         input_hw: Input height and width in px.
         heatmap_hw: Heatmap height and width in cells.
-        sigma: Standard deviation in cells, > 0.
+        sigma: Standard deviation in cells, 0.01 to 1000.
 
     Returns:
         heatmaps (K, H, W) float32 in [0, 1] and target_weight (K,) float32, 0 or 1.
@@ -57,7 +55,7 @@ def locate(
         keypoints_heatmap: (K, 2) as (x, y) in heatmap px.
         labelled: (K,) bool or 0/1.
         heatmap_hw: Heatmap height and width in cells.
-        sigma: Standard deviation in cells, > 0.
+        sigma: Standard deviation in cells, 0.01 to 1000.
 
     Returns:
         peaks (K, 2) int64 as (x, y) in cells, perhaps outside the map, and target_weight (K,) float32.
@@ -65,8 +63,8 @@ def locate(
     Raises:
         HrnetppError: If a shape or sigma makes no sense, or a labelled keypoint is not finite or far away.
     """
-    if not 0 < sigma < _MOST_CELLS:
-        raise HrnetppError(f"sigma must be > 0 and < {_MOST_CELLS} cells, got {sigma}")
+    if not 0.01 <= sigma <= 1000:  # the table of `draw` grows with its square
+        raise HrnetppError(f"sigma must be 0.01 to 1000 cells, got {sigma}")
     points, labelled = np.asarray(keypoints_heatmap, np.float64), np.asarray(labelled) > 0
     if points.shape != (*labelled.shape, 2):
         raise HrnetppError(f"keypoints {points.shape} and labelled {labelled.shape}: give (K, 2) and (K,)")
@@ -92,7 +90,7 @@ def draw(peaks: Tensor, target_weight: Tensor, heatmap_hw: tuple[int, int], sigm
         peaks: (B, K, 2) whole cells as (x, y).
         target_weight: (B, K), 0 for an empty map.
         heatmap_hw: Heatmap height and width in cells.
-        sigma: Standard deviation in cells, > 0.
+        sigma: Standard deviation in cells, 0.01 to 1000.
 
     Returns:
         (B, K, H, W) fp32.

@@ -160,9 +160,9 @@ def test_labelled_keypoints_that_are_nowhere_are_refused(x):
         encode(np.array([[5.0, 3.0], [x, 3.0], [9.0, 9.0]]), np.ones(3), INPUT_HW, HEATMAP_HW, 2)
 
 
-@pytest.mark.parametrize("sigma", [0, -1.0, math.nan, math.inf, 1e9])
+@pytest.mark.parametrize("sigma", [0, -1.0, 1e-300, math.nan, math.inf, 1e9])
 def test_sigmas_that_make_no_sense_are_refused(sigma):
-    with pytest.raises(HrnetppError, match="sigma must be > 0"):
+    with pytest.raises(HrnetppError, match="sigma must be 0.01 to 1000 cells"):
         encode(np.zeros((1, 2)), np.ones(1), INPUT_HW, HEATMAP_HW, sigma)
 
 
