@@ -94,7 +94,7 @@ class OfficialForward:
             x = torch.relu(x) if step < i - j - 1 else x
         return x
 
-    def exchange(self, name, ys, blocks, outputs):
+    def hr_module(self, name, ys, blocks, outputs):
         for b in range(len(ys)):
             for unit in range(blocks):
                 ys[b] = self.residual_unit(f"{name}.branches.{b}.{unit}", ys[b], convs=2)
@@ -119,5 +119,5 @@ class OfficialForward:
                 ys = [*ys, torch.relu(self.conv_bn(name, ys[-1], stride=2))]
             for m in range(count):
                 last = (stage, m) == (4, count - 1)
-                ys = self.exchange(f"stage{stage}.{m}", ys, blocks, outputs=1 if last else stage)
+                ys = self.hr_module(f"stage{stage}.{m}", ys, blocks, outputs=1 if last else stage)
         return self.conv("final_layer", ys[0])

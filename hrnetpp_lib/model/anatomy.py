@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from hrnetpp_lib.model.hrnet import HRNet, count_macs
+from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.pose.geometry import PixelConvention
 from hrnetpp_lib.pose.heatmap import flip_back
 from hrnetpp_lib.pose.softargmax import soft_argmax
@@ -50,12 +51,28 @@ def measure_cost(base_channels: int) -> dict[str, tuple[float, float, float]]:
         with torch.device("meta"):
             model = HRNet(base_channels, **architecture.switches)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        cost[architecture.name] = (
-            millions,
-            count_macs(model, (256, 192)) / 1e9,
-            count_macs(model, (384, 288)) / 1e9,
-        )
+        macs = [count_macs(model, input_hw) / 1e9 for input_hw in ((256, 192), (384, 288))]
+        cost[architecture.name] = (millions, *macs)
     return cost
+
+
+def count_macs(model: nn.Module, input_hw: tuple[int, int]) -> int:
+    """Multiply-accumulates of the convolutions and linear layers for one image.
+
+    Official "GFLOPs" are this number / 2^30; the GMACs of most papers are this number / 10^9.
+
+    Args:
+        model: Takes (B, 3, h, w); neither its weights nor its mode change.
+        input_hw: Input height and width in px.
+
+    Raises:
+        HrnetppError: If the network does not accept input_hw.
+    """
+    # The meta device carries shapes only.
+    state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(model, state, torch.empty(1, 3, *input_hw, device="meta"))
+    return counter.get_total_flops() // 2
 
 
 def downsampled_blob(levels: int, average: bool, size: int = 64) -> tuple[Tensor, float]:

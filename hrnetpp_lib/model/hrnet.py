@@ -1,4 +1,4 @@
-"""HRNet and its HRNet++ changes: one network, four switches.
+"""HRNet and its HRNet++ changes, from the blocks to the network: one network, four switches.
 
     image -> stem (1/4) -> layer1 -> stage2 -> stage3 -> stage4 -> heatmaps (1/4)
 
@@ -7,25 +7,25 @@
     branch 2  1/16  4C           [m2 m3 m4 m5] -> [m6 m7 m8]
     branch 3  1/32  8C                            [m6 m7 m8]
 
-Each m is an exchange block: residual units on every branch, then every branch receives the sum of all others.
+Each m is an HR module: residual units on every branch, then every branch receives the sum of all others.
 With all switches off, parameter names and order are those of the official pose checkpoints.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal, get_type_hints
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.recipe import ARCHITECTURES
 
-VARIANTS = {  # the first of each is the report's, the others are ablations
-    "downsampling": ("chain", "single_pool", "conv3x3"),
-    "skip_sources": ("later", "same_stage", "adjacent"),
-    "head": ("subpixel", "subpixel_1x1", "nearest", "sum"),
-}
+Width = Annotated[int, msgspec.Meta(ge=1, le=2048)]  # channels
+Depth = Annotated[int, msgspec.Meta(ge=1, le=32)]  # units or modules, one after the other
 _OPTIONS = {  # option: the switch without which it means nothing, and its default
     "se_reduction": ("se", 8),
     "se_bias": ("se", 0.0),
@@ -34,253 +34,6 @@ _OPTIONS = {  # option: the switch without which it means nothing, and its defau
     "skip_bn": ("skips", False),
     "head": ("subpixel_head", "subpixel"),
 }
-
-
-class HRNet(nn.Module):
-    """HRNet for heatmaps at a quarter of the input size; the four switches turn it into HRNet++.
-
-    Weights start at N(0, 0.001), biases at 0, as in the official pose code: the heatmap loss is tiny.
-    `config` holds the constructor's arguments, from which `weights.load_model` rebuilds the network.
-
-    Args:
-        base_channels: Width C of the highest resolution: 32 or 48 in the papers.
-        num_keypoints: Number of heatmaps K.
-        se: Squeeze-and-excite gate at the end of every residual unit.
-        avgpool_down: Average pooling + 1x1 conv instead of every strided conv past the stem.
-        skips: 1x1 convs from every exchange block to all later ones of the same resolution.
-        subpixel_head: Progressive sub-pixel upsampling instead of the last fusion.
-        se_reduction: Channels per hidden unit of a gate.
-        se_bias: Start of the gates' last bias; 3 keeps pretrained residuals nearly whole (gate 0.95).
-        downsampling: With avgpool_down: 2x2 steps; one pool and 1x1 per path; 2x2 steps with 3x3 convs.
-        skip_sources: With skips: all later blocks but the next; those of the same stage; the next one too.
-        skip_bn: Batch normalisation after each skip conv.
-        head: With subpixel_head: as the report; 1x1 sub-pixel convs; nearest upsampling; sum for concat.
-        blocks_per_branch: Residual units per branch of an exchange block.
-        modules: Exchange blocks in stages 2, 3 and 4.
-        stem_channels: Width of the stem and of layer1's inner convs.
-        layer1_blocks: Residual units in layer1.
-
-    Raises:
-        HrnetppError: If a size is not positive, a variant is unknown, or its switch is off.
-
-    Reference: HRNet++ report, network; Sun et al., CVPR 2019.
-    """
-
-    def __init__(
-        self,
-        base_channels: int = 48,
-        num_keypoints: int = 17,
-        se: bool = False,
-        avgpool_down: bool = False,
-        skips: bool = False,
-        subpixel_head: bool = False,
-        *,
-        se_reduction: int = 8,
-        se_bias: float = 0.0,
-        downsampling: Literal["chain", "single_pool", "conv3x3"] = "chain",
-        skip_sources: Literal["later", "same_stage", "adjacent"] = "later",
-        skip_bn: bool = False,
-        head: Literal["subpixel", "subpixel_1x1", "nearest", "sum"] = "subpixel",
-        blocks_per_branch: int = 4,
-        modules: Sequence[int] = (1, 4, 3),
-        stem_channels: int = 64,
-        layer1_blocks: int = 4,
-    ):
-        modules = tuple(modules)
-        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        super().__init__()
-        _check_config(config)
-        self.config = config
-        self._build_trunk(downsampling if avgpool_down else "strided")
-        self.skips = nn.ModuleDict(self._skip_convs() if skips else {})
-        self.head = ProgressiveHead(self._widths(4), head) if subpixel_head else None
-        self.final_layer = nn.Conv2d(base_channels, num_keypoints, 1)
-        if se:
-            for unit in [m for m in self.modules() if isinstance(m, (BasicBlock, Bottleneck))]:
-                unit.se = SqueezeExcite(unit.out_channels, se_reduction)
-        self._init_weights()
-
-    def _widths(self, branches: int) -> list[int]:
-        return [self.config["base_channels"] * 2**r for r in range(branches)]
-
-    def _build_trunk(self, downsampling: str) -> None:
-        stem, depth = self.config["stem_channels"], self.config["layer1_blocks"]
-        self.conv1 = conv2d(3, stem, 3, stride=2)
-        self.bn1 = nn.BatchNorm2d(stem)
-        self.conv2 = conv2d(stem, stem, 3, stride=2)
-        self.bn2 = nn.BatchNorm2d(stem)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = nn.Sequential(*(Bottleneck(4 * stem if i else stem, stem) for i in range(depth)))
-        first = nn.Sequential(
-            conv2d(4 * stem, self.config["base_channels"], 3),
-            nn.BatchNorm2d(self.config["base_channels"]),
-            nn.ReLU(inplace=True),
-        )
-        for stage, count in zip((2, 3, 4), self.config["modules"], strict=True):
-            widths = self._widths(stage)
-            kept = [first] if stage == 2 else [None] * (stage - 1)
-            incoming = 4 * stem if stage == 2 else widths[-2]
-            # The extra Sequential is a chain of one step, as official key names have it.
-            new = nn.Sequential(downsample(incoming, widths[-1], downsampling, relu=True))
-            setattr(self, f"transition{stage - 1}", nn.ModuleList([*kept, new]))
-            outputs = [stage] * count
-            if stage == 4:
-                outputs[-1] = 0 if self.config["subpixel_head"] else 1
-            blocks = self.config["blocks_per_branch"]
-            exchange = (HighResolutionModule(widths, blocks, n, downsampling) for n in outputs)
-            setattr(self, f"stage{stage}", nn.Sequential(*exchange))
-
-    def _skip_convs(self) -> dict[str, nn.Module]:
-        """One conv for each source block, target block (both counted from 1) and common branch."""
-        stages = [s for s, count in zip((2, 3, 4), self.config["modules"], strict=True) for _ in range(count)]
-        # CHOICE: no skip to the very next block: it gets the output as its input already.
-        gap = 1 if self.config["skip_sources"] == "adjacent" else 2
-        convs = {}
-        for target in range(len(stages)):
-            for source in range(target - gap + 1):
-                if self.config["skip_sources"] == "same_stage" and stages[source] != stages[target]:
-                    continue
-                for branch, width in enumerate(self._widths(stages[source])):
-                    # CHOICE: skips have neither BN nor ReLU: training starts near a network without them.
-                    conv = conv2d(width, width, 1)
-                    layers = [conv, nn.BatchNorm2d(width)] if self.config["skip_bn"] else [conv]
-                    convs[f"m{source + 1}_m{target + 1}_branch{branch}"] = nn.Sequential(*layers)
-        return convs
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.001)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, SqueezeExcite):
-                # CHOICE: squeeze-and-excite gates start at 0.5; the report does not say where.
-                nn.init.constant_(module.expand.bias, self.config["se_bias"])
-        if self.head is not None:
-            self.head.start_as_nearest()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Predict heatmaps.
-
-        Args:
-            images: (B, 3, h, w) normalised RGB; h and w multiples of 32.
-
-        Returns:
-            (B, K, h/4, w/4) raw heatmaps, in the weights' precision (fp32) even under autocast.
-
-        Raises:
-            HrnetppError: If images has another shape.
-        """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise HrnetppError(f"expected images of shape (B, 3, h, w), got {tuple(images.shape)}")
-        if any(size < 32 or size % 32 for size in images.shape[2:]):
-            raise HrnetppError(f"height and width must be multiples of 32, got {tuple(images.shape[2:])}")
-        x = self.relu(self.bn1(self.conv1(images)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        features, history = [self.layer1(x)], []
-        for stage in (2, 3, 4):
-            transition = getattr(self, f"transition{stage - 1}")
-            features = [features[i] if t is None else t(features[-1]) for i, t in enumerate(transition)]
-            for module in getattr(self, f"stage{stage}"):
-                features = module(self._add_skips(features, history))
-                history.append(features)
-        x = features[0] if self.head is None else self.head(features)
-        # Rounded to bf16, heatmaps would move the soft-argmax by up to half a cell.
-        device = "cpu" if x.is_meta else x.device.type  # meta tensors know no autocast
-        with torch.autocast(device, enabled=False):
-            return self.final_layer(x.to(self.final_layer.weight.dtype))
-
-    def _add_skips(self, features: list[Tensor], history: list[list[Tensor]]) -> list[Tensor]:
-        """Add to a block's inputs what earlier blocks' outputs contribute (one history entry each)."""
-        total = list(features)
-        for source, outputs in enumerate(history, start=1):
-            for branch, output in enumerate(outputs):
-                key = f"m{source}_m{len(history) + 1}_branch{branch}"
-                if key in self.skips:
-                    total[branch] = total[branch] + self.skips[key](output)
-        return total
-
-
-def _check_config(config: dict) -> None:
-    for name in ("base_channels", "num_keypoints", "se_reduction", "blocks_per_branch", "stem_channels"):
-        if config[name] < 1:
-            raise HrnetppError(f"{name} must be at least 1, got {config[name]}")
-    counts = (*config["modules"], config["layer1_blocks"])
-    if len(counts) != 4 or min(counts) < 1:
-        raise HrnetppError(f"modules and layer1_blocks must be 3 and 1 positive counts, got {counts}")
-    for name, choices in VARIANTS.items():
-        if config[name] not in choices:
-            raise HrnetppError(f"{name}={config[name]!r} is unknown; choose one of {', '.join(choices)}")
-    for name, (switch, default) in _OPTIONS.items():
-        if config[name] != default and not config[switch]:
-            raise HrnetppError(f"{name}={config[name]!r} has no effect without {switch}=True")
-
-
-_ALL_ON = {"se": True, "avgpool_down": True, "skips": True, "subpixel_head": True}
-
-
-def hrnet_w32(num_keypoints: int = 17, **switches) -> HRNet:
-    """The official HRNet-W32; switches as in `HRNet`."""
-    return HRNet(32, num_keypoints, **switches)
-
-
-def hrnet_w48(num_keypoints: int = 17, **switches) -> HRNet:
-    """The official HRNet-W48; switches as in `HRNet`."""
-    return HRNet(48, num_keypoints, **switches)
-
-
-def hrnetpp_w32(num_keypoints: int = 17, **switches) -> HRNet:
-    """HRNet++ of width 32: all four switches on unless given."""
-    return HRNet(32, num_keypoints, **(_ALL_ON | switches))
-
-
-def hrnetpp_w48(num_keypoints: int = 17, **switches) -> HRNet:
-    """The report's network: width 48, all four switches on unless given."""
-    return HRNet(48, num_keypoints, **(_ALL_ON | switches))
-
-
-def create_model(name: str, **switches) -> HRNet:
-    """Build a network by name: hrnet_w32, hrnet_w48, hrnetpp_w32 or hrnetpp_w48.
-
-    Raises:
-        HrnetppError: If the name is unknown.
-    """
-    factories = {f.__name__: f for f in (hrnet_w32, hrnet_w48, hrnetpp_w32, hrnetpp_w48)}
-    if name not in factories:
-        raise HrnetppError(f"no model is called {name!r}; choose one of {', '.join(factories)}")
-    return factories[name](**switches)
-
-
-def count_macs(model: nn.Module, input_hw: tuple[int, int]) -> int:
-    """Multiply-accumulates of the convolutions and linear layers for one image.
-
-    Official "GFLOPs" are this number / 2^30; the GMACs of most papers are this number / 10^9.
-
-    Args:
-        model: Takes (B, 3, h, w); neither its weights nor its mode change.
-        input_hw: Input height and width in px.
-
-    Raises:
-        HrnetppError: If the network does not accept input_hw.
-    """
-    macs = 0
-
-    def count(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal macs
-        macs += output.numel() * layer.weight[0].numel()
-
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    # The meta device carries shapes only.
-    state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
-    try:
-        with torch.no_grad():
-            torch.func.functional_call(model, state, torch.empty(1, 3, *input_hw, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return macs
 
 
 def conv2d(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -356,14 +109,7 @@ class Bottleneck(nn.Module):
 
 
 class HighResolutionModule(nn.Module):
-    """One exchange block: residual units on every branch, then fusion to the first `num_outputs` branches.
-
-    Args:
-        channels: Width of each branch, highest resolution first.
-        blocks: Residual units per branch.
-        num_outputs: Fused outputs; 0 leaves the branches as they are.
-        downsampling: "strided", or one of VARIANTS["downsampling"].
-    """
+    """HR module: residual units on every branch, then fusion to the first `num_outputs`, or none if 0."""
 
     def __init__(self, channels: Sequence[int], blocks: int, num_outputs: int, downsampling: str):
         super().__init__()
@@ -406,12 +152,7 @@ class HighResolutionModule(nn.Module):
 
 
 class ProgressiveHead(nn.Module):
-    """Decodes from the lowest resolution up, one factor of two at a time (report, network).
-
-    Args:
-        channels: Width of each branch, highest resolution first.
-        how: One of VARIANTS["head"].
-    """
+    """Decodes from the lowest resolution up, one factor of two at a time (report, network)."""
 
     def __init__(self, channels: Sequence[int], how: str):
         super().__init__()
@@ -451,3 +192,224 @@ class ProgressiveHead(nn.Module):
         for up in self.up:
             if isinstance(up[1], nn.PixelShuffle):
                 up[0].weight.copy_(up[0].weight[::4].repeat_interleave(4, dim=0))
+
+
+class HRNet(nn.Module):
+    """HRNet for heatmaps at a quarter of the input size; the four switches turn it into HRNet++.
+
+    Weights start at N(0, 0.001), biases at 0, as in the official pose code: the heatmap loss is tiny.
+    `config` holds the constructor's arguments, from which `weights.load_checkpoint` rebuilds the network.
+
+    Args:
+        base_channels: Width C of the highest resolution: 32 or 48 in the papers.
+        num_keypoints: Number of heatmaps K.
+        se: Squeeze-and-excite gate at the end of every residual unit.
+        avgpool_down: Average pooling + 1x1 conv instead of every strided conv past the stem.
+        skips: 1x1 convs from every HR module to all later ones of the same resolution.
+        subpixel_head: Progressive sub-pixel upsampling instead of the last fusion.
+        se_reduction: Channels per hidden unit of a gate.
+        se_bias: Start of the gates' last bias; 3 keeps pretrained residuals nearly whole (gate 0.95).
+        downsampling: With avgpool_down: 2x2 steps; one pool and 1x1 per path; 2x2 steps with 3x3 convs.
+        skip_sources: With skips: all later modules but the next; those of the same stage; the next one too.
+        skip_bn: Batch normalisation after each skip conv.
+        head: With subpixel_head: as the report; 1x1 sub-pixel convs; nearest upsampling; sum for concat.
+        blocks_per_branch: Residual units per branch of an HR module.
+        modules: HR modules in stages 2, 3 and 4.
+        stem_channels: Width of the stem and of layer1's inner convs.
+        layer1_blocks: Residual units in layer1.
+
+    Raises:
+        HrnetppError: If a size is out of range, a variant is unknown, or its switch is off.
+
+    Reference: HRNet++ report, network; Sun et al., CVPR 2019.
+    """
+
+    def __init__(
+        self,
+        base_channels: Width = 48,
+        num_keypoints: Width = 17,
+        se: bool = False,
+        avgpool_down: bool = False,
+        skips: bool = False,
+        subpixel_head: bool = False,
+        *,
+        se_reduction: Width = 8,
+        se_bias: float = 0.0,
+        downsampling: Literal["chain", "single_pool", "conv3x3"] = "chain",
+        skip_sources: Literal["later", "same_stage", "adjacent"] = "later",
+        skip_bn: bool = False,
+        head: Literal["subpixel", "subpixel_1x1", "nearest", "sum"] = "subpixel",
+        blocks_per_branch: Depth = 4,
+        modules: tuple[Depth, Depth, Depth] = (1, 4, 3),
+        stem_channels: Width = 64,
+        layer1_blocks: Depth = 4,
+    ):
+        modules = tuple(modules)
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        _check_config(config)
+        self.config = config
+        self._build_trunk(downsampling if avgpool_down else "strided")
+        self.skips = nn.ModuleDict(self._skip_convs() if skips else {})
+        self.head = ProgressiveHead(self._widths(4), head) if subpixel_head else None
+        self.final_layer = nn.Conv2d(base_channels, num_keypoints, 1)
+        if se:
+            for unit in [m for m in self.modules() if isinstance(m, (BasicBlock, Bottleneck))]:
+                unit.se = SqueezeExcite(unit.out_channels, se_reduction)
+        self._init_weights()
+
+    def _widths(self, branches: int) -> list[int]:
+        return [self.config["base_channels"] * 2**r for r in range(branches)]
+
+    def _build_trunk(self, downsampling: str) -> None:
+        stem, depth = self.config["stem_channels"], self.config["layer1_blocks"]
+        self.conv1 = conv2d(3, stem, 3, stride=2)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.conv2 = conv2d(stem, stem, 3, stride=2)
+        self.bn2 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = nn.Sequential(*(Bottleneck(4 * stem if i else stem, stem) for i in range(depth)))
+        first = nn.Sequential(
+            conv2d(4 * stem, self.config["base_channels"], 3),
+            nn.BatchNorm2d(self.config["base_channels"]),
+            nn.ReLU(inplace=True),
+        )
+        for stage, count in zip((2, 3, 4), self.config["modules"], strict=True):
+            widths = self._widths(stage)
+            kept = [first] if stage == 2 else [None] * (stage - 1)
+            incoming = 4 * stem if stage == 2 else widths[-2]
+            # The extra Sequential is a chain of one step, as official key names have it.
+            new = nn.Sequential(downsample(incoming, widths[-1], downsampling, relu=True))
+            setattr(self, f"transition{stage - 1}", nn.ModuleList([*kept, new]))
+            outputs = [stage] * count
+            if stage == 4:
+                outputs[-1] = 0 if self.config["subpixel_head"] else 1
+            blocks = self.config["blocks_per_branch"]
+            hr_modules = (HighResolutionModule(widths, blocks, n, downsampling) for n in outputs)
+            setattr(self, f"stage{stage}", nn.Sequential(*hr_modules))
+
+    def _skip_convs(self) -> dict[str, nn.Module]:
+        """One conv for each source module, target module (both counted from 1) and common branch."""
+        stages = [s for s, count in zip((2, 3, 4), self.config["modules"], strict=True) for _ in range(count)]
+        # CHOICE: no skip to the very next module: it gets the output as its input already.
+        gap = 1 if self.config["skip_sources"] == "adjacent" else 2
+        convs = {}
+        for target in range(len(stages)):
+            for source in range(target - gap + 1):
+                if self.config["skip_sources"] == "same_stage" and stages[source] != stages[target]:
+                    continue
+                for branch, width in enumerate(self._widths(stages[source])):
+                    # CHOICE: skips have neither BN nor ReLU: training starts near a network without them.
+                    conv = conv2d(width, width, 1)
+                    layers = [conv, nn.BatchNorm2d(width)] if self.config["skip_bn"] else [conv]
+                    convs[f"m{source + 1}_m{target + 1}_branch{branch}"] = nn.Sequential(*layers)
+        return convs
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.001)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, SqueezeExcite):
+                # CHOICE: squeeze-and-excite gates start at 0.5; the report does not say where.
+                nn.init.constant_(module.expand.bias, self.config["se_bias"])
+        if self.head is not None:
+            self.head.start_as_nearest()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Predict heatmaps.
+
+        Args:
+            images: (B, 3, h, w) normalised RGB; h and w multiples of 32.
+
+        Returns:
+            (B, K, h/4, w/4) raw heatmaps, in the weights' precision (fp32) even under autocast.
+
+        Raises:
+            HrnetppError: If images has another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise HrnetppError(f"expected images of shape (B, 3, h, w), got {tuple(images.shape)}")
+        if any(size < 32 or size % 32 for size in images.shape[2:]):
+            raise HrnetppError(f"height and width must be multiples of 32, got {tuple(images.shape[2:])}")
+        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        features, history = [self.layer1(x)], []
+        for stage in (2, 3, 4):
+            transition = getattr(self, f"transition{stage - 1}")
+            features = [features[i] if t is None else t(features[-1]) for i, t in enumerate(transition)]
+            for module in getattr(self, f"stage{stage}"):
+                features = module(self._add_skips(features, history))
+                history.append(features)
+        x = features[0] if self.head is None else self.head(features)
+        # Rounded to bf16, heatmaps would move the soft-argmax by up to half a cell.
+        device = "cpu" if x.is_meta else x.device.type  # meta tensors know no autocast
+        with torch.autocast(device, enabled=False):
+            return self.final_layer(x.to(self.final_layer.weight.dtype))
+
+    def _add_skips(self, features: list[Tensor], history: list[list[Tensor]]) -> list[Tensor]:
+        """Add to a module's inputs what earlier modules' outputs contribute (one history entry each)."""
+        total = list(features)
+        for source, outputs in enumerate(history, start=1):
+            for branch, output in enumerate(outputs):
+                key = f"m{source}_m{len(history) + 1}_branch{branch}"
+                if key in self.skips:
+                    total[branch] = total[branch] + self.skips[key](output)
+        return total
+
+
+# The constructor's arguments as one type, so that a file that holds them is checked as they are.
+HRNetConfig = msgspec.defstruct(
+    "HRNetConfig",
+    list(get_type_hints(HRNet.__init__, include_extras=True).items()),
+    forbid_unknown_fields=True,
+)
+
+
+def _check_config(config: dict) -> None:
+    try:
+        msgspec.convert(config, HRNetConfig)
+    except msgspec.ValidationError as error:
+        raise HrnetppError(f"no such network: {error}; see the arguments of hrnet.HRNet") from None
+    for name, (switch, default) in _OPTIONS.items():
+        if config[name] != default and not config[switch]:
+            raise HrnetppError(f"{name}={config[name]!r} has no effect without {switch}=True")
+
+
+def create_model(name: str, **switches) -> HRNet:
+    """Build a network by name, `<architecture>_w<base_channels>`: hrnet_w32, hrnetpp_w48, hrnet+se_w32, ...
+
+    Args:
+        name: The architecture is one of `recipe.ARCHITECTURES`.
+        switches: Arguments of `HRNet`; they go before what the architecture says.
+
+    Raises:
+        HrnetppError: If the name or an argument's value is unknown.
+    """
+    parts = re.fullmatch(r"(.+)_w([1-9][0-9]{0,3})", name)
+    if not parts or parts[1] not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise HrnetppError(f"no model is called {name!r}; give <architecture>_w<channels>, of {known}")
+    return HRNet(int(parts[2]), **(ARCHITECTURES[parts[1]].switches | switches))
+
+
+def hrnet_w32(num_keypoints: int = 17, **switches) -> HRNet:
+    """The official HRNet-W32; switches as in `HRNet`."""
+    return create_model("hrnet_w32", num_keypoints=num_keypoints, **switches)
+
+
+def hrnet_w48(num_keypoints: int = 17, **switches) -> HRNet:
+    """The official HRNet-W48; switches as in `HRNet`."""
+    return create_model("hrnet_w48", num_keypoints=num_keypoints, **switches)
+
+
+def hrnetpp_w32(num_keypoints: int = 17, **switches) -> HRNet:
+    """HRNet++ of width 32: all four switches on unless given."""
+    return create_model("hrnetpp_w32", num_keypoints=num_keypoints, **switches)
+
+
+def hrnetpp_w48(num_keypoints: int = 17, **switches) -> HRNet:
+    """The report's network: width 48, all four switches on unless given."""
+    return create_model("hrnetpp_w48", num_keypoints=num_keypoints, **switches)

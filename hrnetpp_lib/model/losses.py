@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from hrnetpp_lib.errors import HrnetppError
+
 
 def heatmap_mse(pred: Tensor, target: Tensor, target_weight: Tensor) -> Tensor:
     """Half the squared error of weighted heatmaps, averaged over keypoints, batch and cells.
@@ -15,13 +17,11 @@ def heatmap_mse(pred: Tensor, target: Tensor, target_weight: Tensor) -> Tensor:
         Scalar.
 
     Raises:
-        ValueError: If pred and target differ in shape, or the weights do not fit.
+        HrnetppError: If pred and target differ in shape, or the weights do not fit.
 
     Reference: official HRNet, JointsMSELoss with USE_TARGET_WEIGHT.
     """
-    if pred.shape != target.shape:
-        raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
-    weight = _weight_like(target_weight, pred)[:, :, None, None]
+    weight = _checked_weight(pred, target, target_weight)[:, :, None, None]
     return 0.5 * ((pred - target) * weight).square().mean()
 
 
@@ -39,20 +39,19 @@ def keypoint_l1(pred_xy: Tensor, target_xy: Tensor, target_weight: Tensor) -> Te
         Scalar.
 
     Raises:
-        ValueError: If pred_xy and target_xy differ in shape, or the weights do not fit.
+        HrnetppError: If pred_xy and target_xy differ in shape, or the weights do not fit.
 
     Reference: HRNet++ report, section 2.2.2.
     """
-    if pred_xy.shape != target_xy.shape:
-        raise ValueError(f"pred {tuple(pred_xy.shape)} and target {tuple(target_xy.shape)} differ in shape")
-    weight = _weight_like(target_weight, pred_xy)[:, :, None]
+    weight = _checked_weight(pred_xy, target_xy, target_weight)[:, :, None]
     # CHOICE: the mean is over all keypoints, labelled or not; the report gives no normalisation.
     return ((pred_xy - target_xy).abs() * weight).mean()
 
 
-def _weight_like(target_weight: Tensor, pred: Tensor) -> Tensor:
+def _checked_weight(pred: Tensor, target: Tensor, target_weight: Tensor) -> Tensor:
     """Target weight as (B, K)."""
     weight = target_weight[:, :, 0] if target_weight.ndim == 3 else target_weight
-    if weight.shape != pred.shape[:2]:
-        raise ValueError(f"target_weight {tuple(target_weight.shape)} does not fit {tuple(pred.shape)}")
+    if pred.shape != target.shape or weight.shape != pred.shape[:2]:
+        shapes = [tuple(tensor.shape) for tensor in (pred, target, target_weight)]
+        raise HrnetppError(f"prediction, target and weight of shapes {shapes} do not fit together")
     return weight

@@ -1,33 +1,36 @@
-"""Weight files: our own safetensors, official pose checkpoints, ImageNet backbones, and where to get them.
+"""Weight files, foreign ones and our own: read within bounds, checked as a whole, then copied.
 
-file                               layout                                       read by
-model.safetensors                  any HRNet of ours, constructor in the header load_model, load_weights
-pose_hrnet_w48_384x288.pth         plain HRNet with head                        load_weights
-hrnet_w48-8ef0771d.pth, timm's     plain HRNet for ImageNet, another head       load_weights, load_stage1
+file                             layout                                     read by
+pose_hrnet_w48_384x288.pth       plain HRNet with head                      load_weights
+hrnet_w48-8ef0771d.pth, timm's   plain HRNet for ImageNet, another head     load_weights, load_stem_and_layer1
+model.safetensors                any HRNet of ours; its arguments and card  load_checkpoint, load_weights
 """
 
-import hashlib
+import io
 import json
 import pickle
-from dataclasses import asdict, dataclass, replace
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.files import whole_file
-from hrnetpp_lib.model.hrnet import HRNet
+from hrnetpp_lib.files import check_file, decode_json, sha256, whole_file
+from hrnetpp_lib.model.hrnet import HRNet, HRNetConfig
 from hrnetpp_lib.pose.geometry import OFFICIAL, PixelConvention, get_convention
 from hrnetpp_lib.pose.keypoints import COCO17, SKELETONS, Skeleton
 from hrnetpp_lib.recipe import Run
 
-_HEADER_KEY, _CONFIG_KEY = "hrnetpp_lib", "hrnet"  # of the safetensors header, and within its entry
 _HEAD = ("final_layer.weight", "final_layer.bias")
-_STAGE1 = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.")
+_STEM_AND_LAYER1 = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.")
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MMPOSE = "https://download.openmmlab.com/mmpose/pretrain_models/"
 _DRIVE = "the model zoo linked from github.com/leoxiaobin/deep-high-resolution-net.pytorch"
 FILES = {  # name: (where, SHA-256 or the first digits of it)
@@ -43,6 +46,9 @@ FILES = {  # name: (where, SHA-256 or the first digits of it)
         "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c",
     ),
 }
+
+
+# --- Any weight file, into a network that is there
 
 
 @dataclass(frozen=True)
@@ -70,48 +76,6 @@ class LoadReport:
         return "\n".join(rows)
 
 
-def save_model(model: HRNet, path: Path | str, metadata: dict[str, str]) -> None:
-    """Write weights, constructor arguments and metadata to one safetensors file, whole or not at all.
-
-    Args:
-        model: An unwrapped network, on any device.
-        path: Target; its folder is made, an older file replaced.
-        metadata: Kept in the file's header.
-    """
-    path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # One entry only: the library writes several in no fixed order, and equal networks would differ in bytes.
-    header = json.dumps(metadata | {_CONFIG_KEY: json.dumps(model.config)}, sort_keys=True)
-    with whole_file(path) as part:
-        try:
-            save_file(tensors, part, metadata={_HEADER_KEY: header})
-        except SafetensorError as error:  # so it reports a full disk
-            raise OSError(str(error)) from error
-
-
-def load_model(path: Path | str) -> tuple[HRNet, dict[str, str]]:
-    """Rebuild a network from a file of `save_model`.
-
-    Returns:
-        The network on the CPU in training mode, and the metadata it was saved with.
-
-    Raises:
-        HrnetppError: If the file is missing, damaged, or was not written by `save_model`.
-    """
-    path = _existing(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[_HEADER_KEY])
-        model = HRNet(**json.loads(metadata.pop(_CONFIG_KEY)))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise HrnetppError(
-            f"{path}: not a model saved by this package ({type(error).__name__}: {error}); copy it again, or "
-            "build the network yourself and use load_weights"
-        ) from error
-    load_weights(model, path)
-    return model, metadata
-
-
 def load_weights(model: HRNet, path: Path | str) -> LoadReport:
     """Load all weights from an official pose checkpoint, an ImageNet file of the same trunk, or our own file.
 
@@ -119,11 +83,12 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
     number of keypoints, or one without heatmaps (ImageNet), leaves the network's own final_layer in place.
 
     Raises:
-        HrnetppError: If the file is missing, damaged, holds code, or belongs to another architecture.
+        HrnetppError: If the file is missing, damaged, holds code, belongs to another architecture, or its
+            tensors are no finite floats; the network is as it was.
 
     Reference: HRNet++ report, training: each training stage starts from the one before.
     """
-    file, own = _read(path), model.state_dict()
+    (file, _), own = _read(path), model.state_dict()
     # CHOICE: from 14 to 17 keypoints the final layer starts anew; its 12 shared rows are not copied.
 
     # ImageNet files carry classification layers, and a final_layer of other names, if any.
@@ -136,24 +101,25 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
     if wrong:
         raise HrnetppError(
             f"{path}: belongs to another architecture: {len(missing)} names missing, {len(extra)} unknown, "
-            f"{len(mismatched)} of another shape, for example {wrong[0]}; build the network the file was "
-            "made for, or use load_stage1 for stem and layer1 alone"
+            f"{len(mismatched)} of another shape, for example {wrong[0][:100]}; build the network the file "
+            "was made for, or use load_stem_and_layer1"
         )
-    return _copy(model, file, [name for name in own if name in file and name not in mismatched], mismatched)
+    wanted = [name for name in own if name in file and name not in mismatched]
+    return _copy(model, path, file, wanted, mismatched)
 
 
-def load_stage1(model: HRNet, path: Path | str) -> LoadReport:
+def load_stem_and_layer1(model: HRNet, path: Path | str) -> LoadReport:
     """Load stem and layer1 alone, from a file in official or timm layout, into any of the variants.
 
     Squeeze-and-excite layers stay as they are unless the file has them.
 
     Raises:
-        HrnetppError: If the file is missing, damaged, holds code, or its stem or layer1 has another shape.
+        HrnetppError: As `load_weights`, or if the file's stem or layer1 has another shape.
 
-    Reference: HRNet++ report, training: only the first stage is pretrained on ImageNet.
+    Reference: HRNet++ report, training: only HRNet's first stage is pretrained on ImageNet.
     """
-    file, own = _read(path), model.state_dict()
-    wanted = [name for name in own if name.startswith(_STAGE1) and (name in file or ".se." not in name)]
+    (file, _), own = _read(path), model.state_dict()
+    wanted = [n for n in own if n.startswith(_STEM_AND_LAYER1) and (n in file or ".se." not in n)]
     for name in wanted:
         shape = tuple(file[name].shape) if name in file else None
         if shape != tuple(own[name].shape):
@@ -162,7 +128,7 @@ def load_stage1(model: HRNet, path: Path | str) -> LoadReport:
                 f"{path}: {name} {found}, expected {tuple(own[name].shape)}; use an HRNet file, and "
                 "a network with the default stem_channels=64 and layer1_blocks=4"
             )
-    return _copy(model, file, wanted)
+    return _copy(model, path, file, wanted)
 
 
 def download(name: str, folder: Path | str) -> Path:
@@ -175,7 +141,7 @@ def download(name: str, folder: Path | str) -> Path:
         raise HrnetppError(f"{name}: unknown weight file; choose one of {', '.join(FILES)}")
     path, (source, digest) = Path(folder) / name, FILES[name]
     by_hand = f"get {name} from {source} by hand and put it at {path}"
-    if not path.is_file():
+    if not path.exists():
         if not source.endswith("/"):  # a page for people, no address of a file
             raise HrnetppError(f"{path}: not there, and it has no stable address; {by_hand}")
         import pooch
@@ -184,8 +150,8 @@ def download(name: str, folder: Path | str) -> Path:
             pooch.retrieve(source + name, known_hash=None, fname=name, path=path.parent, progressbar=False)
         except OSError as error:
             raise HrnetppError(f"{path}: cannot be downloaded ({error}); {by_hand}") from error
-    with open(path, "rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    check_file(path, by_hand)
+    actual = sha256(path)
     if not actual.startswith(digest):
         raise HrnetppError(
             f"{path}: SHA-256 is {actual}, expected {digest}...; delete the file and {by_hand}"
@@ -193,48 +159,81 @@ def download(name: str, folder: Path | str) -> Path:
     return path
 
 
-def _copy(
-    model: HRNet, file: dict[str, Tensor], names: list[str], mismatched: tuple[str, ...] = ()
-) -> LoadReport:
-    model.load_state_dict({name: file[name] for name in names}, strict=False)
-    loaded = set(names)
-    return LoadReport(
-        loaded=tuple(names),
-        skipped=tuple(name for name in file if name not in loaded and name not in mismatched),
-        new=tuple(name for name in model.state_dict() if name not in loaded),
-        mismatched=mismatched,
-    )
-
-
-def _existing(path: Path | str) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        listed = f"; see weights.download({path.name!r}, {str(path.parent)!r})" if path.name in FILES else ""
-        raise HrnetppError(f"{path}: no such file; check the path or train the model first{listed}")
-    return path
-
-
-def _read(path: Path | str) -> dict[str, Tensor]:
-    """Tensors of a weight file by name, without the wrappers of training scripts."""
-    path = _existing(path)
+def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a weight file by name, without wrappers of training scripts, and safetensors' metadata."""
+    path, metadata = Path(path), None
+    listed = f"; see weights.download({path.name!r}, {str(path.parent)!r})" if path.name in FILES else ""
+    check_file(path, f"check the path or train the model first{listed}")
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                content = {name: file.get_tensor(name) for name in list(file.keys())}
+                metadata = file.metadata()
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _unpickle(path.read_bytes())
     except pickle.UnpicklingError as error:
         raise HrnetppError(
             f"{path}: damaged, or holds objects other than tensors, refused because unpickling them "
             "can run code; download it again, or ask its author for a plain state_dict or safetensors file"
         ) from error
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         raise HrnetppError(f"{path}: damaged or not a weight file ({reason}); download it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise HrnetppError(f"{path}: not a state_dict (names to tensors); save one with torch.save")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    if not isinstance(content, dict) or not all(map(_is_named_tensor, content, content.values())):
+        raise HrnetppError(f"{path}: not a state_dict (names to dense tensors); save one with torch.save")
+    tensors = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    if len(tensors) < len(content):
+        raise HrnetppError(f"{path}: holds names twice, with and without module.; save one state_dict alone")
+    return tensors, metadata or {}
+
+
+def _unpickle(raw: bytes) -> object:
+    """What torch.load finds in a file, unless it asks for more memory than the file has bytes."""
+    file = io.BytesIO(raw)
+    entries = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
+    if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > len(raw):
+        raise ValueError("compressed, as torch.save never does")
+    if b"bytearray" in raw:  # torch.load makes one of any length, weights_only or not
+        raise ValueError("holds a bytearray")
+    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    if not (isinstance(name, str) and name.isprintable() and isinstance(value, Tensor)):
+        return False
+    return value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+
+
+def _copy(
+    model: HRNet,
+    path: Path | str,
+    file: dict[str, Tensor],
+    names: Sequence[str],
+    mismatched: tuple[str, ...] = (),
+) -> LoadReport:
+    """Copy tensors of the right shape into the network, once all are known to be good."""
+    own, loaded = model.state_dict(), set(names)
+    model.load_state_dict({n: _converted(path, n, file[n], own[n].dtype) for n in names}, strict=False)
+    return LoadReport(
+        loaded=tuple(names),
+        skipped=tuple(name for name in file if name not in loaded and name not in mismatched),
+        new=tuple(name for name in own if name not in loaded),
+        mismatched=mismatched,
+    )
+
+
+def _converted(path: Path | str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype != dtype and not (dtype in _FLOATS and tensor.dtype in _FLOATS):
+        raise HrnetppError(f"{path}: {name} holds {tensor.dtype}, expected {dtype}; use another file")
+    tensor = tensor.to(dtype)
+    if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any()):
+        raise HrnetppError(f"{path}: {name} is not finite or negative; use another file, or train anew")
+    return tensor
+
+
+# --- Our own checkpoints: weights, the network's arguments, and how to use it
 
 
 @dataclass(frozen=True)
@@ -265,33 +264,83 @@ class ModelCard:
         return cls(skeleton, run.profile.input_hw, stage.decoder, stage.alpha, coordinates, run.name)
 
 
+_Side = Annotated[int, msgspec.Meta(ge=32, le=2048, multiple_of=32)]  # px
+
+
+class _CardInFile(msgspec.Struct, forbid_unknown_fields=True):
+    """A `ModelCard` as json."""
+
+    skeleton: Literal["coco17", "aic14"]
+    input_hw: tuple[_Side, _Side]
+    decoder: Literal["quarter_offset", "soft_argmax"]
+    alpha: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+    coordinates: Literal["official", "exact_shift", "udp"]
+    run: Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[\w+. -]*\Z")]
+
+
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
+    """What the safetensors header says of the network: two texts of json."""
+
+    card: str
+    hrnet: str
+
+
+_HEADER_KEY = "hrnetpp_lib"
+_REMEDY = "no model card of this package: train with it, or use weights.load_weights on a network you build"
+
+
 def save_checkpoint(model: HRNet, card: ModelCard, path: Path) -> None:
-    """Write weights and card to one safetensors file, whole or not at all."""
-    names = {"skeleton": card.skeleton.name, "coordinates": card.coordinates.name}
-    content = asdict(replace(card, skeleton=None)) | names
-    save_model(model, path, {"card": json.dumps(content)})
+    """Write weights and card to one safetensors file, whole or not at all.
+
+    Raises:
+        HrnetppError: If it cannot be written; an older file is as it was.
+    """
+    content = vars(card) | {"skeleton": card.skeleton.name, "coordinates": card.coordinates.name}
+    # One entry only: the library writes several in no fixed order, and equal networks would differ in bytes.
+    header = json.dumps({"card": json.dumps(content), "hrnet": json.dumps(model.config)})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with whole_file(path) as part:
+        try:
+            save_file(tensors, part, metadata={_HEADER_KEY: header})
+        except SafetensorError as error:  # so it reports a full disk
+            raise OSError(str(error)) from error
 
 
-def load_checkpoint(path: Path) -> tuple[HRNet, ModelCard]:
-    """Rebuild network and card from a file of `save_checkpoint`; the network is in eval mode.
+def load_checkpoint(path: Path | str) -> tuple[HRNet, ModelCard]:
+    """Rebuild network and card from a file of `save_checkpoint`.
+
+    Returns:
+        The network on the CPU in eval mode, and its card.
 
     Raises:
         HrnetppError: If the file is missing, damaged, or was not written by this package, or a weight is not
             finite.
     """
-    model, metadata = load_model(path)
-    spoilt = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
-    if spoilt:
-        raise HrnetppError(f"{path}: {spoilt[0]} is not finite; use another checkpoint, or train anew")
-    try:
-        content = json.loads(metadata["card"])
-        content["skeleton"] = SKELETONS[content["skeleton"]]
-        content["coordinates"] = get_convention(content["coordinates"])
-        content["input_hw"] = tuple(content["input_hw"])
-        card = ModelCard(**content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise HrnetppError(
-            f"{path}: holds weights but no model card ({error!r}); train with this package, or load the "
-            "weights with weights.load_weights into a network of your choice"
-        ) from error
-    return model.eval(), card
+    tensors, metadata = _read(path)
+    header = decode_json(metadata.get(_HEADER_KEY, "{}"), _Header, path, _REMEDY)
+    card = decode_json(header.card, _CardInFile, f"{path}: its card", _REMEDY)
+    config = decode_json(header.hrnet, HRNetConfig, f"{path}: its network", _REMEDY)
+    model = _build(path, config, tensors)
+    skeleton = SKELETONS[card.skeleton]
+    if config.num_keypoints != len(skeleton):
+        raise HrnetppError(f"{path}: {config.num_keypoints} heatmaps, but {skeleton.name}; {_REMEDY}")
+    _copy(model, path, tensors, list(tensors))
+    content = msgspec.structs.asdict(card)
+    content |= {"skeleton": skeleton, "coordinates": get_convention(card.coordinates)}
+    return model.eval(), ModelCard(**content)
+
+
+def _build(path: Path | str, config: HRNetConfig, tensors: dict[str, Tensor]) -> HRNet:
+    """The network of a header on the CPU, its weights undefined, if the file's tensors are of its shapes."""
+    # Sizes are as large as the header likes, so nothing is made of them before the tensors bear them out.
+    units = config.blocks_per_branch * sum(n * m for n, m in zip((2, 3, 4), config.modules, strict=True))
+    if units + config.layer1_blocks <= len(tensors):
+        try:
+            with torch.device("meta"):
+                model = HRNet(**msgspec.structs.asdict(config))
+        except HrnetppError as error:
+            raise HrnetppError(f"{path}: {error}") from None
+        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if expected == {name: tensor.shape for name, tensor in tensors.items()}:
+            return model.to_empty(device="cpu")
+    raise HrnetppError(f"{path}: its tensors are not those of its network {config}; copy the file again")

@@ -1,4 +1,4 @@
-"""From a person's box to a crop and back: centre and scale, the crop matrix, and points.
+"""From a person's box to a crop and back: center and scale, the crop matrix, points, and what a cell means.
 
 Frames: image px, and input px of the crop. Points are (x, y), sizes (height, width).
 """
@@ -13,7 +13,7 @@ from hrnetpp_lib.errors import HrnetppError
 def bbox_to_center_scale(
     bbox_xywh: np.ndarray, input_hw: tuple[int, int], padding: float = 1.25
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and size of boxes, extended to the input's aspect ratio and then padded.
+    """Center and size of boxes, extended to the input's aspect ratio and then padded.
 
     Args:
         bbox_xywh: (..., 4) in image px, finite, with positive width and height.
@@ -24,24 +24,27 @@ def bbox_to_center_scale(
         center (..., 2) and scale (..., 2) = (w, h) of the padded boxes, both in image px.
 
     Raises:
-        HrnetppError: If a box is not four finite numbers with positive width and height.
+        HrnetppError: If a box is not four numbers of sensible size with positive width and height.
 
     Reference: HRNet++ report, data and augmentation; official HRNet, _xywh2cs.
     """
     boxes = np.asarray(bbox_xywh, np.float64)
     if boxes.shape[-1:] != (4,):
         raise HrnetppError(f"boxes of shape {boxes.shape}: give (..., 4) as x, y, w, h")
-    good = np.isfinite(boxes).all(axis=-1) & (boxes[..., 2:] > 0).all(axis=-1)
-    if not good.all():
-        box = boxes[~good][0].tolist()
-        raise HrnetppError(f"box {box}: needs finite x, y and positive w, h; drop it or mend it")
     size = boxes[..., 2:]
     aspect = input_hw[1] / input_hw[0]
-    # DEVIATION: the official code leaves out the padding of a box whose centre has x = -1.
+    # DEVIATION: the official code leaves out the padding of a box whose center has x = -1.
 
-    # The size asked of each side by the other one is (h * aspect, w / aspect).
-    scale = np.maximum(size, size[..., ::-1] * [aspect, 1 / aspect]) * padding
-    return boxes[..., :2] + size / 2, scale
+    with np.errstate(over="ignore", invalid="ignore"):
+        center = boxes[..., :2] + size / 2
+        # The size asked of each side by the other one is (h * aspect, w / aspect).
+        scale = np.maximum(size, size[..., ::-1] * [aspect, 1 / aspect]) * padding
+    # No image is that large; false for NaN.
+    good = (np.abs([center, scale]) < 2**31).all(axis=(0, -1)) & (size > 0).all(axis=-1)
+    if not good.all():
+        box = boxes[~good][0].tolist()
+        raise HrnetppError(f"box {box}: needs x, y and positive w, h of an image's size; drop it or mend it")
+    return center, scale
 
 
 def crop_matrix(
@@ -49,7 +52,7 @@ def crop_matrix(
 ) -> np.ndarray:
     """The similarity that takes a padded box to the whole output.
 
-    The box's centre goes to (w/2, h/2) of the output and its width to w: sizes count, not sizes minus one.
+    The box's center goes to (w/2, h/2) of the output and its width to w: sizes count, not sizes minus one.
 
     Args:
         center: (2,) image px.
@@ -61,21 +64,23 @@ def crop_matrix(
         (2, 3) float64, image px -> output px.
 
     Raises:
-        HrnetppError: If a number is not finite or the width is not positive.
+        HrnetppError: If a number is not finite or too large, or the width is not positive or too small.
 
     Reference: official HRNet, get_affine_transform.
     """
-    if not (np.isfinite([*center, *scale, rotation_deg]).all() and scale[0] > 0):
-        raise HrnetppError(
-            f"padded box at {np.asarray(center).tolist()} of size {np.asarray(scale).tolist()}, rotated by "
-            f"{rotation_deg} degrees: needs finite numbers and a positive width"
-        )
     height, width = output_hw
-    zoom, angle = width / scale[0], np.deg2rad(rotation_deg)
-    cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
-    linear = np.array([[cosine, sine], [-sine, cosine]])
-    offset = np.array([width / 2, height / 2]) - linear @ np.asarray(center, np.float64)
-    return np.column_stack([linear, offset])
+    center, scale = np.asarray(center, np.float64), np.asarray(scale)
+    with np.errstate(all="ignore"):
+        zoom, angle = width / scale[0], np.deg2rad(rotation_deg)
+        cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
+        linear = np.array([[cosine, sine], [-sine, cosine]])
+        matrix = np.column_stack([linear, np.array([width / 2, height / 2]) - linear @ center])
+    if not (np.isfinite([*matrix, [*scale, zoom]]).all() and zoom > 0):
+        raise HrnetppError(
+            f"padded box at {center.tolist()} of size {scale.tolist()}, rotated by {rotation_deg} degrees: "
+            "needs finite numbers and a positive width"
+        )
+    return matrix
 
 
 def invert_matrix(matrix: np.ndarray) -> np.ndarray:
@@ -88,15 +93,16 @@ def invert_matrix(matrix: np.ndarray) -> np.ndarray:
         (2, 3) float64.
 
     Raises:
-        HrnetppError: If the map squeezes the plane and so has no inverse.
+        HrnetppError: If it is no such matrix, or squeezes the plane and so has no inverse.
     """
-    matrix = np.asarray(matrix, np.float64)
+    matrix = _check_affine(matrix)
     (a, b), (c, d) = matrix[:, :2]
-    determinant = a * d - b * c
-    if not np.isfinite(matrix).all() or determinant == 0:
+    with np.errstate(all="ignore"):
+        linear = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
+        inverse = np.column_stack([linear, -linear @ matrix[:, 2]])
+    if not np.isfinite(inverse).all():
         raise HrnetppError(f"matrix {matrix.tolist()}: has no inverse")
-    linear = np.array([[d, -b], [-c, a]]) / determinant
-    return np.column_stack([linear, -linear @ matrix[:, 2]])
+    return inverse
 
 
 def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -108,14 +114,24 @@ def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
     Returns:
         (..., 2) float64.
+
+    Raises:
+        HrnetppError: If the matrix is of another shape.
     """
-    matrix = np.asarray(matrix, np.float64)
+    matrix = _check_affine(matrix)
     return np.asarray(points_xy, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+
+def _check_affine(matrix: np.ndarray) -> np.ndarray:
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.shape != (2, 3):
+        raise HrnetppError(f"matrix of shape {matrix.shape}: give (2, 3)")
+    return matrix
 
 
 @dataclass(frozen=True)
 class PixelConvention:
-    """One convention.
+    """What a cell of a heatmap means in input px.
 
     Attributes:
         name: As recipes and checkpoints call it.

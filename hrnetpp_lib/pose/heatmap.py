@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hrnetpp_lib.errors import HrnetppError
+
 
 def encode(
     keypoints_input: np.ndarray,
@@ -28,13 +30,13 @@ def encode(
         labelled: (K,) bool or 0/1; unlabelled keypoints give an empty map and weight 0.
         input_hw: Input height and width in px.
         heatmap_hw: Heatmap height and width in cells.
-        sigma: Standard deviation in cells, > 0.
+        sigma: Standard deviation in cells, 0.01 to 1000.
 
     Returns:
         heatmaps (K, H, W) float32 in [0, 1] and target_weight (K,) float32, 0 or 1.
 
     Raises:
-        ValueError: If sigma is not positive, or a labelled keypoint is not finite.
+        HrnetppError: If a shape or sigma makes no sense, or a labelled keypoint is not finite or far away.
 
     Reference: official HRNet, JointsDataset.generate_target.
     """
@@ -53,20 +55,25 @@ def locate(
         keypoints_heatmap: (K, 2) as (x, y) in heatmap px.
         labelled: (K,) bool or 0/1.
         heatmap_hw: Heatmap height and width in cells.
-        sigma: Standard deviation in cells, > 0.
+        sigma: Standard deviation in cells, 0.01 to 1000.
 
     Returns:
         peaks (K, 2) int64 as (x, y) in cells, perhaps outside the map, and target_weight (K,) float32.
 
     Raises:
-        ValueError: If sigma is not positive, or a labelled keypoint is not finite.
+        HrnetppError: If a shape or sigma makes no sense, or a labelled keypoint is not finite or far away.
     """
-    if sigma <= 0:
-        raise ValueError(f"sigma must be > 0, got {sigma}")
-    labelled = np.asarray(labelled) > 0
-    points = np.where(labelled[:, None], np.asarray(keypoints_heatmap, np.float64), 0.0)
-    if not np.isfinite(points).all():
-        raise ValueError(f"keypoint {int(np.argmin(np.isfinite(points).all(1)))} is labelled but not finite")
+    if not 0.01 <= sigma <= 1000:  # the table of `draw` grows with its square
+        raise HrnetppError(f"sigma must be 0.01 to 1000 cells, got {sigma}")
+    points, labelled = np.asarray(keypoints_heatmap, np.float64), np.asarray(labelled) > 0
+    if points.shape != (*labelled.shape, 2):
+        raise HrnetppError(f"keypoints {points.shape} and labelled {labelled.shape}: give (K, 2) and (K,)")
+    points = np.where(labelled[:, None], points, 0.0)
+    good = (np.abs(points) < 2**31).all(axis=1)  # false for NaN; the cells are whole numbers below
+    if not good.all():
+        raise HrnetppError(
+            f"keypoint {np.argmin(good)} is labelled but at {points[~good][0]}; mend its place"
+        )
     size_xy = np.array(heatmap_hw[::-1])
     # The official rule rounds half up but truncates towards zero, so that -0.5 < position < 0 counts as 0.
     peaks = np.trunc(points + 0.5).astype(np.int64)
@@ -83,7 +90,7 @@ def draw(peaks: Tensor, target_weight: Tensor, heatmap_hw: tuple[int, int], sigm
         peaks: (B, K, 2) whole cells as (x, y).
         target_weight: (B, K), 0 for an empty map.
         heatmap_hw: Heatmap height and width in cells.
-        sigma: Standard deviation in cells, > 0.
+        sigma: Standard deviation in cells, 0.01 to 1000.
 
     Returns:
         (B, K, H, W) fp32.
@@ -115,13 +122,15 @@ def decode(heatmaps: Tensor, quarter_offset: bool = True) -> tuple[Tensor, Tenso
         keypoints (B, K, 2) as (x, y) in heatmap px and scores (B, K), the maxima; both fp32 or fp64.
 
     Raises:
-        ValueError: If heatmaps is not 4-D.
+        HrnetppError: If heatmaps is not 4-D, or a maximum is not finite.
 
     Reference: HRNet++ report, testing; official HRNet, get_final_preds.
     """
     maps = _check_4d(heatmaps)
     height, width = maps.shape[-2:]
     scores, index = maps.flatten(2).max(dim=2)
+    if not scores.isfinite().all():
+        raise HrnetppError("heatmaps are not finite; use another network, or other images")
     x, y = index % width, index // width
     positive = scores > 0
     x, y = x * positive, y * positive
@@ -155,13 +164,13 @@ def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: 
         (B, K, H, W), a new tensor.
 
     Raises:
-        ValueError: If heatmaps is not 4-D, or shift is not within 0 and 1.
+        HrnetppError: If heatmaps is not 4-D, or shift is not within 0 and 1.
 
     Reference: official HRNet, flip_back and SHIFT_HEATMAP.
     """
     maps = _check_4d(heatmaps)
     if not 0 <= shift <= 1:
-        raise ValueError(f"shift must be within 0 and 1 cells, got {shift}")
+        raise HrnetppError(f"shift must be within 0 and 1 cells, got {shift}")
     order = list(range(maps.shape[1]))
     for left, right in flip_pairs:
         order[left], order[right] = order[right], order[left]
@@ -179,6 +188,6 @@ def _at(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def _check_4d(heatmaps: Tensor) -> Tensor:
     maps = torch.as_tensor(heatmaps)
-    if maps.ndim != 4:
-        raise ValueError(f"heatmaps must be (B, K, H, W), got shape {tuple(maps.shape)}")
+    if maps.ndim != 4 or 0 in maps.shape[2:]:
+        raise HrnetppError(f"heatmaps must be (B, K, H, W), got shape {tuple(maps.shape)}")
     return maps if maps.dtype in (torch.float32, torch.float64) else maps.float()

@@ -1,7 +1,11 @@
 """Soft-argmax: the differentiable keypoint position of the report's regression model."""
 
+import math
+
 import torch
 from torch import Tensor
+
+from hrnetpp_lib.errors import HrnetppError
 
 
 def soft_argmax(heatmaps: Tensor, alpha: float = 60.0) -> Tensor:
@@ -17,14 +21,14 @@ def soft_argmax(heatmaps: Tensor, alpha: float = 60.0) -> Tensor:
         (B, K, 2) as (x, y) in heatmap px, fp32.
 
     Raises:
-        ValueError: If heatmaps is not 4-D or alpha <= 0.
+        HrnetppError: If heatmaps is not 4-D, or alpha not finite and > 0.
 
     Reference: HRNet++ report, section 2.2.2; Sun et al., ECCV 2018.
     """
     if heatmaps.ndim != 4:
-        raise ValueError(f"heatmaps must be (B, K, H, W), got shape {tuple(heatmaps.shape)}")
-    if not alpha > 0:
-        raise ValueError(f"alpha must be > 0, got {alpha}")
+        raise HrnetppError(f"heatmaps must be (B, K, H, W), got shape {tuple(heatmaps.shape)}")
+    if not 0 < alpha < math.inf:
+        raise HrnetppError(f"alpha must be finite and > 0, got {alpha}")
     # In bf16 the centre of mass is 0.21 cells off on average, so autocast is refused here.
     with torch.autocast(device_type=heatmaps.device.type, enabled=False):
         height, width = heatmaps.shape[-2:]

@@ -26,7 +26,7 @@ from hrnetpp_lib.evaluate.infer import Predictions, predict_boxes
 from hrnetpp_lib.evaluate.score import score
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.losses import heatmap_mse, keypoint_l1
-from hrnetpp_lib.model.weights import ModelCard, load_stage1, load_weights, save_checkpoint
+from hrnetpp_lib.model.weights import ModelCard, load_stem_and_layer1, load_weights, save_checkpoint
 from hrnetpp_lib.pose.heatmap import draw
 from hrnetpp_lib.pose.softargmax import soft_argmax
 from hrnetpp_lib.recipe import Run, TrainStage
@@ -63,7 +63,7 @@ def initialise(model: HRNet, run: Run, runs_dir: Path, data_dir: Path) -> str:
         return f"{load_weights(model, previous)}\n(from {run.previous})"
     if run.profile.imagenet_weights:
         path = data_dir / run.profile.imagenet_weights
-        return f"{load_stage1(model, path)}\n(from {path})"
+        return f"{load_stem_and_layer1(model, path)}\n(from {path})"
     return "random weights, N(0, 0.001)"
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.model.losses import heatmap_mse, keypoint_l1
 
 B, K, H, W = 2, 3, 5, 4
@@ -41,7 +42,7 @@ def test_keypoint_l1_of_a_batch_is_the_mean_of_its_halves():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="differ in shape"):
+    with pytest.raises(HrnetppError, match=r"\(2, 3, 4, 5\), \(2, 3\)\] do not fit"):
         heatmap_mse(torch.zeros(B, K, H, W), torch.zeros(B, K, W, H), torch.ones(B, K))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(HrnetppError, match="do not fit"):
         keypoint_l1(torch.zeros(B, K, 2), torch.zeros(B, K, 2), torch.ones(K, B))

@@ -1,20 +1,40 @@
 """Weight files in the layouts people have: official pose, ImageNet, timm, our own; and files gone wrong."""
 
 import hashlib
+import json
+import os
+import resource
+import signal
+import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from official_hrnet import official_shapes
+from safetensors.torch import save_file
 
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.model import weights
 from hrnetpp_lib.model.hrnet import HRNet
-from hrnetpp_lib.model.weights import LoadReport, download, load_model, load_stage1, load_weights, save_model
+from hrnetpp_lib.model.weights import (
+    LoadReport,
+    ModelCard,
+    download,
+    load_checkpoint,
+    load_stem_and_layer1,
+    load_weights,
+    save_checkpoint,
+)
+from hrnetpp_lib.pose.geometry import UDP
+from hrnetpp_lib.pose.keypoints import AIC14
+from hrnetpp_lib.recipe import SMOKE, STAGE3, resolve
 
 ALL_ON = {"se": True, "avgpool_down": True, "skips": True, "subpixel_head": True}
 SMALL = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
 HEAD = ("final_layer.weight", "final_layer.bias")
-STAGE1 = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.")
+STEM_AND_LAYER1 = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.")
+CARD = ModelCard(AIC14, (64, 96), "soft_argmax", 27.0, UDP, "some run")
 
 
 def small(num_keypoints: int = 5, seed: int = 0, **switches) -> HRNet:
@@ -54,45 +74,128 @@ def check_partition(report: LoadReport, model: HRNet, file: dict) -> None:
     assert sorted(report.loaded + report.skipped + report.mismatched) == sorted(file)
 
 
-# --- Our own files
+# --- Our own checkpoints
 
 
 @pytest.mark.parametrize("switches", [{}, ALL_ON | {"se_bias": 3.0, "skip_bn": True, "head": "sum"}])
-def test_save_and_load_model_round_trip(tmp_path, switches):
-    model = small(**switches).to(memory_format=torch.channels_last)
+def test_checkpoint_round_trip(tmp_path, switches):
+    model = small(14, **switches).to(memory_format=torch.channels_last)
     path = tmp_path / "run" / "model.safetensors"
-    metadata = {"run": "stage2", "card": '{"sigma": 3}'}
-    save_model(model, path, metadata)
-    copy, kept = load_model(str(path))
-    assert kept == metadata and metadata == {"run": "stage2", "card": '{"sigma": 3}'}
-    assert copy.config == model.config
+    save_checkpoint(model, CARD, path)
+    random = torch.get_rng_state()
+    copy, card = load_checkpoint(str(path))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert card == CARD and not copy.training and copy.config == model.config
     assert list(copy.state_dict()) == list(model.state_dict())
     assert same(copy.state_dict(), model.state_dict(), model.state_dict())
-    images = torch.rand(1, 3, 32, 64)
-    torch.testing.assert_close(copy.eval()(images), model.eval()(images))
+    assert all(parameter.requires_grad for parameter in copy.parameters())
+    images = torch.rand(2, 3, 32, 64)
+    torch.testing.assert_close(copy(images), model.eval()(images))
     assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
 
 
-def test_a_failed_save_keeps_the_older_file(tmp_path, monkeypatch):
+def test_bytes_of_a_checkpoint_stay_what_they_were(tmp_path):
+    model = HRNet(2, 14, **(SMALL | {"stem_channels": 1}))
+    for tensor in model.state_dict().values():
+        tensor.fill_(1)
+    save_checkpoint(model, CARD, tmp_path / "model.safetensors")
+    digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert digest == "cd1132424a1f0d5fe47aae99f9adb0f245cfe4892c3cb2a02776703edd20bc14"
+
+
+def test_card_of_a_run():
+    run = resolve(replace(STAGE3, alpha=27.0, coordinates="udp"), SMOKE)
+    assert ModelCard.of_run(run, AIC14) == ModelCard(AIC14, (64, 64), "soft_argmax", 27.0, UDP, run.name)
+
+
+def test_a_full_disk_keeps_the_older_file(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_model(small(seed=1), path, {})
+    save_checkpoint(small(14, seed=1), CARD, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(HrnetppError, match=r"model\.safetensors: cannot be written .*make room"):
+            save_checkpoint(small(14, seed=2), CARD, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert same(load_checkpoint(path)[0].state_dict(), small(14, seed=1).state_dict(), HEAD)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
-    def disk_full(tensors, filename, metadata):
-        with open(filename, "wb") as file:
-            file.write(b"half")
-        raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", disk_full)
-    with pytest.raises(OSError, match="disk full"):
-        save_model(small(seed=2), path, {})
-    assert same(load_model(path)[0].state_dict(), small(seed=1).state_dict(), HEAD)
+def rewritten(path: Path, card: dict | None = None, network: dict | None = None, tensors=None) -> Path:
+    """A checkpoint whose header or tensors were changed; a value of ... takes the field away."""
+    model, good = small(14), {"card": vars(CARD) | {"skeleton": "aic14", "coordinates": "udp"}}
+    good["hrnet"] = model.config
+    for part, changes in (("card", card or {}), ("hrnet", network or {})):
+        fields = good[part] | changes
+        good[part] = json.dumps({name: value for name, value in fields.items() if value is not ...})
+    save_file(model.state_dict() | (tensors or {}), path, metadata={"hrnetpp_lib": json.dumps(good)})
+    return path
 
 
-def test_load_model_refuses_a_file_without_constructor_arguments(tmp_path):
-    path = tmp_path / "foreign.safetensors"
-    weights.save_file(small().state_dict(), path)
-    with pytest.raises(HrnetppError, match=r"foreign\.safetensors: not a model saved.*load_weights"):
-        load_model(path)
+def test_a_rewritten_checkpoint_is_good_unless_something_is_changed(tmp_path):
+    assert load_checkpoint(rewritten(tmp_path / "a.safetensors"))[1] == CARD
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": None}, r"Expected `float`, got `null` - at `\$\.alpha`"),
+        ({"alpha": -60.0}, r"> 0.0 - at `\$\.alpha`"),
+        ({"alpha": float("nan")}, "malformed"),
+        ({"alpha": float("inf")}, "malformed"),
+        ({"alpha": 1e39}, r"<= 1000000.0 - at `\$\.alpha`"),
+        ({"decoder": "other"}, r"'other' - at `\$\.decoder`"),
+        ({"skeleton": "aic15"}, r"'aic15' - at `\$\.skeleton`"),
+        ({"skeleton": "coco17"}, "14 heatmaps, but coco17"),
+        ({"coordinates": "dark"}, r"'dark' - at `\$\.coordinates`"),
+        ({"input_hw": [64, 48]}, r"multiple of 32 - at `\$\.input_hw\[1\]`"),
+        ({"input_hw": [64, 2**32 + 32]}, r"<= 2048 - at `\$\.input_hw\[1\]`"),
+        ({"input_hw": [0, 64]}, r">= 32 - at `\$\.input_hw\[0\]`"),
+        ({"input_hw": [64]}, "length 2"),
+        ({"run": 7}, r"Expected `str`, got `int` - at `\$\.run`"),
+        ({"run": "\ud800"}, "its card: "),
+        ({"run": "a\nb"}, r"at `\$\.run`"),
+        ({"alpha": ...}, "missing required field `alpha`"),
+        ({"beta": 1}, "unknown field `beta`"),
+    ],
+)
+def test_bad_cards_are_refused(tmp_path, changes, message):
+    path = rewritten(tmp_path / "bad.safetensors", card=changes)
+    with pytest.raises(HrnetppError, match=rf"bad\.safetensors: .*{message}.*train with it") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_channels": 10**6}, r"<= 2048 - at `\$\.base_channels`"),
+        ({"base_channels": 2048}, "its tensors are not those"),  # would be 300 gigabytes
+        ({"modules": [32, 32, 32], "blocks_per_branch": 32, "skips": True}, "its tensors are not those"),
+        ({"num_keypoints": 17}, "its tensors are not those"),
+        ({"head": "sum"}, "no effect without subpixel_head"),
+        ({"se": None}, r"Expected `bool`, got `null` - at `\$\.se`"),
+        ({"layer1_blocks": ...}, "missing required field `layer1_blocks`"),
+    ],
+)
+def test_networks_that_the_tensors_do_not_bear_out_are_refused(tmp_path, changes, message):
+    path = rewritten(tmp_path / "bad.safetensors", network=changes)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(HrnetppError, match=rf"bad\.safetensors: .*{message}"):
+        load_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 2**18  # KiB
+
+
+@pytest.mark.parametrize("name", ["bare.safetensors", "state.pth"])
+def test_weights_without_a_card_are_no_checkpoint(tmp_path, name):
+    (save_file if name.startswith("bare") else torch.save)(small().state_dict(), tmp_path / name)
+    with pytest.raises(
+        HrnetppError, match=rf"{name}: .*missing.*no model card of this package.*load_weights"
+    ):
+        load_checkpoint(tmp_path / name)
 
 
 # --- Official pose checkpoints
@@ -115,7 +218,9 @@ def test_official_pose_checkpoint(tmp_path, wrapper, legacy):
 
 
 def test_full_size_checkpoint_of_official_names(tmp_path):
-    state = {name: torch.ones(()).expand(shape) for name, shape in official_shapes(32, 17)}
+    one, count = torch.ones(()), torch.tensor(1)
+    shapes = official_shapes(32, 17)
+    state = {name: (one if shape else count).expand(shape) for name, shape in shapes}
     path = tmp_path / "pose_hrnet_w32_256x192.pth"
     torch.save(state, path)
     with torch.device("meta"):
@@ -129,7 +234,7 @@ def test_full_size_checkpoint_of_official_names(tmp_path):
 def test_other_number_of_keypoints_keeps_the_final_layer(tmp_path):
     source, model = small(num_keypoints=6, seed=1), small(num_keypoints=5, seed=2)
     before = {name: model.state_dict()[name].clone() for name in HEAD}
-    save_model(source, tmp_path / "aic.safetensors", {})
+    save_checkpoint(source, CARD, tmp_path / "aic.safetensors")
     report = load_weights(model, tmp_path / "aic.safetensors")
     assert report.new == report.mismatched == HEAD and report.skipped == ()
     check_partition(report, model, source.state_dict())
@@ -150,9 +255,9 @@ def test_other_number_of_keypoints_keeps_the_final_layer(tmp_path):
 def test_another_architecture_is_refused_and_changes_nothing(tmp_path, other, message):
     model = small(seed=1)
     path = tmp_path / "other.safetensors"
-    save_model(small(seed=2, **other), path, {})
+    save_checkpoint(small(seed=2, **other), CARD, path)
     with pytest.raises(
-        HrnetppError, match=rf"other\.safetensors: belongs to another .*{message}.*load_stage1"
+        HrnetppError, match=rf"other\.safetensors: belongs to another .*{message}.*load_stem_and_layer1"
     ):
         load_weights(model, path)
     assert same(model.state_dict(), small(seed=1).state_dict(), model.state_dict())
@@ -178,7 +283,7 @@ def test_half_of_a_final_layer_is_not_loaded(tmp_path):
 def test_imagenet_file_fills_the_whole_trunk(tmp_path, extension):
     source, model = small(seed=1), small(seed=2)
     file, path = imagenet_layout(source.state_dict()), tmp_path / f"hrnet.{extension}"
-    (torch.save if extension == "pth" else weights.save_file)(file, path)
+    (torch.save if extension == "pth" else save_file)(file, path)
     report = load_weights(model, path)
     check_partition(report, model, file)
     assert report.new == HEAD and not report.mismatched
@@ -188,30 +293,30 @@ def test_imagenet_file_fills_the_whole_trunk(tmp_path, extension):
 
 @pytest.mark.parametrize("switches", [{}, ALL_ON], ids=["hrnet", "hrnetpp"])
 @pytest.mark.parametrize("imagenet", [True, False], ids=["imagenet", "pose"])
-def test_stage1_alone(tmp_path, switches, imagenet):
+def test_stem_and_layer1_alone(tmp_path, switches, imagenet):
     source, model = small(seed=1), small(seed=2, **switches)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     file = imagenet_layout(source.state_dict()) if imagenet else source.state_dict()
     torch.save(file, tmp_path / "hrnet.pth")
-    report = load_stage1(model, tmp_path / "hrnet.pth")
+    report = load_stem_and_layer1(model, tmp_path / "hrnet.pth")
     check_partition(report, model, file)
-    assert set(report.loaded) == {name for name in source.state_dict() if name.startswith(STAGE1)}
+    assert set(report.loaded) == {name for name in source.state_dict() if name.startswith(STEM_AND_LAYER1)}
     assert same(model.state_dict(), source.state_dict(), report.loaded)
     assert same(model.state_dict(), before, report.new)
     assert any(".se." in name for name in report.new) == bool(switches)
     assert report.mismatched == ()
 
 
-def test_stage1_takes_the_gates_of_our_own_files(tmp_path):
+def test_stem_and_layer1_takes_the_gates_of_our_own_files(tmp_path):
     source, model = small(seed=1, **ALL_ON), small(seed=2, **ALL_ON)
-    save_model(source, tmp_path / "own.safetensors", {})
-    report = load_stage1(model, tmp_path / "own.safetensors")
+    save_checkpoint(source, CARD, tmp_path / "own.safetensors")
+    report = load_stem_and_layer1(model, tmp_path / "own.safetensors")
     assert "layer1.0.se.expand.bias" in report.loaded
     assert same(model.state_dict(), source.state_dict(), report.loaded)
 
 
 @pytest.mark.parametrize("fault", ["missing", "shape"])
-def test_stage1_of_another_network_is_refused(tmp_path, fault):
+def test_stem_and_layer1_of_another_network_is_refused(tmp_path, fault):
     file = dict(small().state_dict())
     if fault == "missing":
         del file["layer1.0.bn3.running_var"]
@@ -222,7 +327,7 @@ def test_stage1_of_another_network_is_refused(tmp_path, fault):
     with pytest.raises(
         HrnetppError, match=rf"resnet\.pth: layer1\.0\.bn3\.running_var {found}, expected \(32,\)"
     ):
-        load_stage1(small(), tmp_path / "resnet.pth")
+        load_stem_and_layer1(small(), tmp_path / "resnet.pth")
 
 
 # --- Files gone wrong
@@ -233,7 +338,9 @@ class Code:
         return print, ("this must not run",)
 
 
-@pytest.mark.parametrize("load", [load_weights, load_stage1, lambda model, path: load_model(path)])
+@pytest.mark.parametrize(
+    "load", [load_weights, load_stem_and_layer1, lambda model, path: load_checkpoint(path)]
+)
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
 @pytest.mark.parametrize("keep", [0, 0.5, 0.999])
 def test_truncated_file(tmp_path, load, name, keep):
@@ -241,9 +348,9 @@ def test_truncated_file(tmp_path, load, name, keep):
     if name.endswith(".pth"):
         torch.save(small().state_dict(), path)
     else:
-        save_model(small(), path, {})
+        save_checkpoint(small(), CARD, path)
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    with pytest.raises(HrnetppError, match=rf"{name}: (damaged|not a model).*(download|copy) it again"):
+    with pytest.raises(HrnetppError, match=rf"{name}: damaged.*download it again"):
         load(small(), path)
 
 
@@ -264,19 +371,104 @@ def test_code_in_a_pickle_is_refused(tmp_path, capsys):
     assert "must not run" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"a": 1}, torch.ones(3)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *[[torch.ones(2)], {"a": 1}, torch.ones(3), {1: torch.ones(2)}, {"a\nb": torch.ones(2)}],
+        *[{"a": torch.ones(2).to_sparse()}, {"a": torch.empty(2, device="meta")}],
+        {"state_dict": {"state_dict": {"a": torch.ones(2)}}},
+    ],
+)
 def test_something_else_than_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "list.pth")
     with pytest.raises(HrnetppError, match=r"list\.pth: not a state_dict"):
         load_weights(small(), tmp_path / "list.pth")
 
 
+SPOILT = {
+    "sparse": lambda weight: weight.to_sparse(),
+    "quantised": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+    "complex": lambda weight: weight + 0j,
+    "integer": lambda weight: weight.int(),
+    "meta": lambda weight: weight.to("meta"),
+    "not a number": lambda weight: torch.full_like(weight, torch.nan),
+    "beyond float32": lambda weight: torch.full_like(weight, 1e39, dtype=torch.float64),
+    "stride 0": lambda weight: torch.ones(()).expand(10**6, 10**6),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized.*|.*TypedStorage.*")
+@pytest.mark.parametrize("load", [load_weights, load_stem_and_layer1])
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_tensor_is_refused_and_changes_nothing(tmp_path, load, how):
+    model, file = small(seed=1), dict(small(seed=2).state_dict())
+    file["layer1.0.conv2.weight"] = SPOILT[how](file["layer1.0.conv2.weight"])
+    torch.save(file, tmp_path / "spoilt.pth")
+    with pytest.raises(HrnetppError, match=r"spoilt\.pth: "):
+        load(model, tmp_path / "spoilt.pth")
+    assert same(model.state_dict(), small(seed=1).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("final_layer.bias", torch.nan),
+        ("bn1.weight", torch.inf),
+        ("stage2.0.branches.1.0.bn2.running_var", -1.0),
+    ],
+)
+def test_checkpoints_with_impossible_weights_are_refused(tmp_path, name, value):
+    model = small(14)
+    model.state_dict()[name][1] = value
+    save_checkpoint(model, CARD, tmp_path / "nan.safetensors")
+    with pytest.raises(HrnetppError, match=rf"nan\.safetensors: {name} is not finite or negative"):
+        load_checkpoint(tmp_path / "nan.safetensors")
+
+
+def test_weights_of_another_precision_are_converted(tmp_path):
+    source, model = small(seed=1).half(), small(seed=2)
+    torch.save(source.state_dict(), tmp_path / "half.pth")
+    load_weights(model, tmp_path / "half.pth")
+    assert same(model.state_dict(), source.float().state_dict(), model.state_dict())
+
+
+def test_an_endless_bytearray_is_refused(tmp_path):
+    torch.save({"a": bytearray(b"spam")}, tmp_path / "b.pth")
+    with pytest.raises(HrnetppError, match=r"b\.pth: .*holds a bytearray"):
+        load_weights(small(), tmp_path / "b.pth")
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(2**22)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "b.pth", "w") as bomb:
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    with pytest.raises(HrnetppError, match=r"b\.pth: .*compressed"):
+        load_weights(small(), tmp_path / "b.pth")
+
+
+def test_names_that_are_there_twice_are_refused(tmp_path):
+    file = small().state_dict()
+    torch.save(file | {"module.bn1.bias": file["bn1.bias"]}, tmp_path / "two.pth")
+    with pytest.raises(HrnetppError, match=r"two\.pth: holds names twice"):
+        load_weights(small(), tmp_path / "two.pth")
+
+
+@pytest.mark.parametrize("name", ["pipe.pth", "pipe.safetensors"])
+def test_pipes_and_folders_are_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "folder.pth").mkdir()
+    for place in (name, "folder.pth"):
+        with pytest.raises(HrnetppError, match=rf"{place}: is no regular file"):
+            load_weights(small(), tmp_path / place)
+
+
 def test_missing_file(tmp_path):
-    for load in (load_weights, load_stage1, lambda model, path: load_model(path)):
-        with pytest.raises(HrnetppError, match=r"none\.pth: no such file"):
+    for load in (load_weights, load_stem_and_layer1, lambda model, path: load_checkpoint(path)):
+        with pytest.raises(HrnetppError, match=r"none\.pth: there is no such file"):
             load(small(), tmp_path / "none.pth")
     with pytest.raises(HrnetppError, match=r"weights\.download\('hrnet_w48-8ef0771d\.pth'"):
-        load_stage1(small(), tmp_path / "hrnet_w48-8ef0771d.pth")
+        load_stem_and_layer1(small(), tmp_path / "hrnet_w48-8ef0771d.pth")
 
 
 def test_report_prints_as_a_table():

@@ -1,4 +1,4 @@
-"""Boxes, crop matrices and points: by hand, against OpenCV's three-point transform, and round trips."""
+"""Boxes, crop matrices, points and pixel conventions: by hand, against OpenCV, and round trips."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.geometry import bbox_to_center_scale, crop_matrix, invert_matrix, transform_points
+from hrnetpp_lib.pose.geometry import (
+    EXACT_SHIFT,
+    OFFICIAL,
+    UDP,
+    bbox_to_center_scale,
+    crop_matrix,
+    get_convention,
+    invert_matrix,
+    transform_points,
+)
 
 INPUT_HW = (384, 288)
 coordinate = st.floats(-2000, 2000)
@@ -42,7 +51,10 @@ def test_many_boxes_at_once_and_padding():
 
 @pytest.mark.parametrize(
     "box",
-    [(0, 0, 0, 5), (0, 0, 5, 0), (0, 0, -3, 5), (np.nan, 0, 5, 5), (0, 0, 5, np.inf), (0, 0, 5)],
+    [
+        *[(0, 0, 0, 5), (0, 0, 5, 0), (0, 0, -3, 5), (np.nan, 0, 5, 5), (0, 0, 5, np.inf), (0, 0, 5)],
+        *[(0, 0, 1e308, 1e308), (1.7e308, 0, 1.7e308, 5), (-np.inf, 0, 5, 5)],
+    ],
 )
 def test_bad_boxes_are_refused(box):
     with pytest.raises(HrnetppError, match="box"):
@@ -117,14 +129,52 @@ def test_points_keep_their_shape_and_rounding_is_left_to_others():
 
 @pytest.mark.parametrize(
     ("center", "scale", "rotation"),
-    [((0, 0), (0, 1), 0), ((0, 0), (-2, 1), 0), ((np.nan, 0), (2, 1), 0), ((0, 0), (2, 1), np.inf)],
+    [
+        *[((0, 0), (0, 1), 0), ((0, 0), (-2, 1), 0), ((np.nan, 0), (2, 1), 0), ((0, 0), (2, 1), np.inf)],
+        *[
+            ((0, 0), (2, np.nan), 0),
+            ((0, 0), (np.inf, 1), 0),
+            ((1e308, 0), (2, 1), 0),
+            ((0, 0), (1e-307, 1), 0),
+        ],
+    ],
 )
 def test_bad_crops_are_refused(center, scale, rotation):
     with pytest.raises(HrnetppError, match="padded box"):
         crop_matrix(np.array(center), np.array(scale), rotation, INPUT_HW)
 
 
-@pytest.mark.parametrize("linear", [[[1, 2], [2, 4]], [[np.nan, 0], [0, 1]]])
+@pytest.mark.parametrize("linear", [[[1, 2], [2, 4]], [[np.nan, 0], [0, 1]], [[1e-200, 0], [0, 1e-200]]])
 def test_map_without_inverse_is_refused(linear):
     with pytest.raises(HrnetppError, match="no inverse"):
         invert_matrix(np.column_stack([linear, [5, 6]]))
+
+
+@pytest.mark.parametrize("call", [invert_matrix, lambda matrix: transform_points(np.zeros((4, 2)), matrix)])
+@pytest.mark.parametrize("shape", [(2, 2), (3, 3), (6,)])
+def test_matrix_of_another_shape_is_refused(call, shape):
+    with pytest.raises(HrnetppError, match=r"give \(2, 3\)"):
+        call(np.ones(shape))
+
+
+@pytest.mark.parametrize("coordinates", [OFFICIAL, EXACT_SHIFT, UDP])
+def test_corners_of_the_padded_box_go_to_the_ends_of_the_crop(coordinates):
+    center, scale = bbox_to_center_scale(np.array([30.0, 40.0, 60.0, 90.0]), (256, 192))
+    matrix = crop_matrix(center, scale, 0.0, coordinates.crop_hw((256, 192)))
+    ends = transform_points(np.array([center - scale / 2, center + scale / 2]), matrix)
+    far = (191, 255) if coordinates.size_minus_one else (192, 256)
+    # The zoom follows the width alone, so between pixel centres the height is a sixth of a px off.
+    assert np.allclose(ends, [(0, 0), far], atol=0.17)
+    assert np.allclose(ends[:, 0], (0, far[0]))
+
+
+def test_udps_outermost_cells_lie_on_the_outermost_pixels():
+    stride = UDP.stride_xy((256, 192))
+    assert np.allclose(stride * (192 / 4 - 1, 256 / 4 - 1), (191, 255))
+    assert OFFICIAL.stride_xy((256, 192)).tolist() == [4.0, 4.0]
+
+
+def test_unknown_convention_lists_the_valid_ones():
+    assert get_convention("udp") is UDP
+    with pytest.raises(HrnetppError, match="official, exact_shift, udp"):
+        get_convention("dark")

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.heatmap import decode, encode, flip_back
 
 INPUT_HW, HEATMAP_HW = (64, 48), (16, 12)
@@ -56,8 +57,6 @@ def test_unlabelled_keypoints_have_no_weight_even_if_not_finite():
     heatmaps, weight = encode(points, np.array([0, 2]), INPUT_HW, HEATMAP_HW, 1.5)
     assert weight.tolist() == [0, 1] and not heatmaps[0].any() and heatmaps[1].max() == 1
     assert heatmaps.dtype == weight.dtype == np.float32
-    with pytest.raises(ValueError, match="keypoint 0 is labelled but not finite"):
-        encode(points, np.array([1, 1]), INPUT_HW, HEATMAP_HW, 2)
 
 
 def test_decode_moves_a_quarter_cell_towards_the_higher_neighbour():
@@ -130,9 +129,43 @@ def test_flip_back_swaps_pairs_mirrors_and_shifts():
     assert torch.equal(flip_back(flip_back(maps, ((0, 2),), False), ((0, 2),), False), maps)
 
 
-def test_wrong_shapes_are_refused():
+def test_flip_back_interpolates_a_part_of_a_cell():
+    maps = torch.tensor([0.0, 0.0, 4.0, 8.0]).reshape(1, 1, 1, 4).repeat(2, 3, 5, 1)
+    # mirrored: 8 4 0 0; moved by a cell: 8 8 4 0
+    assert flip_back(maps, (), shift=0.75)[1, 2, 3].tolist() == [8.0, 7.0, 3.0, 0.0]
+    assert torch.equal(flip_back(maps, (), shift=1.0), flip_back(maps, ()))
+    assert torch.equal(flip_back(maps, (), shift=0.0), flip_back(maps, (), shift=False))
+    with pytest.raises(HrnetppError, match="within 0 and 1"):
+        flip_back(maps, (), shift=1.5)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 0, 5)])
+def test_heatmaps_of_another_shape_are_refused(shape):
     for call in (lambda m: decode(m), lambda m: flip_back(m, ())):
-        with pytest.raises(ValueError, match="B, K, H, W"):
-            call(torch.zeros(3, 4, 5))
-    with pytest.raises(ValueError, match="sigma"):
-        encode(np.zeros((1, 2)), np.ones(1), INPUT_HW, HEATMAP_HW, 0)
+        with pytest.raises(HrnetppError, match="B, K, H, W"):
+            call(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_heatmaps_that_are_not_finite_are_refused(value):
+    maps = torch.zeros(2, 3, 5, 4)
+    maps[1, 2, 4, 0] = value
+    with pytest.raises(HrnetppError, match="not finite"):
+        decode(maps)
+
+
+@pytest.mark.parametrize("x", [math.nan, -math.inf, 1e308, 2.0**34])
+def test_labelled_keypoints_that_are_nowhere_are_refused(x):
+    with pytest.raises(HrnetppError, match="keypoint 1 is labelled but at"):
+        encode(np.array([[5.0, 3.0], [x, 3.0], [9.0, 9.0]]), np.ones(3), INPUT_HW, HEATMAP_HW, 2)
+
+
+@pytest.mark.parametrize("sigma", [0, -1.0, 1e-300, math.nan, math.inf, 1e9])
+def test_sigmas_that_make_no_sense_are_refused(sigma):
+    with pytest.raises(HrnetppError, match="sigma must be 0.01 to 1000 cells"):
+        encode(np.zeros((1, 2)), np.ones(1), INPUT_HW, HEATMAP_HW, sigma)
+
+
+def test_keypoints_and_labels_must_belong_together():
+    with pytest.raises(HrnetppError, match=r"give \(K, 2\) and \(K,\)"):
+        encode(np.zeros((3, 2)), np.ones(1), INPUT_HW, HEATMAP_HW, 2)
