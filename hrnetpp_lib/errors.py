@@ -14,8 +14,5 @@ class Preempted(SystemExit):
     EXIT_CODE = 75  # "temporary failure" among the BSD exit codes
 
     def __init__(self, message: str):
-        super().__init__(self.EXIT_CODE)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+        super().__init__(message)
+        self.code = self.EXIT_CODE
