@@ -6,11 +6,9 @@ class HrnetppError(ValueError):
 
 
 class Preempted(SystemExit):
-    """The scheduler asked the process to end; everything is saved, and the same command goes on.
+    """The scheduler asked the process to end; everything is saved, and the same command goes on."""
 
-    No kind of Exception, so that nothing that answers bad input can take it for that.
-    """
-
+    # No kind of Exception, so that nothing that answers bad input can take it for that.
     EXIT_CODE = 75  # "temporary failure" among the BSD exit codes
 
     def __init__(self, message: str):

@@ -29,10 +29,7 @@ def project_root() -> Path:
 
 
 def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
-    """Make sure that a path is a regular file of at most so many bytes; `remedy` says what to do if not.
-
-    Raises: HrnetppError if it is missing, a folder, a pipe or a device, or larger.
-    """
+    """Refuse all but a regular file of so many bytes. Raises: HrnetppError, which ends with the remedy."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -47,10 +44,7 @@ def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
 
 
 def read_bytes(path: Path, remedy: str = "check the path", most_bytes: int = _MOST_BYTES) -> bytes:
-    """The content of a regular file.
-
-    Raises: HrnetppError as `check_file`, or if it cannot be read.
-    """
+    """The content of a regular file. Raises: HrnetppError as `check_file`, or if it cannot be read."""
     check_file(path, remedy, most_bytes)
     try:
         return path.read_bytes()
@@ -64,10 +58,7 @@ def read_json(path: Path, kind: type[Content], remedy: str = "check the path") -
 
 
 def decode_json(text: bytes | str, kind: type[Content], name: Path | str, remedy: str) -> Content:
-    """As `read_json`, for text that is in memory; messages begin with `name`.
-
-    Raises: HrnetppError if it is no json, or not of that type; names the place in it.
-    """
+    """As `read_json`, for text in memory. Raises: HrnetppError that begins with `name` and says the place."""
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:  # a ValidationError is a DecodeError
@@ -88,11 +79,8 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; after the block its content has reached the disk and takes the place of `path`.
-
-    Of two processes that write the same file, the last one's stays. Where writing fails, `path` is as it was.
-    """
-    # Writers look at the suffix, so it stays the last part of the name.
+    """A path to write to; after a block that succeeds its content, on the disk, takes `path`'s place."""
+    # Of two writers, the last one's stays. They look at the suffix: it stays the last part of the name.
     part = path.with_name(f".{path.stem}.{uuid4().hex}.part{path.suffix}")
     with _writing(path):
         try:
@@ -117,10 +105,7 @@ def replace_durably(part: Path, path: Path) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write indented json, whole or not at all; dataclasses, tuples and arrays become objects and lists.
-
-    Raises: HrnetppError if it cannot be written.
-    """
+    """Write dataclasses, arrays and the like as indented json. Raises: HrnetppError if that cannot be."""
     try:
         text = msgspec.json.encode(content, enc_hook=methodcaller("tolist"))  # numpy's numbers
     except UnicodeError as error:  # the name of a file may be no text
@@ -134,7 +119,7 @@ def whole_folder(path: Path, is_whole: Callable[[Path], bool] = os.path.exists) 
     """A folder to fill, which gets its name after the block; None where it needs no making.
 
     Processes that want the same folder wait for one another. Where it is there but not whole, the files of
-    the new one take their places in it, and whatever else it holds stays. Nothing half made keeps its name.
+    the new one take their places in it, and whatever else it holds stays. Nothing half made is left.
     """
     if is_whole(path):  # it may lie where nobody can write
         yield None

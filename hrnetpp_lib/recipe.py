@@ -7,7 +7,7 @@ folder. What a field may hold is said by its annotation: `check_run` and `read_r
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Annotated, Literal, TypeVar
@@ -88,7 +88,7 @@ class Architecture:
     @property
     def switches(self) -> dict[str, bool]:
         """The four switches as keyword arguments of `hrnet.HRNet`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        return {name: value for name, value in asdict(self).items() if name != "name"}
 
 
 HRNET = Architecture("hrnet")
@@ -148,6 +148,7 @@ class Profile:
         return self.input_hw[0] // 4, self.input_hw[1] // 4  # cells
 
 
+_ENGINE_VERSION = 2  # raise it when the same recipe gives other weights: old runs are not taken for new
 SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
 
 # fmt: off
@@ -189,17 +190,10 @@ PROFILES = {profile.name: profile for profile in (SMOKE, MINI, LSPET_CPU, LSPET,
 
 
 def get_profile(name: str) -> Profile:
-    """The profile of that name.
-
-    Raises: HrnetppError if there is none; the message lists the valid names.
-    """
+    """The profile of that name. Raises: HrnetppError that lists the valid names."""
     if name not in PROFILES:
         raise HrnetppError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
-
-
-# Raise it when the same recipe gives other weights than before, so that older runs are not taken for new.
-_ENGINE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -251,17 +245,10 @@ def resolve(
     previous: Run | None = None,
     epochs: int | None = None,
 ) -> Run:
-    """Join method and budget into one run.
+    """Join method and budget into one run: the profile scales the stage's epochs and learning rates.
 
-    Args:
-        stage: One of `STAGES`, perhaps with fields replaced.
-        profile: Scales the stage's epochs and learning rates.
-        architecture: Which of the four changes are on.
-        seed: Seeds weights, order and augmentation.
-        previous: The run whose weights this one starts from.
-        epochs: Overrides the profile's number of epochs (for ablations).
-
-    Raises: HrnetppError as `check_run`.
+    `seed` decides weights, order and augmentation; the run starts from the weights of `previous`; `epochs`
+    overrides the profile's number (for ablations). Raises: HrnetppError as `check_run`.
     """
     index, profile = _position(stage), _typed(profile, Profile)
     epochs = profile.epochs[index] if epochs is None else epochs
@@ -287,11 +274,7 @@ def _typed(part: Part, kind: type[Part]) -> Part:
 
 
 def check_run(run: Run) -> Run:
-    """A run that can be trained, with the types that its annotations ask for.
-
-    Raises: HrnetppError if a field does not hold what its annotation says, the stage is unknown, an
-        architecture's name stands for other switches, or network or batch are too large for any device.
-    """
+    """The run, typed as annotated. Raises: HrnetppError if a part of it is none, or too large to train."""
     run = _typed(run, Run)
     _position(run.stage)
     profile, architecture = run.profile, run.architecture
@@ -318,10 +301,7 @@ def ablation_runs(profile: Profile, seed: int = 0) -> tuple[Run, ...]:
 
 
 def read_recipe(path: Path) -> Run:
-    """The run that a recipe.json describes; `dataclasses.asdict` of it is what the file holds.
-
-    Raises: HrnetppError if the file cannot be read, or a field is missing, unknown or of a wrong value.
-    """
+    """The run of a recipe.json. Raises: HrnetppError if a field is missing, unknown or of a wrong value."""
     remedy = "give a recipe.json as training writes it"
     text = read_bytes(path, remedy, most_bytes=2**20)
     run = decode_json(text, Run, path, remedy)

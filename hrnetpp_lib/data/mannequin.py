@@ -160,7 +160,6 @@ def shown_on(name: str) -> set[str]:
 
 
 _TORSO_RADII = {"left_shoulder": 0.036, "right_shoulder": 0.036, "left_hip": 0.052, "right_hip": 0.052}
-_HEAD_RADII = np.array([0.067, 0.088])  # half width and half height, statures
 
 
 @dataclass
@@ -279,7 +278,7 @@ def _paint_torso(canvas: Canvas, person, points, stature_px: float, owner: int, 
 
 def _paint_head(canvas: Canvas, person, points, stature_px: float, owner: int, paint_limb: Callable) -> None:
     """An ellipsoid whose hair and face turn with the head."""
-    radii = _HEAD_RADII * stature_px * (0.75 + 0.22 * person.girth)
+    radii = np.array([0.067, 0.088]) * stature_px * (0.75 + 0.22 * person.girth)  # half width and height
     reach = int(radii.max() * 1.35) + 2
     centre = points["head"]
     x0, y0 = np.floor(centre - reach).astype(int)
@@ -288,8 +287,7 @@ def _paint_head(canvas: Canvas, person, points, stature_px: float, owner: int, p
             paint_limb(points[ear], points[ear] + [0, 0.5], (0.019, 0.019), person.skin * 0.9, girth=1.0)
     grid = np.arange(2 * reach + 1)
     dx, dy = (x0 + grid - centre[0])[None, :], -(y0 + grid - centre[1])[:, None]
-    up = person.head_rotation[:2, 1]
-    up = up / max(np.hypot(*up), 1e-3)
+    up = person.head_rotation[:2, 1] / max(np.hypot(*person.head_rotation[:2, 1]), 1e-3)
     u, v = (dx * up[1] - dy * up[0]) / radii[0], (dx * up[0] + dy * up[1]) / radii[1]
     squared = u**2 + v**2
     w = np.sqrt(np.clip(1 - squared, 0, 1))

@@ -21,9 +21,7 @@ from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
 from hrnetpp_lib.recipe import SYNTHETIC_BOXES
 
 _VERSION = 1  # raise it whenever the same seed gives other files
-_JPEG_QUALITY = 92
 _ROLES = ("coco_train", "coco_val", "ai_challenger_train", "ai_challenger_validation")  # order seeds them
-_MIN_VISIBLE_PX = 150  # a person with fewer pixels in sight is not labelled and not counted
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,9 @@ def _intersection(a: np.ndarray, b: np.ndarray) -> float:
 def _label(canvas: Canvas, number: int, person: Person, hips_xy, stature_px) -> LabelledPerson | None:
     """Keypoints, box and area of a painted person; None if next to nothing of it is in sight."""
     mine = (canvas.owner > 100 * number) & (canvas.owner <= 100 * number + len(PARTS))
-    if (area := int(mine.sum())) < _MIN_VISIBLE_PX:
+    if (area := int(mine.sum())) < 150:  # px: too few to be labelled and counted
         return None
-    columns, rows = np.flatnonzero(mine.any(axis=0)), np.flatnonzero(mine.any(axis=1))
-    box = np.array([columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1], float)
+    box = np.array(cv2.boundingRect(mine.astype(np.uint8)), float)
     annotate = partial(_keypoints, canvas, number, person, hips_xy, stature_px)
     return LabelledPerson({one.name: annotate(one) for one in (COCO17, AIC14)}, box, float(area))
 
@@ -170,7 +167,6 @@ def write_dataset(root: Path, places: Callable, *persons: int, seed: int = 0, pr
     `places` gives the json and image folder of each set below a folder. Persons are those of COCO train, of
     AI Challenger (a tenth of them for its validation) and of COCO val, which also gets a detector's boxes.
     The same numbers and seed give the same bytes; several programs may ask for the same folder at once.
-
     Raises: HrnetppError if root holds something else or cannot be written, or a number is not positive.
     """
     coco_train, ai_challenger, coco_val = persons
@@ -210,10 +206,9 @@ def _write_sets(places: dict, counts: dict[str, int], seed: int, processes: int)
             folder.mkdir(parents=True)
             json_path.parent.mkdir(exist_ok=True)
             coco = role.startswith("coco")
-            render = partial(
-                _render_jpeg, folder, "{:012d}.jpg" if coco else "{:040x}.jpg", (seed, _ROLES.index(role))
-            )
-            content = (_label_coco if coco else _label_ai_challenger)(_render_until(persons, render, mapper))
+            name_pattern, label = ("{:012d}.jpg", _label_coco) if coco else ("{:040x}.jpg", _label_challenger)
+            render = partial(_render_jpeg, folder, name_pattern, (seed, _ROLES.index(role)))
+            content = label(_render_until(persons, render, mapper))
             json_path.write_text(json.dumps(content))
             if role == "coco_val":
                 boxes = json_path.parents[1] / "person_detection_results" / SYNTHETIC_BOXES
@@ -237,7 +232,7 @@ def _render_jpeg(
     path = folder / name_pattern.format(number)
     if persons:
         # Not cv2.imwrite, which may call a file written that a full disk has cut.
-        jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
+        jpeg = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         path.write_bytes(jpeg)
     return path, image.shape[:2], persons
 
@@ -278,7 +273,7 @@ def _label_coco(pictures: Iterable[tuple]) -> dict:
     return content | {"categories": [category | {"keypoints": list(COCO17.names)}]}
 
 
-def _label_ai_challenger(pictures: Iterable[tuple]) -> list[dict]:
+def _label_challenger(pictures: Iterable[tuple]) -> list[dict]:
     """Content of AI Challenger's json in the original format: v 1 visible, 2 hidden, 3 not labelled."""
     records = []
     for _, path, _, found in pictures:
