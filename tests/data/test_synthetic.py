@@ -30,7 +30,8 @@ from hrnetpp_lib.recipe import SMOKE, SYNTHETIC_BOXES
 
 COUNTS = (11, 20, 7)  # COCO train, AI Challenger (2 of them for validation), COCO val
 EXPECTED = {"coco_train": 11, "coco_val": 7, "ai_challenger_train": 18, "ai_challenger_validation": 2}
-TRAIN_JSON = "coco/annotations/person_keypoints_train2017.json"
+TRAIN_JSON, VAL_JSON = (f"coco/annotations/person_keypoints_{split}2017.json" for split in ("train", "val"))
+BOXES = f"coco/person_detection_results/{SYNTHETIC_BOXES}"
 FIRST_PICTURE = "coco/train2017/000000000001.jpg"
 
 
@@ -53,16 +54,6 @@ def root(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("synthetic") / "data", *COUNTS, seed=3)
 
 
-@pytest.fixture(scope="module")
-def coco_val(root) -> dict:
-    return load(root / "coco/annotations/person_keypoints_val2017.json")
-
-
-@pytest.fixture(scope="module")
-def detections(root) -> list[dict]:
-    return load(root / "coco/person_detection_results" / SYNTHETIC_BOXES)
-
-
 def labelled(person, number: int = 0, cover=None, skeleton=COCO17, hips=HIPS):
     canvas = empty_canvas()
     paint_person(canvas, person, number, hips, STATURE)
@@ -78,7 +69,7 @@ def test_visible_keypoints_lie_on_their_own_person(skeleton):
         canvas, keypoints = labelled(person, 1, skeleton=skeleton)
         for name, (x, y, v) in zip(skeleton.names, keypoints, strict=True):
             if v == 2 and name != "head_top":  # that one lies on the outline
-                owner = canvas.owner[int(np.round(y)), int(np.round(x))]
+                owner = canvas.owner[round(y), round(x)]
                 assert owner // 100 == 1 and PARTS[owner % 100 - 1] in shown_on(name)
                 seen += 1
     assert seen > 200
@@ -142,13 +133,10 @@ def scenes() -> list:
     return [synthetic.render_scene(np.random.default_rng(seed)) for seed in range(40)]
 
 
-def test_pictures_are_uint8_rgb_of_two_shapes(scenes):
+def test_labels_lie_inside_the_picture_of_two_shapes_and_what_is_visible_in_the_box(scenes):
     assert {image.shape for image, _ in scenes} == {(240, 320, 3), (320, 240, 3)}
-    assert all(image.dtype == np.uint8 and image.std() > 5 for image, _ in scenes)
-
-
-def test_labels_lie_inside_the_picture_and_what_is_visible_in_the_box(scenes):
     for image, persons in scenes:
+        assert image.dtype == np.uint8 and image.std() > 5
         size = np.array(image.shape[1::-1])
         for person in persons:
             low, high = person.bbox_xywh[:2], person.bbox_xywh[:2] + person.bbox_xywh[2:]
@@ -258,11 +246,10 @@ def test_what_is_missing_or_cut_is_made_again_and_the_rest_kept(whole, tmp_path,
     assert digests(root) == digests(whole)
 
 
-@pytest.mark.parametrize("arguments", [(12, 20, 7, 3), (11, 21, 7, 3), (11, 20, 8, 3), (11, 20, 7, 4)])
-def test_a_folder_of_other_data_is_refused(root, arguments):
-    *counts, seed = arguments
+@pytest.mark.parametrize("asked", [(12, 20, 7, 3), (11, 21, 7, 3), (11, 20, 8, 3), (11, 20, 7, 4)])
+def test_a_folder_of_other_data_is_refused(root, asked):
     with pytest.raises(HrnetppError, match="not the synthetic data asked for.*delete the folder") as caught:
-        write_dataset(root, *counts, seed=seed)
+        write_dataset(root, *asked[:3], seed=asked[3])
     assert str(root) in str(caught.value)
 
 
@@ -292,11 +279,10 @@ if __name__ == "__main__":
 @pytest.fixture
 def start_writing(tmp_path):
     """Starts a program that writes tmp_path/data after so many seconds."""
-    (tmp_path / "write.py").write_text(WRITE)
     started = []
 
     def start(delay: float, persons: int) -> subprocess.Popen:
-        command = [sys.executable, tmp_path / "write.py", tmp_path / "data", str(delay), str(persons)]
+        command = [sys.executable, "-c", WRITE, tmp_path / "data", str(delay), str(persons)]
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True))
         return started[-1]
 
@@ -331,7 +317,7 @@ def test_a_killed_program_leaves_no_workers_and_nothing_taken_for_whole(start_wr
         wait_for(lambda: os.killpg(program.pid, 0), 10)
     assert not (tmp_path / "data").exists()
     assert digests(write_dataset(tmp_path / "data", 3, 2, 1)) == digests(whole)
-    assert {path.name for path in tmp_path.iterdir()} == {"data", ".data.lock", "write.py"}
+    assert {path.name for path in tmp_path.iterdir()} == {"data", ".data.lock"}
 
 
 FEW = [(0, 2, 1), (1, 1, 1), (1, 2, 0), (1, 0, 1), (-3, 2, 1)]
@@ -348,8 +334,7 @@ def test_every_set_needs_a_person_and_rendering_a_process(tmp_path, counts, proc
 
 @pytest.mark.parametrize(("split", "persons"), [("train", 11), ("val", 7)])
 def test_coco_files(root, split, persons):
-    content = load(root / f"coco/annotations/person_keypoints_{split}2017.json")
-    folder = root / f"coco/{split}2017"
+    content, folder = load(root / VAL_JSON.replace("val", split)), root / f"coco/{split}2017"
     annotations, sizes = content["annotations"], {}
     assert {image["file_name"] for image in content["images"]} == {path.name for path in folder.iterdir()}
     assert {image["id"] for image in content["images"]} == {a["image_id"] for a in annotations}
@@ -371,24 +356,18 @@ def test_coco_files(root, split, persons):
         assert (keypoints[:, :2] <= [width - 1, height - 1]).all()
 
 
-def test_pycocotools_loads_ground_truth_and_detections(root, detections):
+def test_detections_have_coco_format_and_are_best_first_in_every_image(root):
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(root / "coco/annotations/person_keypoints_val2017.json"))
-        found = coco.loadRes(str(root / "coco/person_detection_results" / SYNTHETIC_BOXES))
-    assert len(coco.getAnnIds(catIds=[1])) == 7
-    assert len(found.getAnnIds()) == len(detections) >= 5
-
-
-def test_detections_have_coco_format_and_are_best_first_in_every_image(coco_val, detections):
-    sizes = {image["id"]: (image["width"], image["height"]) for image in coco_val["images"]}
-    scores = {image_id: [] for image_id in sizes}
+        coco = COCO(str(root / VAL_JSON))
+        found = coco.loadRes(str(root / BOXES))
+    detections, scores = load(root / BOXES), {image_id: [] for image_id in coco.imgs}
+    assert len(coco.getAnnIds(catIds=[1])) == 7 and len(found.getAnnIds()) == len(detections) >= 5
     for detection in detections:
         assert set(detection) == {"image_id", "category_id", "bbox", "score"}
         assert detection["category_id"] == 1 and 0 < detection["score"] < 1
-        width, height = sizes[detection["image_id"]]
-        x, y, w, h = detection["bbox"]
+        image, (x, y, w, h) = coco.imgs[detection["image_id"]], detection["bbox"]
         assert w > 0 and h > 0 and x >= 0 and y >= 0
-        assert x + w <= width + 0.01 and y + h <= height + 0.01  # rounded to hundredths
+        assert x + w <= image["width"] + 0.01 and y + h <= image["height"] + 0.01  # rounded to hundredths
         scores[detection["image_id"]].append(detection["score"])
     assert all(found == sorted(found, reverse=True) for found in scores.values())
 
@@ -457,9 +436,8 @@ def test_our_readers_read_all_of_it(root):
     tables = [read_coco(paths.coco_json(split), paths.coco_images(split)) for split in ("train", "val")]
     assert [len(table) for table in tables] == [11, 7]
     assert not any(sum(table.dropped.values()) for table in tables)
-    boxes = paths.coco / "person_detection_results" / SYNTHETIC_BOXES
-    found = read_coco_detections(boxes, paths.coco_json("val"), paths.coco_images("val"))
-    assert len(found) == len(load(boxes))
+    found = read_coco_detections(root / BOXES, paths.coco_json("val"), paths.coco_images("val"))
+    assert len(found) == len(load(root / BOXES))
     parts = [read_ai_challenger(*paths.ai_challenger(split)) for split in ("train", "validation")]
     assert [len(part) for part in parts] == [18, 2] and parts[0].skeleton is AIC14
     assert (parts[0].keypoints[:, :, 2] == 2).mean() > 0.5  # AI Challenger's 1 is the common case
