@@ -48,13 +48,16 @@ def test_project_root_is_the_checkout_or_where_one_stands(tmp_path, monkeypatch)
     assert files.project_root() == tmp_path
 
 
-def test_a_file_is_read_up_to_the_bound(tmp_path):
+def test_a_file_is_read_up_to_the_bound_or_named(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     assert read_bytes(path, most_bytes=3) == b"abc"
     assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(HrnetppError, match="file: has 3 bytes, more than the 2"):
         read_bytes(path, most_bytes=2)
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(HrnetppError, match=rf"file: cannot be read \(Permission denied\); {REMEDY}"):
+        read_json(path, dict, REMEDY)
 
 
 @contextlib.contextmanager
@@ -84,13 +87,6 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name):
             with pytest.raises(HrnetppError, match=REMEDY) as caught:
                 read(tmp_path / name, remedy=REMEDY)
             assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("{}")
-    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "Permission denied")))
-    with pytest.raises(HrnetppError, match=rf"file: cannot be read \(Permission denied\); {REMEDY}"):
-        read_json(tmp_path / "file", dict, REMEDY)
 
 
 BAD_JSON = {
@@ -246,16 +242,12 @@ def test_left_overs_of_killed_programs_go_and_other_folders_stay(tmp_path):
     assert names(tmp_path) == kept and names(tmp_path / "data[1]") == ["b", "deep"]
 
 
-def test_a_folder_that_is_there_needs_no_lock_and_is_left_alone(tmp_path):
-    (tmp_path / "data").mkdir()
-    with whole_folder(tmp_path / "data") as part:
-        assert part is None
-    assert names(tmp_path) == ["data"]  # no lock, which nobody might be allowed to write
-
-
-def test_a_folder_that_lacks_something_gets_it_and_keeps_the_rest(tmp_path):
+def test_a_folder_that_is_there_is_left_alone_or_gets_what_it_lacks(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
+    with whole_folder(data) as part:
+        assert part is None
+    assert names(tmp_path) == ["data"]  # no lock, which nobody might be allowed to write
     for name in ("b", "c"):
         (data / name).write_text("old")
     with whole_folder(data, lambda path: (path / "deep").exists()) as part:

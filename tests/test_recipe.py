@@ -14,16 +14,13 @@ from hrnetpp_lib.files import write_json
 from hrnetpp_lib.recipe import COCO, HRNET, MINI, PROFILES, SMOKE, STAGE1, STAGE2, STAGE3, resolve
 
 
-def test_the_reports_three_stages():
+def test_the_reports_three_stages_which_the_coco_profile_leaves_unscaled():
     assert [(s.dataset, s.loss, s.epochs, s.lr_start, s.lr_end) for s in (STAGE1, STAGE2, STAGE3)] == [
         ("ai_challenger", "heatmap_mse", 30, 1e-3, 1e-3),
         ("coco", "heatmap_mse", 150, 1e-3, 5e-5),
         ("coco", "softargmax_l1", 20, 2e-5, 2e-7),
     ]
     assert STAGE3.alpha == 60 and STAGE3.decoder == "soft_argmax" and STAGE2.decoder == "quarter_offset"
-
-
-def test_the_coco_profile_is_the_report_unscaled():
     assert [run.stage for run in recipe.three_stages(COCO)] == [STAGE1, STAGE2, STAGE3]
     assert COCO.input_hw == (384, 288) and COCO.batch_size == 96 and COCO.heatmap_sigma == 3
 
@@ -74,8 +71,7 @@ def test_the_runs_of_today_are_found_again():
 
 
 def test_a_changed_first_stage_changes_the_whole_chain():
-    first = recipe.three_stages(MINI)
-    second = recipe.three_stages(replace(MINI, epochs=(1, *MINI.epochs[1:])))
+    first, second = map(recipe.three_stages, (MINI, replace(MINI, epochs=(1, *MINI.epochs[1:]))))
     assert not {run.name for run in first} & {run.name for run in second}
     assert [run.previous for run in first] == [None, first[0].name, first[1].name]
 

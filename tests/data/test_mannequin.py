@@ -1,6 +1,7 @@
 """Synthetic people: sides, bones, clothes, and what is painted where; the seed decides everything."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -34,12 +35,11 @@ def people(wanted, count: int = 12) -> list[mannequin.Person]:
     return found
 
 
-def from_the_front(person) -> bool:
-    return person.joints["neck"][1] > 0.25 and person.facing > 0.85
+def from_the_front(person, sign: int = 1) -> bool:
+    return person.joints["neck"][1] > 0.25 and sign * person.facing > 0.85
 
 
-def from_behind(person) -> bool:
-    return person.joints["neck"][1] > 0.25 and person.facing < -0.85
+from_behind = partial(from_the_front, sign=-1)
 
 
 @pytest.mark.parametrize(("view", "sign"), [(from_the_front, 1), (from_behind, -1)])
