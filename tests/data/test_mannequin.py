@@ -54,8 +54,7 @@ def test_facing_persons_have_their_left_at_larger_x_and_a_face_where_the_chest_i
 
 def test_front_views_are_the_most_common():
     facing = np.array([a_person(seed).facing for seed in range(600)])
-    assert 0.5 < (facing > 0.5).mean() < 0.8
-    assert 0.1 < (facing < -0.5).mean() < 0.35
+    assert 0.5 < (facing > 0.5).mean() < 0.8 and 0.1 < (facing < -0.5).mean() < 0.35
 
 
 @given(st.integers(0, 10_000))
@@ -94,7 +93,7 @@ def test_the_same_seed_gives_the_same_person():
 
 
 def test_projection_turns_up_into_smaller_y():
-    np.testing.assert_allclose(project(np.array([0.5, 0.25, 9.0]), np.array([10.0, 20.0]), 100), [60, -5])
+    assert project(np.array([0.5, 0.25, 9.0]), np.array([10.0, 20.0]), 100).tolist() == [60, -5]
 
 
 def test_a_blended_patch_is_cut_off_at_the_border():
@@ -105,10 +104,9 @@ def test_a_blended_patch_is_cut_off_at_the_border():
     assert (canvas.image[: HEIGHT - 1] == 128).all() and (canvas.image[:, 4:] == 128).all()
     assert canvas.owner.sum() == 4 * 5
     canvas.blend(3, 3, red, np.full((4, 6), 0.5), owner=6)
-    assert not (canvas.owner == 6).any()  # half transparent: still what is behind it
     for corner in ((WIDTH, 0), (-6, 0), (0, HEIGHT), (0, -4)):
         canvas.blend(*corner, red, np.ones((4, 6)), owner=7)
-    assert not (canvas.owner == 7).any()
+    assert set(np.unique(canvas.owner)) == {0, 5}  # half transparent: still what is behind it
 
 
 def test_only_the_persons_pixels_are_painted():

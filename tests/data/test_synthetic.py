@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ from test_mannequin import HEIGHT, HIPS, PAIRS, STATURE, empty_canvas, from_behi
 from hrnetpp_lib.data import synthetic
 from hrnetpp_lib.data.annotations import read_ai_challenger, read_coco, read_coco_detections
 from hrnetpp_lib.data.images import read_image
-from hrnetpp_lib.data.layout import DataPaths, prepare_data
+from hrnetpp_lib.data.layout import DataPaths
 from hrnetpp_lib.data.mannequin import PARTS, paint_person, shown_on
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
-from hrnetpp_lib.recipe import SMOKE, SYNTHETIC_BOXES
+from hrnetpp_lib.recipe import SYNTHETIC_BOXES
 
 COUNTS = (11, 20, 7)  # COCO train, AI Challenger (2 of them for validation), COCO val
 EXPECTED = {"coco_train": 11, "coco_val": 7, "ai_challenger_train": 18, "ai_challenger_validation": 2}
@@ -90,8 +89,7 @@ def test_what_an_object_covers_is_labelled_but_hidden():
     free, covered = labelled(person)[1], labelled(person, cover=np.s_[int(HIPS[1]) - 5 :, :])[1]
     np.testing.assert_array_equal(free[:, :2], covered[:, :2])
     below, above = free[:, 1] > HIPS[1] - 4, free[:, 1] < HIPS[1] - 6
-    assert below.sum() >= 6
-    assert (covered[below & (free[:, 2] > 0), 2] == 1).all()
+    assert below.sum() >= 6 and (covered[below & (free[:, 2] > 0), 2] == 1).all()
     np.testing.assert_array_equal(covered[above], free[above])
 
 
@@ -122,9 +120,9 @@ def test_box_and_area_are_those_of_the_pixels_in_sight():
 
 
 def test_both_skeletons_agree_on_the_keypoints_they_share():
+    shared = [COCO17.names.index(name) for name in AIC14.names[:12]]
     for person in people(from_the_front, 5):
         coco, challenger = labelled(person)[1], labelled(person, skeleton=AIC14)[1]
-        shared = [COCO17.names.index(name) for name in AIC14.names[:12]]
         np.testing.assert_array_equal(challenger[:12], coco[shared])
 
 
@@ -433,10 +431,3 @@ def test_our_readers_read_all_of_it(root):
     parts = [read_ai_challenger(*paths.ai_challenger(split)) for split in ("train", "validation")]
     assert [len(part) for part in parts] == [18, 2] and parts[0].skeleton is AIC14
     assert (parts[0].keypoints[:, :, 2] == 2).mean() > 0.5  # AI Challenger's 1 is the common case
-
-
-def test_a_profile_makes_its_own_data(tmp_path):
-    profile = replace(SMOKE, synthetic_persons=(2, 3, 2))
-    paths = prepare_data(profile, tmp_path)
-    assert paths.root == tmp_path / "smoke" and paths.boxes_json(profile).is_file()
-    assert load(paths.root / "manifest.json")["persons"]["coco_train"] == 2
