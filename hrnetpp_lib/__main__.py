@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except Preempted as error:
         if os.environ.get("RANK", "0") == "0":
-            print(error.message, file=sys.stderr)
+            print(error, file=sys.stderr)
         return Preempted.EXIT_CODE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what the interpreter flushes at its end

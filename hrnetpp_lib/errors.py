@@ -6,16 +6,11 @@ class HrnetppError(ValueError):
 
 
 class Preempted(SystemExit):
-    """The scheduler asked the process to end; everything is saved, and the same command goes on.
+    """The scheduler asked the process to end; everything is saved, and the same command goes on."""
 
-    No kind of Exception, so that nothing that answers bad input can take it for that.
-    """
-
+    # No kind of Exception, so that nothing that answers bad input can take it for that.
     EXIT_CODE = 75  # "temporary failure" among the BSD exit codes
 
     def __init__(self, message: str):
-        super().__init__(self.EXIT_CODE)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+        super().__init__(message)
+        self.code = self.EXIT_CODE

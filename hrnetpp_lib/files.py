@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from operator import methodcaller
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -28,23 +29,13 @@ def project_root() -> Path:
 
 
 def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
-    """Make sure that a path is a regular file of a size that fits into memory.
-
-    Args:
-        path: The file.
-        remedy: What to do where it is not there.
-        most_bytes: The largest size that makes sense.
-
-    Raises:
-        HrnetppError: If it is missing, a folder, a pipe or a device, or larger.
-    """
+    """Refuse all but a regular file of so many bytes. Raises: HrnetppError, which ends with the remedy."""
     try:
         status = os.stat(path)
+    except FileNotFoundError:
+        raise HrnetppError(f"{path}: there is no such file; {remedy}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        reason = (
-            "there is no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        )
-        raise HrnetppError(f"{path}: {reason}; {remedy}") from None
+        raise HrnetppError(f"{path}: cannot be read ({error}); {remedy}") from None
     if not stat.S_ISREG(status.st_mode):
         raise HrnetppError(f"{path}: is no regular file; {remedy}")
     if status.st_size > most_bytes:
@@ -53,11 +44,7 @@ def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
 
 
 def read_bytes(path: Path, remedy: str = "check the path", most_bytes: int = _MOST_BYTES) -> bytes:
-    """The content of a regular file; see `check_file`.
-
-    Raises:
-        HrnetppError: If it is missing, no regular file, too large, or cannot be read.
-    """
+    """The content of a regular file. Raises: HrnetppError as `check_file`, or if it cannot be read."""
     check_file(path, remedy, most_bytes)
     try:
         return path.read_bytes()
@@ -65,29 +52,13 @@ def read_bytes(path: Path, remedy: str = "check the path", most_bytes: int = _MO
         raise HrnetppError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
 
 
-def read_json(
-    path: Path, kind: type[Content], remedy: str = "check the path", most_bytes: int = _MOST_BYTES
-) -> Content:
-    """What a json file holds, as the type that it must be.
-
-    Args:
-        path: The file.
-        kind: A msgspec Struct, a dataclass, or a type built of such and of lists, dicts, texts and numbers.
-        remedy: What to do where the file is missing or wrong.
-        most_bytes: The largest size that makes sense.
-
-    Raises:
-        HrnetppError: If it cannot be read, is no json, or not of that type; names the place in the file.
-    """
-    return decode_json(read_bytes(path, remedy, most_bytes), kind, path, remedy)
+def read_json(path: Path, kind: type[Content], remedy: str = "check the path") -> Content:
+    """What a json file holds, as the type that it must be (a msgspec Struct, a dataclass, ...)."""
+    return decode_json(read_bytes(path, remedy), kind, path, remedy)
 
 
 def decode_json(text: bytes | str, kind: type[Content], name: Path | str, remedy: str) -> Content:
-    """As `read_json`, for text that is in memory.
-
-    Raises:
-        HrnetppError: If it is no json, or not of that type; the message begins with `name`.
-    """
+    """As `read_json`, for text in memory. Raises: HrnetppError that begins with `name` and says the place."""
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:  # a ValidationError is a DecodeError
@@ -108,14 +79,8 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; after the block its content has reached the disk and takes the place of `path`.
-
-    The folder is made. Two processes that write the same file do not meet: the last one's file stays.
-
-    Raises:
-        HrnetppError: If something cannot be written; `path` is as it was.
-    """
-    # Writers look at the suffix, so it stays the last part of the name.
+    """A path to write to; after a block that succeeds its content, on the disk, takes `path`'s place."""
+    # Of two writers, the last one's stays. They look at the suffix: it stays the last part of the name.
     part = path.with_name(f".{path.stem}.{uuid4().hex}.part{path.suffix}")
     with _writing(path):
         try:
@@ -140,39 +105,21 @@ def replace_durably(part: Path, path: Path) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write indented json, whole or not at all; dataclasses and tuples become objects and lists.
-
-    Raises:
-        HrnetppError: If it cannot be written.
-    """
+    """Write dataclasses, arrays and the like as indented json. Raises: HrnetppError if that cannot be."""
     try:
-        text = msgspec.json.format(msgspec.json.encode(content, enc_hook=_to_builtin), indent=2)
+        text = msgspec.json.encode(content, enc_hook=methodcaller("tolist"))  # numpy's numbers
     except UnicodeError as error:  # the name of a file may be no text
         raise HrnetppError(f"{path}: cannot be written ({error}); rename the file of that name") from None
     with whole_file(path) as part:
-        part.write_bytes(text + b"\n")
-
-
-def _to_builtin(value: object) -> object:
-    """A numpy scalar or array as Python's own numbers."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as json")
+        part.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path, is_whole: Callable[[Path], bool] = os.path.exists) -> Iterator[Path | None]:
-    """A folder to fill, which gets its name after the block; None where somebody has made it already.
+    """A folder to fill, which gets its name after the block; None where it needs no making.
 
     Processes that want the same folder wait for one another. Where it is there but not whole, the files of
-    the new one take their places in it, and whatever else it holds stays.
-
-    Args:
-        path: The folder.
-        is_whole: Whether it needs no making.
-
-    Raises:
-        HrnetppError: If something cannot be written; nothing half made is left under that name.
+    the new one take their places in it, and whatever else it holds stays. Nothing half made is left.
     """
     if is_whole(path):  # it may lie where nobody can write
         yield None
@@ -187,20 +134,15 @@ def whole_folder(path: Path, is_whole: Callable[[Path], bool] = os.path.exists) 
         try:
             part.mkdir()
             yield part
-            _take_place(part, path)
+            if path.exists():
+                for file in [file for file in part.rglob("*") if file.is_file()]:
+                    target = path / file.relative_to(part)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(target)
+            else:
+                part.rename(path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-
-
-def _take_place(part: Path, path: Path) -> None:
-    """Rename a folder, or move its files to where they belong in the one that is there."""
-    if not path.exists():
-        part.rename(path)
-        return
-    for file in [file for file in part.rglob("*") if file.is_file()]:
-        target = path / file.relative_to(part)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
 
 
 def sha256(path: Path) -> str:

@@ -1,14 +1,15 @@
 """The recipe: what the report trains (stages, architectures) and how much of it a profile can afford.
 
-A `TrainStage` is the method and the same everywhere; a `Profile` is the budget. `resolve` joins the two
-into a `Run`, whose hash names its folder: a finished run is found again, and never trained twice.
-The annotations say what each field may hold: `check_run` and `read_recipe` refuse everything else.
+A `TrainStage` is the method, a `Profile` the budget; `resolve` joins them into a `Run`, whose hash names its
+folder. What a field may hold is said by its annotation: `check_run` and `read_recipe` refuse all else.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from textwrap import dedent
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -87,19 +88,14 @@ class Architecture:
     @property
     def switches(self) -> dict[str, bool]:
         """The four switches as keyword arguments of `hrnet.HRNet`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        return {name: value for name, value in asdict(self).items() if name != "name"}
 
 
 HRNET = Architecture("hrnet")
 HRNETPP = Architecture("hrnetpp", se=True, avgpool_down=True, skips=True, subpixel_head=True)
-ABLATIONS = (
-    HRNET,
-    Architecture("hrnet+se", se=True),
-    Architecture("hrnet+avgpool", avgpool_down=True),
-    Architecture("hrnet+skips", skips=True),
-    Architecture("hrnet+head", subpixel_head=True),
-    HRNETPP,
-)
+_ALONE = {"se": "se", "avgpool": "avgpool_down", "skips": "skips", "head": "subpixel_head"}
+_SINGLE = [Architecture(f"hrnet+{short}", **{switch: True}) for short, switch in _ALONE.items()]
+ABLATIONS = (HRNET, *_SINGLE, HRNETPP)
 ARCHITECTURES = {architecture.name: architecture for architecture in ABLATIONS}
 
 
@@ -114,8 +110,7 @@ class NetworkSize:
     layer1_blocks: Depth = 4
 
     def __str__(self) -> str:
-        blocks = f"{self.blocks_per_branch} blocks a branch"
-        return f"width {self.base_channels}, {blocks}, modules {self.modules}"
+        return f"width {self.base_channels}, {self.blocks_per_branch} blocks a branch, modules {self.modules}"
 
     @property
     def weights_of_branches(self) -> int:
@@ -146,115 +141,59 @@ class Profile:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def describe_size(self) -> str:
-        """Network and input in a few words."""
         return f"{self.network}, input {self.input_hw[0]}x{self.input_hw[1]}"
 
     @property
     def heatmap_hw(self) -> tuple[int, int]:
-        """Heatmap height and width in cells."""
-        return self.input_hw[0] // 4, self.input_hw[1] // 4
+        return self.input_hw[0] // 4, self.input_hw[1] // 4  # cells
 
 
+_ENGINE_VERSION = 2  # raise it when the same recipe gives other weights: old runs are not taken for new
 SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
 
+# fmt: off
 SMOKE = Profile(
-    name="smoke",
-    data="synthetic",
+    name="smoke", data="synthetic", synthetic_persons=(32, 24, 12), holdout_persons=4, boxes=SYNTHETIC_BOXES,
     network=NetworkSize(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1),
-    input_hw=(64, 64),
-    heatmap_sigma=1.5,
-    batch_size=8,
-    epochs=(1, 1, 1),
-    lr_scales=(2.0, 2.0, 10.0),
-    ablation_epochs=1,
-    eval_every=1,
-    holdout_persons=4,
-    boxes=SYNTHETIC_BOXES,
-    synthetic_persons=(32, 24, 12),
+    input_hw=(64, 64), heatmap_sigma=1.5, batch_size=8,
+    epochs=(1, 1, 1), lr_scales=(2.0, 2.0, 10.0), ablation_epochs=1, eval_every=1,
 )
 MINI = Profile(
-    name="mini",
-    data="synthetic",
-    network=NetworkSize(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1),
-    input_hw=(128, 96),
-    heatmap_sigma=1.5,
-    batch_size=16,
-    epochs=(3, 8, 3),
-    # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
-    lr_scales=(2.0, 2.0, 20.0),
-    ablation_epochs=2,
-    eval_every=2,
-    holdout_persons=100,
+    name="mini", data="synthetic", synthetic_persons=(3000, 2000, 500), holdout_persons=100,
     boxes=SYNTHETIC_BOXES,
-    synthetic_persons=(3000, 2000, 500),
+    network=NetworkSize(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1),
+    input_hw=(128, 96), heatmap_sigma=1.5, batch_size=16,
+    # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
+    epochs=(3, 8, 3), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=2, eval_every=2,
 )
 LSPET = Profile(
-    name="lspet",
-    data="lspet",
-    network=NetworkSize(32),
-    input_hw=(256, 192),
-    heatmap_sigma=2.0,
-    batch_size=64,
-    epochs=(30, 100, 20),
-    lr_scales=(1.0, 1.0, 1.0),
-    ablation_epochs=30,
-    eval_every=10,
-    holdout_persons=200,
-    boxes=None,
-    workers=8,
-    precision="bf16",
+    name="lspet", data="lspet", holdout_persons=200, boxes=None,
+    network=NetworkSize(32), input_hw=(256, 192), heatmap_sigma=2.0, batch_size=64,
+    epochs=(30, 100, 20), lr_scales=(1.0, 1.0, 1.0), ablation_epochs=30, eval_every=10,
+    workers=8, precision="bf16",
 )
-# What two CPU cores train in a few hours.
-LSPET_CPU = replace(
-    LSPET,
-    name="lspet_cpu",
+LSPET_CPU = replace(  # what two CPU cores train in a few hours
+    LSPET, name="lspet_cpu", holdout_persons=100, workers=0,
     network=NetworkSize(32, blocks_per_branch=1, modules=(1, 2, 2), stem_channels=32, layer1_blocks=1),
-    input_hw=(128, 96),
-    heatmap_sigma=1.5,
-    batch_size=32,
-    epochs=(60, 150, 20),
-    ablation_epochs=15,
-    holdout_persons=100,
-    workers=0,
+    input_hw=(128, 96), heatmap_sigma=1.5, batch_size=32, epochs=(60, 150, 20), ablation_epochs=15,
 )
 COCO = Profile(
-    name="coco",
-    data="public",
-    network=NetworkSize(48),
-    input_hw=(384, 288),
-    heatmap_sigma=3.0,
+    name="coco", data="public", holdout_persons=5000, boxes="COCO_val2017_detections_AP_H_56_person.json",
+    network=NetworkSize(48), imagenet_weights="weights/hrnet_w48-8ef0771d.pth",
     # CHOICE: the report gives no batch size; official HRNet-W48 at this input uses 24 on each of 4 GPUs.
-    batch_size=96,
-    epochs=(STAGE1.epochs, STAGE2.epochs, STAGE3.epochs),
-    lr_scales=(1.0, 1.0, 1.0),
-    ablation_epochs=30,
-    eval_every=10,
-    holdout_persons=5000,
-    boxes="COCO_val2017_detections_AP_H_56_person.json",
-    imagenet_weights="weights/hrnet_w48-8ef0771d.pth",
-    workers=8,
-    precision="bf16",
+    input_hw=(384, 288), heatmap_sigma=3.0, batch_size=96,
+    epochs=tuple(stage.epochs for stage in STAGES), lr_scales=(1.0, 1.0, 1.0),
+    ablation_epochs=30, eval_every=10, workers=8, precision="bf16",
 )
+# fmt: on
 PROFILES = {profile.name: profile for profile in (SMOKE, MINI, LSPET_CPU, LSPET, COCO)}
 
 
-def get_profile(name: str, **changes: object) -> Profile:
-    """The profile of that name, with single fields changed.
-
-    Raises:
-        HrnetppError: If the profile or a field is unknown; the message lists the valid ones.
-    """
+def get_profile(name: str) -> Profile:
+    """The profile of that name. Raises: HrnetppError that lists the valid names."""
     if name not in PROFILES:
         raise HrnetppError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
-    valid = [f.name for f in fields(Profile) if f.name not in ("name", "data")]
-    unknown = sorted(set(changes) - set(valid))
-    if unknown:
-        raise HrnetppError(f"profile {name!r} has no field {', '.join(unknown)}; it has {', '.join(valid)}")
-    return replace(PROFILES[name], **changes)
-
-
-# Raise it when the same recipe gives other weights than before, so that older runs are not taken for new.
-_ENGINE_VERSION = 2
+    return PROFILES[name]
 
 
 @dataclass(frozen=True)
@@ -282,23 +221,20 @@ class Run:
 
     def describe(self) -> str:
         """The recipe in one block of text, with what the profile scales down from the report."""
-        report = STAGES[_position(self.stage)]
+        stage, profile, report = self.stage, self.profile, STAGES[_position(self.stage)]
         on = [name for name, value in self.architecture.switches.items() if value]
-        lines = [
-            f"run          {self.name}",
-            f"data         {self.stage.dataset} ({self.profile.data})",
-            f"network      {self.profile.network}; switches: {', '.join(on) or 'none (plain HRNet)'}",
-            f"input        {self.profile.input_hw[0]}x{self.profile.input_hw[1]}, sigma "
-            f"{self.profile.heatmap_sigma} cells, batch {self.profile.batch_size}, {self.profile.precision}",
-            f"loss         {self.stage.loss}"
-            + (f", alpha {self.stage.alpha:g}" if self.stage.loss == "softargmax_l1" else ""),
-            f"schedule     {self.stage.epochs} epochs (report: {report.epochs}), Adam, lr "
-            f"{self.stage.lr_start:g} -> {self.stage.lr_end:g} "
-            f"(report: {report.lr_start:g} -> {report.lr_end:g})",
-            f"starts from  {self.previous or self.profile.imagenet_weights or 'random weights'}",
-            f"seed         {self.seed}",
-        ]
-        return "\n".join(lines)
+        alpha = f", alpha {stage.alpha:g}" if stage.loss == "softargmax_l1" else ""
+        size = "{}x{}, sigma {} cells".format(*profile.input_hw, profile.heatmap_sigma)
+        rates, theirs = (f"{lr.lr_start:g} -> {lr.lr_end:g}" for lr in (stage, report))
+        return dedent(f"""\
+            run          {self.name}
+            data         {stage.dataset} ({profile.data})
+            network      {profile.network}; switches: {", ".join(on) or "none (plain HRNet)"}
+            input        {size}, batch {profile.batch_size}, {profile.precision}
+            loss         {stage.loss}{alpha}
+            schedule     {stage.epochs} epochs (report: {report.epochs}), Adam, lr {rates} (report: {theirs})
+            starts from  {self.previous or profile.imagenet_weights or "random weights"}
+            seed         {self.seed}""")
 
 
 def resolve(
@@ -309,18 +245,10 @@ def resolve(
     previous: Run | None = None,
     epochs: int | None = None,
 ) -> Run:
-    """Join method and budget into one run.
+    """Join method and budget into one run: the profile scales the stage's epochs and learning rates.
 
-    Args:
-        stage: One of `STAGES`, perhaps with fields replaced.
-        profile: The budget; scales the stage's epochs and learning rates.
-        architecture: Which of the four changes are on.
-        seed: Seeds weights, order and augmentation.
-        previous: The run whose weights this one starts from.
-        epochs: Overrides the profile's number of epochs (for ablations).
-
-    Raises:
-        HrnetppError: See `check_run`.
+    `seed` decides weights, order and augmentation; the run starts from the weights of `previous`; `epochs`
+    overrides the profile's number (for ablations). Raises: HrnetppError as `check_run`.
     """
     index, profile = _position(stage), _typed(profile, Profile)
     epochs = profile.epochs[index] if epochs is None else epochs
@@ -346,12 +274,7 @@ def _typed(part: Part, kind: type[Part]) -> Part:
 
 
 def check_run(run: Run) -> Run:
-    """A run that can be trained, with the types that its annotations ask for.
-
-    Raises:
-        HrnetppError: If a field does not hold what its annotation says, the stage is unknown, an
-            architecture's name stands for other switches, or network or batch are too large for any device.
-    """
+    """The run, typed as annotated. Raises: HrnetppError if a part of it is none, or too large to train."""
     run = _typed(run, Run)
     _position(run.stage)
     profile, architecture = run.profile, run.architecture
@@ -359,35 +282,26 @@ def check_run(run: Run) -> Run:
         raise HrnetppError(f"architecture {architecture.name!r} has other switches than that name stands for")
     if (weights := profile.network.weights_of_branches) > 10**9:
         raise HrnetppError(f"profile {profile.name!r}: network of {weights} weights; 10^9 make sense")
-    if (pixels := profile.batch_size * profile.input_hw[0] * profile.input_hw[1]) > 2**30:
-        raise HrnetppError(
-            f"profile {profile.name!r}: batch_size and input_hw ask for {pixels} px; 2^30 make sense"
-        )
+    if (pixels := profile.batch_size * math.prod(profile.input_hw)) > 2**30:
+        raise HrnetppError(f"profile {profile.name!r}: batch_size x input_hw: {pixels} px; 2^30 make sense")
     return run
 
 
 def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: int = 0) -> tuple[Run, ...]:
     """The report's chain of runs: AI Challenger heatmaps, COCO heatmaps, COCO regression."""
-    chain: list[Run] = []
-    for stage in STAGES:
-        chain.append(resolve(stage, profile, architecture, seed, previous=chain[-1] if chain else None))
-    return tuple(chain)
+    first = resolve(STAGE1, profile, architecture, seed)
+    second = resolve(STAGE2, profile, architecture, seed, previous=first)
+    return first, second, resolve(STAGE3, profile, architecture, seed, previous=second)
 
 
 def ablation_runs(profile: Profile, seed: int = 0) -> tuple[Run, ...]:
     """Baseline, each switch alone, and all: stage 2 from random weights, at equal data and recipe."""
-    return tuple(
-        resolve(STAGE2, profile, architecture, seed, epochs=profile.ablation_epochs)
-        for architecture in ABLATIONS
-    )
+    epochs = profile.ablation_epochs
+    return tuple(resolve(STAGE2, profile, architecture, seed, epochs=epochs) for architecture in ABLATIONS)
 
 
 def read_recipe(path: Path) -> Run:
-    """The run that a recipe.json describes; `dataclasses.asdict` of it is what the file holds.
-
-    Raises:
-        HrnetppError: If the file cannot be read, or a field is missing, unknown or of a wrong value.
-    """
+    """The run of a recipe.json. Raises: HrnetppError if a field is missing, unknown or of a wrong value."""
     remedy = "give a recipe.json as training writes it"
     text = read_bytes(path, remedy, most_bytes=2**20)
     run = decode_json(text, Run, path, remedy)

@@ -1,72 +1,49 @@
 """The recipe states the report's numbers, is named by what decides the weights, and comes back as it was."""
 
-import copy
 import hashlib
 import json
 from dataclasses import asdict, replace
+from functools import reduce
+from operator import getitem
 
 import pytest
 
+from hrnetpp_lib import recipe
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import write_json
-from hrnetpp_lib.recipe import (
-    ABLATIONS,
-    ARCHITECTURES,
-    COCO,
-    HRNET,
-    MINI,
-    PROFILES,
-    SMOKE,
-    STAGE1,
-    STAGE2,
-    STAGE3,
-    Augmentation,
-    NetworkSize,
-    ablation_runs,
-    get_profile,
-    read_recipe,
-    resolve,
-    three_stages,
-)
+from hrnetpp_lib.recipe import COCO, HRNET, MINI, PROFILES, SMOKE, STAGE1, STAGE2, STAGE3, resolve
 
 
-def test_the_reports_three_stages():
-    assert (STAGE1.dataset, STAGE1.loss, STAGE1.epochs, STAGE1.lr_start, STAGE1.lr_end) == (
-        *("ai_challenger", "heatmap_mse", 30),
-        *(1e-3, 1e-3),
-    )
-    assert (STAGE2.loss, STAGE2.epochs, STAGE2.lr_start, STAGE2.lr_end) == ("heatmap_mse", 150, 1e-3, 5e-5)
-    assert (STAGE3.loss, STAGE3.epochs, STAGE3.lr_start, STAGE3.lr_end) == ("softargmax_l1", 20, 2e-5, 2e-7)
+def test_the_reports_three_stages_which_the_coco_profile_leaves_unscaled():
+    assert [(s.dataset, s.loss, s.epochs, s.lr_start, s.lr_end) for s in (STAGE1, STAGE2, STAGE3)] == [
+        ("ai_challenger", "heatmap_mse", 30, 1e-3, 1e-3),
+        ("coco", "heatmap_mse", 150, 1e-3, 5e-5),
+        ("coco", "softargmax_l1", 20, 2e-5, 2e-7),
+    ]
     assert STAGE3.alpha == 60 and STAGE3.decoder == "soft_argmax" and STAGE2.decoder == "quarter_offset"
-
-
-def test_the_coco_profile_is_the_report_unscaled():
-    for run, stage in zip(three_stages(COCO), (STAGE1, STAGE2, STAGE3), strict=True):
-        assert run.stage == stage
+    assert [run.stage for run in recipe.three_stages(COCO)] == [STAGE1, STAGE2, STAGE3]
     assert COCO.input_hw == (384, 288) and COCO.batch_size == 96 and COCO.heatmap_sigma == 3
 
 
 def test_ablations_are_baseline_each_switch_alone_and_all():
-    on = [sum(architecture.switches.values()) for architecture in ABLATIONS]
-    assert on == [0, 1, 1, 1, 1, 4]
-    runs = ablation_runs(MINI)
+    switches = ("avgpool_down", "se", "skips", "subpixel_head")
+    on = [[name for name in sorted(one.switches) if one.switches[name]] for one in recipe.ABLATIONS]
+    assert on == [[], ["se"], ["avgpool_down"], ["skips"], ["subpixel_head"], [*switches]]
+    assert {one.name: one for one in recipe.ABLATIONS} == recipe.ARCHITECTURES
+    runs = recipe.ablation_runs(MINI)
     assert len({run.hash for run in runs}) == 6 and all(run.previous is None for run in runs)
 
 
 def test_hash_follows_what_decides_the_weights_and_nothing_else():
     run = resolve(STAGE2, MINI)
-    assert run.hash == resolve(STAGE2, MINI).hash
-    assert run.hash == resolve(STAGE2, replace(MINI, workers=7, eval_every=5)).hash
-    others = [
-        resolve(STAGE2, MINI, HRNET),
-        resolve(STAGE2, MINI, seed=1),
-        resolve(STAGE2, replace(MINI, batch_size=8)),
-        resolve(STAGE2, MINI, epochs=3),
-        resolve(STAGE2, MINI, previous=resolve(STAGE1, MINI)),
-        resolve(replace(STAGE2, alpha=27), MINI),
-        resolve(STAGE2, replace(MINI, synthetic_persons=(10, 10, 10))),
-    ]
-    assert len({run.hash, *(other.hash for other in others)}) == len(others) + 1
+    for profile in (MINI, replace(MINI, workers=7, eval_every=5)):
+        assert run.hash == resolve(STAGE2, profile).hash
+    changes = [{"batch_size": 8}, {"synthetic_persons": (10, 10, 10)}]
+    others = [resolve(STAGE2, replace(MINI, **change)) for change in changes]
+    others += [resolve(STAGE2, MINI, HRNET), resolve(STAGE2, MINI, seed=1), resolve(STAGE2, MINI, epochs=3)]
+    others.append(resolve(STAGE2, MINI, previous=resolve(STAGE1, MINI)))
+    others.append(resolve(replace(STAGE2, alpha=27), MINI))
+    assert len({run.hash, *(other.hash for other in others)}) == 8
 
 
 # Of the last stage (it contains those before it), of a chain of plain HRNets with seed 3, of an ablation.
@@ -82,7 +59,11 @@ HASHES = {
 def test_the_runs_of_today_are_found_again():
     texts = []
     for profile in PROFILES.values():
-        chains = three_stages(profile), three_stages(profile, HRNET, seed=3), ablation_runs(profile)
+        chains = (
+            recipe.three_stages(profile),
+            recipe.three_stages(profile, HRNET, seed=3),
+            recipe.ablation_runs(profile),
+        )
         assert (chains[0][2].hash, chains[1][2].hash, chains[2][3].hash) == HASHES[profile.name]
         texts += [run.describe() for chain in chains for run in chain]
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()
@@ -90,38 +71,34 @@ def test_the_runs_of_today_are_found_again():
 
 
 def test_a_changed_first_stage_changes_the_whole_chain():
-    first = three_stages(MINI)
-    second = three_stages(replace(MINI, epochs=(1, *MINI.epochs[1:])))
+    first, second = map(recipe.three_stages, (MINI, replace(MINI, epochs=(1, *MINI.epochs[1:]))))
     assert not {run.name for run in first} & {run.name for run in second}
     assert [run.previous for run in first] == [None, first[0].name, first[1].name]
 
 
-def test_unknown_profile_and_field_list_the_valid_ones():
+def test_of_an_unknown_profile_the_valid_ones_are_listed():
     with pytest.raises(HrnetppError, match="'huge'.*smoke, mini, lspet_cpu, lspet, coco"):
-        get_profile("huge")
-    with pytest.raises(HrnetppError, match="no field epoch;.*epochs"):
-        get_profile("mini", epoch=3)
-    assert get_profile("mini", batch_size=4).batch_size == 4
+        recipe.get_profile("huge")
+    assert recipe.get_profile("mini") is MINI
 
 
+def each(cases: dict[str, list]):
+    """Parameters of a test: every field with every one of its values."""
+    return [(name, value) for name, values in cases.items() for value in values]
+
+
+# fmt: off
 IMPOSSIBLE = {
-    "input_hw": [(100, 96), (2**20, 96), (4096, 4096, 32)],
-    "batch_size": [0, 10**9, 8.0, 2**18],
-    "heatmap_sigma": [0.0, float("nan")],
-    "epochs": [(1, 2)],
-    "lr_scales": [(1.0, float("inf"), 1.0)],
-    "synthetic_persons": [(3, -1, 2), (3, 2, 10**9)],
-    "holdout_persons": [-5],
-    "workers": [10**6],
-    "boxes": ["../../elsewhere.json"],
-    "imagenet_weights": ["/elsewhere.pth", "\udcff"],
-    "network": [NetworkSize(10**6), NetworkSize(256), NetworkSize(modules=(1, 4))],
+    "input_hw": [(100, 96), (2**20, 96), (4096, 4096, 32)], "batch_size": [0, 10**9, 8.0, 2**18],
+    "heatmap_sigma": [0.0, float("nan")], "epochs": [(1, 2)], "lr_scales": [(1.0, float("inf"), 1.0)],
+    "synthetic_persons": [(3, -1, 2), (3, 2, 10**9)], "holdout_persons": [-5], "workers": [10**6],
+    "boxes": ["../../elsewhere.json"], "imagenet_weights": ["/elsewhere.pth", "\udcff"],
+    "network": [recipe.NetworkSize(10**6), recipe.NetworkSize(256), recipe.NetworkSize(modules=(1, 4))],
 }
+# fmt: on
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [(name, v) for name, values in IMPOSSIBLE.items() for v in values]
-)
+@pytest.mark.parametrize(("field", "value"), each(IMPOSSIBLE))
 def test_impossible_budgets_are_refused(field, value):
     with pytest.raises(HrnetppError, match="a profile cannot be|profile 'mini'") as caught:
         resolve(STAGE2, replace(MINI, **{field: value}))
@@ -129,16 +106,16 @@ def test_impossible_budgets_are_refused(field, value):
 
 
 def test_the_largest_numbers_that_make_sense_pass():
-    large = replace(MINI, input_hw=(2048, 1024), batch_size=512, network=NetworkSize(192, 4, (1, 4, 3)))
+    large = replace(
+        MINI, input_hw=(2048, 1024), batch_size=512, network=recipe.NetworkSize(192, 4, (1, 4, 3))
+    )
     assert resolve(STAGE2, large, seed=2**63 - 1).profile == large
     with pytest.raises(HrnetppError, match="2\\^30"):
         resolve(STAGE2, replace(large, batch_size=513))
     # W48's branches: 8 convolutions of 9 weights per pair of channels, in 1, 4 and 3 modules.
-    widths = [48, 96, 192, 384]
-    by_hand = sum(
-        m * 8 * 9 * sum(c * c for c in widths[:b]) for m, b in zip((1, 4, 3), (2, 3, 4), strict=True)
-    )
-    assert NetworkSize().weights_of_branches == by_hand
+    squares = 48**2 + 96**2, 192**2, 384**2
+    by_hand = 1 * squares[0] + 4 * sum(squares[:2]) + 3 * sum(squares)
+    assert recipe.NetworkSize().weights_of_branches == 8 * 9 * by_hand
 
 
 def test_a_stage_that_is_none_and_a_name_of_other_switches_are_refused():
@@ -147,116 +124,84 @@ def test_a_stage_that_is_none_and_a_name_of_other_switches_are_refused():
     with pytest.raises(HrnetppError, match="'hrnet' has other switches"):
         resolve(STAGE2, MINI, replace(HRNET, se=True))
     assert resolve(STAGE2, MINI, replace(HRNET, name="my-own", se=True)).architecture.se
-    assert [ARCHITECTURES[a.name] for a in ABLATIONS] == list(ABLATIONS)
 
 
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return path
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "recipe.json"
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=str)
-def test_round_trip(tmp_path, profile):
-    for run in (*three_stages(profile, seed=3), *ablation_runs(profile)):
-        write_json(tmp_path / "recipe.json", run)
-        back = read_recipe(tmp_path / "recipe.json")
+def test_round_trip(path, profile):
+    for run in (*recipe.three_stages(profile, seed=3), *recipe.ablation_runs(profile)):
+        write_json(path, run)
+        back = recipe.read_recipe(path)
         assert back == run and back.hash == run.hash
 
 
-def test_a_run_of_whole_numbers_and_lists_is_found_again_by_its_recipe(tmp_path):
+def test_a_run_of_whole_numbers_and_lists_is_found_again_by_its_recipe(path):
     run = resolve(replace(STAGE2, alpha=27), replace(MINI, input_hw=[128, 96], heatmap_sigma=2))
-    write_json(tmp_path / "recipe.json", run)
-    assert read_recipe(tmp_path / "recipe.json").name == run.name
     assert run.profile.input_hw == (128, 96) and isinstance(run.stage.alpha, float)
-
-
-def test_whole_numbers_where_the_recipe_holds_others_are_the_same_run(tmp_path):
-    run = resolve(replace(STAGE2, augmentation=Augmentation(rotation_bound_deg=45.0)), SMOKE)
     content = asdict(run)
-    content["stage"]["augmentation"]["rotation_bound_deg"] = 45
-    assert read_recipe(write(tmp_path / "recipe.json", content)).hash == run.hash
+    content["stage"]["augmentation"]["rotation_bound_deg"] = 90
+    path.write_text(json.dumps(content))
+    assert recipe.read_recipe(path).name == run.name
 
 
+# fmt: off
 WRONG = {
-    "stage.epochs": (0, "5", 2.5, None, True, 10**9),
-    "stage.dataset": ("foo", 1),
-    "stage.loss": ("xyz",),
-    "stage.lr_start": ("abc", 10**400, -1.0, 1e39),
-    "stage.alpha": (0,),
-    "stage.coordinates": ("foo",),
-    "stage.augmentation.scale_std": ("x", 1.0, -0.1),
-    "stage.augmentation.rotation_std_deg": (1e308, -1),
+    "stage.epochs": (0, "5", 2.5, None, True, 10**9), "stage.dataset": ("foo", 1), "stage.loss": ("xyz",),
+    "stage.lr_start": ("abc", 10**400, -1.0, 1e39), "stage.alpha": (0,), "stage.coordinates": ("foo",),
+    "stage.augmentation": (3,), "stage.augmentation.scale_std": ("x", 1.0, -0.1),
+    "stage.augmentation.rotation_std_deg": (1e308, -1), "stage.augmentation.flip_probability": (1.5,),
     "stage.augmentation.half_body_min_keypoints": (-1, 2**32 + 480),
-    "stage.augmentation.flip_probability": (1.5,),
-    "stage.augmentation": (3,),
-    "profile.precision": ("fp16",),
-    "profile.name": ("../elsewhere", "", "n" * 101, "mini\n"),
-    "profile.data": ("foo",),
-    "profile.input_hw": (None, [60, 60], [64], [64.0, 64]),
-    "profile.workers": ("two", -1),
-    "profile.boxes": (5,),
-    "profile.batch_size": (0, -8),
-    "profile.eval_every": (0,),
-    "profile.heatmap_sigma": (-1,),
-    "profile.network.modules": ([1, 1], 1),
-    "profile.network.depth": (4,),
-    "architecture.se": ("no", 1),
-    "architecture.name": ("hrnet/../..", "\u00fc"),
-    "seed": ("x", -1, 2**63, 2**64),
-    "previous": (7, "../model"),
+    "profile.precision": ("fp16",), "profile.name": ("../elsewhere", "", "n" * 101, "mini\n"),
+    "profile.data": ("foo",), "profile.input_hw": (None, [60, 60], [64], [64.0, 64]),
+    "profile.workers": ("two", -1), "profile.boxes": (5,), "profile.batch_size": (0, -8),
+    "profile.eval_every": (0,), "profile.heatmap_sigma": (-1,),
+    "profile.network.modules": ([1, 1], 1), "profile.network.depth": (4,),
+    "architecture.se": ("no", 1), "architecture.name": ("hrnet/../..", "\u00fc"),
+    "seed": ("x", -1, 2**63, 2**64), "previous": (7, "../model"),
 }
+# fmt: on
 
 
-@pytest.mark.parametrize(("place", "value"), [(place, v) for place, values in WRONG.items() for v in values])
-def test_a_wrong_value_is_named_with_its_file_and_field(tmp_path, place, value):
-    content = copy.deepcopy(asdict(three_stages(SMOKE)[1]))
+@pytest.mark.parametrize(("place", "value"), each(WRONG))
+def test_a_wrong_value_is_named_with_its_file_and_field(path, place, value):
+    content = asdict(recipe.three_stages(SMOKE)[1])
     *way, last = place.split(".")
-    part = content
-    for name in way:
-        part = part[name]
-    part[last] = value
-    path = write(tmp_path / "recipe.json", content)
+    reduce(getitem, way, content)[last] = value
+    path.write_text(json.dumps(content))
     with pytest.raises(HrnetppError) as caught:
-        read_recipe(path)
+        recipe.read_recipe(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and last in message and "\n" not in message
 
 
-def test_unknown_fields_are_named_wherever_they_stand(tmp_path):
-    content = asdict(three_stages(SMOKE)[1])
-    content["stage"]["augmentation"]["cutout"] = content["dropout"] = 0.1
-    with pytest.raises(HrnetppError, match="has 'dropout', 'cutout', unknown to this version"):
-        read_recipe(write(tmp_path / "recipe.json", content))
-
-
-def test_a_recipe_from_before_a_field_was_added_takes_its_default(tmp_path):
+def test_fields_of_later_versions_are_named_and_those_of_before_take_their_defaults(path):
     run = resolve(STAGE2, SMOKE)
     content = asdict(run)
     del content["stage"]["coordinates"], content["previous"]
-    assert read_recipe(write(tmp_path / "recipe.json", content)) == run
+    path.write_text(json.dumps(content))
+    assert recipe.read_recipe(path) == run
+    content["stage"]["augmentation"]["cutout"] = content["dropout"] = 0.1
+    path.write_text(json.dumps(content))
+    with pytest.raises(HrnetppError, match="has 'dropout', 'cutout', unknown to this version"):
+        recipe.read_recipe(path)
 
 
-NO_RECIPE = {
-    "a list": b"[]",
-    "a number": b"3",
-    "a field without its fields": b'{"stage": {}}',
-    "nothing of it": b"{}",
-    "nothing": b"",
-    "torn": b'{"stage": \xff',
-    "NaN": b'{"seed": NaN}',
-    "too large a number": b'{"seed": 1e999}',
-    "nested": b'{"seed": ' + b"[" * 100_000,
-    "a lone surrogate": b'{"previous": "\\ud800"}',
-    "too large": b" " * (2**20 + 1),
-}
+NO_RECIPE = {"a list": b"[]", "a number": b"3", "no fields": b'{"stage": {}}', "nothing": b"", "of it": b"{}"}
+NO_RECIPE |= {"torn": b'{"stage": \xff', "NaN": b'{"seed": NaN}', "too large a number": b'{"seed": 1e999}'}
+NO_RECIPE |= {"nested": b'{"seed": ' + b"[" * 100_000, "a lone surrogate": b'{"previous": "\\ud800"}'}
+NO_RECIPE |= {"too large": b" " * (2**20 + 1)}
 
 
 @pytest.mark.parametrize("text", NO_RECIPE.values(), ids=NO_RECIPE)
-def test_what_is_no_recipe(tmp_path, text):
-    path = tmp_path / "recipe.json"
+def test_what_is_no_recipe(path, text):
     path.write_bytes(text)
     with pytest.raises(HrnetppError) as caught:
-        read_recipe(path)
+        recipe.read_recipe(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
-    with pytest.raises(HrnetppError, match=r"none.json: there is no such file"):
-        read_recipe(tmp_path / "none.json")
+    path.unlink()
+    with pytest.raises(HrnetppError, match="recipe.json: there is no such file"):
+        recipe.read_recipe(path)

@@ -11,56 +11,48 @@ from functools import partial
 import cv2
 import numpy as np
 
-PARTS = (
-    *("torso", "head", "left_upper_arm", "left_forearm", "right_upper_arm", "right_forearm"),
-    *("left_thigh", "left_shin", "right_thigh", "right_shin", "left_foot", "right_foot"),
-)
 _SIDES = {"left": 1, "right": -1}  # sign of the body frame's first axis
+# Part -> the two joints it runs between, its radii there and how far it is lifted towards the viewer, in
+# statures; arms lie over the torso unless they are clearly behind it.
+_LIMBS = {
+    "upper_arm": ("shoulder", "elbow", (0.033, 0.026), 0.015),
+    "forearm": ("elbow", "hand", (0.026, 0.019), 0.025),
+    "thigh": ("hip", "knee", (0.052, 0.037), -0.03),
+    "shin": ("knee", "ankle", (0.037, 0.023), -0.02),
+    "foot": ("ankle", "toe", (0.024, 0.02), -0.01),
+}
+PARTS = ("torso", "head", *(f"{side}_{limb}" for side in _SIDES for limb in _LIMBS))
 _SKIN = np.array([[255, 219, 190], [236, 188, 150], [198, 140, 100], [141, 91, 60], [96, 60, 42]], float)
 _HAIR = np.array([[30, 24, 22], [78, 52, 34], [150, 104, 56], [208, 176, 110], [120, 120, 122]], float)
 
 
 @dataclass(frozen=True)
 class Person:
-    """A posed and dressed person.
+    """A posed and dressed person; colours are (3,) RGB in [0, 255]."""
 
-    Attributes:
-        joints: Name -> (3,) camera frame in statures, for every keypoint of both sets and the limb ends.
-        head_rotation: (3, 3), head frame (left, up, forward) -> camera frame.
-        colours: Part -> (3,) RGB in [0, 255].
-        hair: (3,) RGB.
-        skin: (3,) RGB.
-        front: (3,) RGB of the shirt's front.
-        facing: Share of the chest's normal that points at the viewer, -1..1.
-        stripes: Stripes on the shirt, 0 for none.
-        girth: Factor on all thicknesses.
-    """
-
-    joints: dict[str, np.ndarray]
-    head_rotation: np.ndarray
-    colours: dict[str, np.ndarray]
+    joints: dict[str, np.ndarray]  # (3,) camera frame in statures: keypoints of both sets, ends of limbs
+    head_rotation: np.ndarray  # (3, 3), head frame (left, up, forward) -> camera frame
+    facing: float  # share of the chest's normal that points at the viewer, -1..1
+    colours: dict[str, np.ndarray]  # of the parts
     hair: np.ndarray
     skin: np.ndarray
-    facing: float
-    front: np.ndarray
-    stripes: int
-    girth: float
+    front: np.ndarray  # of the shirt
+    stripes: int  # on the shirt, 0 for none
+    girth: float  # factor on all thicknesses
 
 
 def _rotation(axis: int, angle: float) -> np.ndarray:
     """Right-handed rotation about one of the axes."""
-    c, s = np.cos(angle), np.sin(angle)
     matrix = np.eye(3)
     i, j = (axis + 1) % 3, (axis + 2) % 3
-    matrix[[i, i, j, j], [i, j, i, j]] = c, -s, s, c
+    matrix[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
     return matrix
 
 
 def _limb(side: int, forward: float, sideways: float) -> np.ndarray:
     """Unit vector of a limb that hangs down, swung forward and then sideways, away from the body."""
-    return np.array(
-        [side * np.sin(sideways), -np.cos(sideways) * np.cos(forward), np.cos(sideways) * np.sin(forward)]
-    )
+    down = np.cos(sideways)
+    return np.array([side * np.sin(sideways), -down * np.cos(forward), down * np.sin(forward)])
 
 
 def _sample_limb_angles(rng: np.random.Generator) -> tuple[dict[str, dict[str, float]], float, float]:
@@ -89,23 +81,17 @@ def _sample_limb_angles(rng: np.random.Generator) -> tuple[dict[str, dict[str, f
 
 
 def sample_person(rng: np.random.Generator) -> Person:
-    """Draw pose, view and clothes.
-
-    Six views in ten are from the front, two from behind, two from the side; each within 35 degrees.
-    """
+    """Draw pose, clothes and view: six in ten from the front, two from behind, two from the side."""
     angles, lean, roll = _sample_limb_angles(rng)
     yaw = rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2], p=[0.6, 0.2, 0.1, 0.1]) + rng.uniform(-0.6, 0.6)
-    torso_rotation = _rotation(0, lean)
-    camera = _rotation(2, roll) @ _rotation(1, yaw)
-    turn, nod = _rotation(1, rng.normal(0, 0.3)), _rotation(0, rng.normal(0, 0.15))
-    head_rotation = camera @ torso_rotation @ turn @ nod
-    body = {"pelvis": np.zeros(3), "neck": torso_rotation @ [0, 0.3, 0]}
+    torso, camera = _rotation(0, lean), _rotation(2, roll) @ _rotation(1, yaw)
+    head_rotation = camera @ torso @ _rotation(1, rng.normal(0, 0.3)) @ _rotation(0, rng.normal(0, 0.15))
+    body = {"pelvis": np.zeros(3), "neck": torso @ [0, 0.3, 0], "head": torso @ [0, 0.395, 0.012]}
     # The front of the shirt, just proud of the chest: it tells front from back where no face is in sight.
-    body |= {"collar": torso_rotation @ [0, 0.27, 0.05], "navel": torso_rotation @ [0, 0.03, 0.06]}
-    head = torso_rotation @ [0, 0.395, 0.012]
+    body |= {"collar": torso @ [0, 0.27, 0.05], "navel": torso @ [0, 0.03, 0.06]}
     for side, sign in _SIDES.items():
         angle = angles[side]
-        body[f"{side}_shoulder"] = torso_rotation @ [sign * 0.105, 0.275, 0]
+        body[f"{side}_shoulder"] = torso @ [sign * 0.105, 0.275, 0]
         body[f"{side}_hip"] = np.array([sign * 0.058, 0.0, 0])
         forward, sideways = angle["arm_forward"], angle["arm_sideways"]
         body[f"{side}_elbow"] = body[f"{side}_shoulder"] + 0.16 * _limb(sign, forward, sideways)
@@ -119,26 +105,21 @@ def sample_person(rng: np.random.Generator) -> Person:
         toe = np.cross([1.0, 0.0, 0.0], shin) + 0.15 * shin  # forward, square to the shin
         body[f"{side}_toe"] = body[f"{side}_ankle"] + 0.035 * shin + 0.075 * toe
     joints = {name: camera @ point for name, point in body.items()}
-    joints["head"] = camera @ head
     face = {"nose": (0, -0.009, 0.074), "head_top": (0, 0.098, -0.006)}
     for side, sign in _SIDES.items():
         face |= {f"{side}_eye": (sign * 0.029, 0.014, 0.06), f"{side}_ear": (sign * 0.066, 0.0, -0.002)}
     joints |= {name: joints["head"] + head_rotation @ offset for name, offset in face.items()}
-    facing = float((camera @ torso_rotation)[2, 2])
-    colours, hair, skin, *rest = _dress(rng)
-    return Person(joints, head_rotation, colours, hair, skin, facing, *rest)
+    return Person(joints, head_rotation, float((camera @ torso)[2, 2]), *_dress(rng))
 
 
-def random_colour(
-    rng: np.random.Generator, saturations: tuple[int, int], values: tuple[int, int]
-) -> np.ndarray:
+def random_colour(rng: np.random.Generator, saturations: tuple, values: tuple) -> np.ndarray:
     """(3,) RGB in [0, 255] of any hue; saturation and value lie in half-open ranges of 0..255."""
     hsv = np.array([[[rng.integers(180), rng.integers(*saturations), rng.integers(*values)]]], np.uint8)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
 
 
 def _dress(rng: np.random.Generator) -> tuple:
-    """Colours of all parts, hair, skin, the shirt's front, stripes and girth."""
+    """Person's last six fields: colours of all parts, hair, skin, the shirt's front, stripes and girth."""
     cloth = partial(random_colour, rng, (20, 230), (50, 245))
     skin = _SKIN[rng.integers(len(_SKIN))] * rng.uniform(0.93, 1.0)
     shirt, trousers, shoe = cloth(), cloth(), cloth() * 0.6
@@ -166,14 +147,8 @@ def face_turned_away(person: Person, name: str) -> bool:
 
 
 # Which own parts may cover a keypoint without hiding it.
-_SHOWN_ON = {
-    "shoulder": ("torso", "upper_arm"),
-    "elbow": ("upper_arm", "forearm"),
-    "wrist": ("forearm",),
-    "hip": ("torso", "thigh"),
-    "knee": ("thigh", "shin"),
-    "ankle": ("shin", "foot"),
-}
+_SHOWN_ON = {"shoulder": ("torso", "upper_arm"), "elbow": ("upper_arm", "forearm"), "wrist": ("forearm",)}
+_SHOWN_ON |= {"hip": ("torso", "thigh"), "knee": ("thigh", "shin"), "ankle": ("shin", "foot")}
 
 
 def shown_on(name: str) -> set[str]:
@@ -184,40 +159,21 @@ def shown_on(name: str) -> set[str]:
     return {"head", "torso"} if name == "neck" else {"head"}
 
 
-# Part -> the two joints it runs between and its radii there, in statures.
-_LIMBS = {
-    "upper_arm": ("shoulder", "elbow", 0.033, 0.026),
-    "forearm": ("elbow", "hand", 0.026, 0.019),
-    "thigh": ("hip", "knee", 0.052, 0.037),
-    "shin": ("knee", "ankle", 0.037, 0.023),
-    "foot": ("ankle", "toe", 0.024, 0.02),
-}
 _TORSO_RADII = {"left_shoulder": 0.036, "right_shoulder": 0.036, "left_hip": 0.052, "right_hip": 0.052}
-_HEAD_RADII = np.array([0.067, 0.088])  # half width and half height, statures
 
 
 @dataclass
 class Canvas:
-    """A picture being painted and who owns each of its pixels.
+    """A picture being painted and who owns each of its pixels."""
 
-    Attributes:
-        image: (h, w, 3) float32 RGB in [0, 255].
-        owner: (h, w) int32; 0 background, 100 * person + part + 1, or -1 for an object in front.
-        light: (2,) direction in the image plane that light comes from.
-    """
-
-    image: np.ndarray
-    owner: np.ndarray
-    light: np.ndarray
+    image: np.ndarray  # (h, w, 3) float32 RGB in [0, 255]
+    owner: np.ndarray  # (h, w) int32; 0 background, 100 * person + part + 1, or -1 for an object in front
+    light: np.ndarray  # (2,) direction in the image plane that light comes from
 
     def blend(self, x0: int, y0: int, colour: np.ndarray, alpha: np.ndarray, owner: int) -> None:
-        """Lay a patch over the picture with its corner at (x0, y0), cut off at the border.
+        """Lay an (n, m, 3) patch over the picture with its corner at (x0, y0), cut off at the border.
 
-        Args:
-            x0, y0: Corner in px, may be negative.
-            colour: (n, m, 3).
-            alpha: (n, m) in [0, 1].
-            owner: New owner of the pixels with alpha above a half.
+        Pixels whose alpha, (n, m) in [0, 1], is above a half get the new owner.
         """
         height, width = self.owner.shape
         top, left = max(0, -y0), max(0, -x0)
@@ -231,15 +187,7 @@ class Canvas:
 
 
 def paint_person(canvas: Canvas, person: Person, number: int, hips_xy: np.ndarray, stature_px: float) -> None:
-    """Paint a person, far parts first.
-
-    Args:
-        canvas: Painted on.
-        person: Who.
-        number: Marks the person's pixels in canvas.owner.
-        hips_xy: (2,) image px of the person's hips.
-        stature_px: Length of one stature in px.
-    """
+    """Paint a person, far parts first, with its hips at (2,) image px; `number` marks its pixels."""
     points = {name: project(joint, hips_xy, stature_px) for name, joint in person.joints.items()}
     for part in sorted(PARTS, key=partial(_depth, person)):
         owner = 100 * number + PARTS.index(part) + 1
@@ -251,7 +199,7 @@ def paint_person(canvas: Canvas, person: Person, number: int, hips_xy: np.ndarra
             _paint_head(canvas, person, points, stature_px, owner, paint_limb)
         else:
             side, _, limb = part.partition("_")
-            start, end, *radii = _LIMBS[limb]
+            start, end, radii, _ = _LIMBS[limb]
             paint_limb(points[f"{side}_{start}"], points[f"{side}_{end}"], radii, person.colours[part])
             if limb == "forearm":
                 paint_limb(points[f"{side}_wrist"], points[f"{side}_hand"], (0.02, 0.022), person.skin)
@@ -263,16 +211,14 @@ def project(joint: np.ndarray, hips_xy: np.ndarray, stature_px: float) -> np.nda
 
 
 def _depth(person: Person, part: str) -> float:
-    """How near the viewer a part is; arms lie over the torso unless they are clearly behind it."""
+    """How near the viewer a part is, in statures."""
     if part == "torso":
         return 0.5 * person.joints["neck"][2]
     if part == "head":
         return person.joints["head"][2] + 0.02
     side, _, limb = part.partition("_")
-    start, end, *_ = _LIMBS[limb]
-    nearness = 0.35 * person.joints[f"{side}_{start}"][2] + 0.65 * person.joints[f"{side}_{end}"][2]
-    lift = {"upper_arm": 0.015, "forearm": 0.025, "thigh": -0.03, "shin": -0.02, "foot": -0.01}
-    return nearness + lift[limb]
+    start, end, _, lift = _LIMBS[limb]
+    return 0.35 * person.joints[f"{side}_{start}"][2] + 0.65 * person.joints[f"{side}_{end}"][2] + lift
 
 
 def _shade(across: np.ndarray, axis: np.ndarray, light: np.ndarray) -> np.ndarray:
@@ -281,9 +227,7 @@ def _shade(across: np.ndarray, axis: np.ndarray, light: np.ndarray) -> np.ndarra
     return 0.55 + 0.38 * height + 0.22 * across * float(light[1] * axis[0] - light[0] * axis[1])
 
 
-def _paint_limb(
-    canvas: Canvas, owner: int, stature_px: float, start, end, radii, colour, girth: float
-) -> None:
+def _paint_limb(canvas: Canvas, owner: int, stature_px: float, start, end, radii, colour, girth) -> None:
     """A tapered capsule, shaded across."""
     r0, r1 = (max(radius * stature_px * girth, 1.0) for radius in radii)
     reach = max(r0, r1) + 1.5
@@ -328,15 +272,13 @@ def _paint_torso(canvas: Canvas, person, points, stature_px: float, owner: int, 
         shade = shade * np.where(np.sin(along * person.stripes * 2 * np.pi) > 0, 1.0, 0.62)
     canvas.blend(x0, y0, shade[:, :, None] * person.colours["torso"], mask / 255.0, owner)
     if person.facing > 0.2:
-        collar, navel = points["collar"], points["navel"]
-        width = 0.024 * person.facing
-        paint_limb(collar, navel, (width, width), person.front)
-        paint_limb(points["neck"], collar, (0.03, 0.01), person.skin)
+        paint_limb(points["collar"], points["navel"], (0.024 * person.facing,) * 2, person.front)
+        paint_limb(points["neck"], points["collar"], (0.03, 0.01), person.skin)
 
 
 def _paint_head(canvas: Canvas, person, points, stature_px: float, owner: int, paint_limb: Callable) -> None:
     """An ellipsoid whose hair and face turn with the head."""
-    radii = _HEAD_RADII * stature_px * (0.75 + 0.22 * person.girth)
+    radii = np.array([0.067, 0.088]) * stature_px * (0.75 + 0.22 * person.girth)  # half width and height
     reach = int(radii.max() * 1.35) + 2
     centre = points["head"]
     x0, y0 = np.floor(centre - reach).astype(int)
@@ -345,8 +287,7 @@ def _paint_head(canvas: Canvas, person, points, stature_px: float, owner: int, p
             paint_limb(points[ear], points[ear] + [0, 0.5], (0.019, 0.019), person.skin * 0.9, girth=1.0)
     grid = np.arange(2 * reach + 1)
     dx, dy = (x0 + grid - centre[0])[None, :], -(y0 + grid - centre[1])[:, None]
-    up = person.head_rotation[:2, 1]
-    up = up / max(np.hypot(*up), 1e-3)
+    up = person.head_rotation[:2, 1] / max(np.hypot(*person.head_rotation[:2, 1]), 1e-3)
     u, v = (dx * up[1] - dy * up[0]) / radii[0], (dx * up[0] + dy * up[1]) / radii[1]
     squared = u**2 + v**2
     w = np.sqrt(np.clip(1 - squared, 0, 1))
