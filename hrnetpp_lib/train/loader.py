@@ -69,10 +69,8 @@ class _Watched(Dataset):
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """In a worker: a scheduler tells all processes of a job, but the main one still needs this one's crops.
-
-    The main process ends its workers by the same signal, so who sent it decides.
-    """
+    """In a worker: a scheduler tells all processes of a job, but the main one still needs its crops."""
+    # The main process ends its workers by the same signal, so who sent it decides.
     if not hasattr(signal, "sigwaitinfo"):  # neither on Windows nor on macOS
         return
     parent = os.getppid()

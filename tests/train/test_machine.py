@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,7 +13,13 @@ import torch
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.recipe import SMOKE, STAGE2, resolve
 from hrnetpp_lib.train import machine
-from hrnetpp_lib.train.machine import EngineOptions, SigtermNotice, compile_step, make_accelerator, preemptible
+from hrnetpp_lib.train.machine import (
+    EngineOptions,
+    SigtermNotice,
+    compile_step,
+    make_accelerator,
+    preemptible,
+)
 
 RUN = resolve(STAGE2, SMOKE)
 
@@ -45,25 +51,26 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_alone_this_process_is_the_main_one():
-    assert machine.processes().num_processes == 1 and machine.processes().is_main_process
-
-
 def test_leaving_keeps_what_was_printed_and_the_status_and_skips_the_clean_up():
-    code = "import atexit; from hrnetpp_lib.train.machine import leave; atexit.register(print, 'cleaned up'); "
+    code = (
+        "import atexit; from hrnetpp_lib.train.machine import leave; atexit.register(print, 'cleaned up'); "
+    )
     code += "print('last words'); leave(75)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "last words\n")
 
 
-def test_runs_of_one_process_may_differ_in_precision(tmp_path):
+def test_runs_of_one_process_may_differ_in_precision_and_tensorboard_may_be_missing(tmp_path, monkeypatch):
     layer = torch.nn.Linear(3, 5)
     for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
         run = resolve(STAGE2, replace(SMOKE, precision=precision))
         accelerator = make_accelerator(run, EngineOptions(tensorboard=True), tmp_path)
         with accelerator.autocast():
             assert layer(torch.ones(2, 3)).dtype == expected
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and accelerator.num_processes == 1 and accelerator.is_main_process
+    monkeypatch.setattr(machine, "is_tensorboard_available", lambda: False)
+    with pytest.raises(HrnetppError, match="tensorboard is not installed; install the extra watch"):
+        make_accelerator(RUN, EngineOptions(tensorboard=True), tmp_path)
 
 
 def test_a_cpu_that_imitates_bf16_is_warned_of(tmp_path, monkeypatch, capsys):
@@ -73,12 +80,6 @@ def test_a_cpu_that_imitates_bf16_is_warned_of(tmp_path, monkeypatch, capsys):
             make_accelerator(resolve(STAGE2, replace(SMOKE, precision=precision)), EngineOptions(), tmp_path)
             warned = "imitates it" in capsys.readouterr().out
             assert warned == (slow and precision == "bf16" and not torch.cuda.is_available())
-
-
-def test_tensorboard_missing_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "is_tensorboard_available", lambda: False)
-    with pytest.raises(HrnetppError, match="tensorboard is not installed; install the extra watch"):
-        make_accelerator(RUN, EngineOptions(tensorboard=True), tmp_path)
 
 
 def test_where_compiling_fails_training_goes_on_and_the_trial_leaves_no_trace(monkeypatch):
@@ -135,16 +136,12 @@ def test_a_notice_takes_over_is_noted_and_hands_back():
 
 
 def test_in_another_thread_it_does_nothing():
-    before, seen = signal.getsignal(signal.SIGTERM), []
+    def handler_inside():
+        with SigtermNotice():
+            return signal.getsignal(signal.SIGTERM)
 
-    def work():
-        with SigtermNotice() as notice:
-            seen.append((notice.received, signal.getsignal(signal.SIGTERM)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(False, before)]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handler_inside).result() is signal.getsignal(signal.SIGTERM)
 
 
 def test_where_nothing_can_be_lost_it_raises_once_what_no_handler_of_bad_input_takes():
@@ -164,14 +161,10 @@ def test_where_nothing_can_be_lost_it_raises_once_what_no_handler_of_bad_input_t
 
 
 def test_one_that_python_drops_in_a_destructor_counts_at_the_end(monkeypatch):
-    class Dying:
-        def __del__(self):
-            send()
-
-    dropped = []
+    dropped, dying = [], type("Dying", (), {"__del__": lambda self: send()})
     monkeypatch.setattr(sys, "unraisablehook", dropped.append)
     with SigtermNotice() as notice, pytest.raises(Preempted), notice.at_once():
-        Dying()
+        dying()
     assert len(dropped) == 1
 
 
