@@ -68,12 +68,14 @@ def test_workers_bring_what_the_dataset_gives_and_name_a_torn_picture(tmp_path, 
         list(loader)
 
 
-class Deadly(TrainCrops):
-    """Kills the process that asks for person 4."""
+class Told(TrainCrops):
+    """Sends the process that asks for a person that person's signal."""
+
+    signals: dict[int, int]
 
     def __getitem__(self, index):
-        if index == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if index in self.signals:
+            os.kill(os.getpid(), self.signals[index])
         return super().__getitem__(index)
 
 
@@ -81,24 +83,19 @@ def test_a_worker_that_dies_is_reported_with_its_person_whatever_the_main_proces
     # torch reports the death from a signal handler. A loader that an earlier test left in a reference cycle,
     # destroyed by the garbage collector at that moment, would swallow the report: destroyed now instead.
     gc.collect()
-    crops = Deadly.of_run(six_persons, replace(RUN, seed=2))
+    crops = Told.of_run(six_persons, replace(RUN, seed=2))
+    crops.signals = {4: signal.SIGKILL}
     obituary = pytest.raises(HrnetppError, match=r"worker \d+ died while reading person 4, .*dots.png")
     with obituary, load_batches(crops, EpochBatches(6, 2, 0), 2) as loader:
         for _ in loader:
             time.sleep(0.5)
 
 
-class Told(TrainCrops):
-    """Tells the process that asks, as a scheduler would."""
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return super().__getitem__(index)
-
-
 def test_a_scheduler_that_tells_all_processes_costs_no_worker(six_persons):
     """SIGTERM to a worker that is at work, while the main process waits for it."""
-    with load_batches(Told.of_run(six_persons, RUN), EpochBatches(6, 2, 0), 2) as loader:
+    crops = Told.of_run(six_persons, RUN)
+    crops.signals = dict.fromkeys(range(6), signal.SIGTERM)
+    with load_batches(crops, EpochBatches(6, 2, 0), 2) as loader:
         arriving = iter(loader)
         assert next(arriving).person.tolist() == batches(6, 2, 0)[0]
         for worker in arriving._workers:  # while the main process can still end them, or it would never exit
