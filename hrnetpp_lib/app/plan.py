@@ -31,7 +31,7 @@ from hrnetpp_lib.evaluate.metrics import bbox_ap
 from hrnetpp_lib.model.anatomy import count_macs
 from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import HRNET, STAGE3, Profile, Run, ablation_runs, resolve, three_stages
-from hrnetpp_lib.train.loader import EpochBatches, Loader, number_of_steps
+from hrnetpp_lib.train.loader import EpochBatches, load_batches, number_of_steps
 from hrnetpp_lib.train.loop import TrainStep, build_model
 from hrnetpp_lib.train.machine import SLOW_BF16, imitates_bf16
 
@@ -152,9 +152,8 @@ def _measure_loader(run: Run, train: PersonTable | None) -> Iterator[str]:
     workers = usable_workers(run.profile.workers)
     batches = EpochBatches(len(train), min(run.profile.batch_size, len(train)), run.seed)
     started = time.perf_counter()
-    loader = Loader(TrainCrops.of_run(train, run), batches, workers, pin_memory=False)
     try:
-        with loader.explain_deaths():
+        with load_batches(TrainCrops.of_run(train, run), batches, workers) as loader:
             crops = sum(len(batch.image) for batch in islice(loader, _LOADED_BATCHES))
     except HrnetppError as error:
         yield f"  loader: not measured: {error}"

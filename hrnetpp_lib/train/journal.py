@@ -1,8 +1,6 @@
-"""What a run leaves for its readers: what it is, a line of metrics per epoch, val's heatmaps as they sharpen.
+"""What a run leaves for its readers: a line of metrics per epoch, val's heatmaps as they sharpen.
 
-runs/<profile>/<run>/{recipe,data}.json
-runs/<profile>/<run>/metrics.jsonl
-runs/<profile>/<run>/snapshots/epoch_008.npz
+runs/<profile>/<run>/{recipe,data}.json, metrics.jsonl, snapshots/epoch_008.npz
 """
 
 import contextlib
@@ -10,7 +8,6 @@ import io
 import os
 import re
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +16,14 @@ from typing import Annotated, NotRequired, TypedDict
 import msgspec
 import numpy as np
 import torch
+import tqdm.auto
 from filelock import FileLock, Timeout
-from msgspec import Meta
-from tqdm.auto import tqdm
 
 from hrnetpp_lib.data.crops import BoxCrops
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import forward
-from hrnetpp_lib.files import decode_json, read_bytes, read_json, whole_file, write_json
+from hrnetpp_lib.files import decode_json, read_bytes, whole_file
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.recipe import Run
@@ -36,15 +32,16 @@ _PEOPLE = 8
 _MOST_BYTES = 2**28  # of metrics, or of one snapshot's arrays
 _REMEDY = "delete the line, or the folder to train anew"
 _SNAPSHOT = re.compile(r"epoch_(\d{3,9})\.npz")
+_SECONDS_BETWEEN_LINES = 300.0
 
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-Amount = Annotated[float, Meta(ge=0, le=3.5e38)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=3.5e38)]
 
 
 class Epoch(TypedDict):
     """One line of metrics.jsonl; the last three where val was scored."""
 
-    epoch: Annotated[int, Meta(ge=1, le=2**53)]
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     step: Count
     loss: Amount
     lr: Amount
@@ -54,63 +51,27 @@ class Epoch(TypedDict):
     processes: Count
     accumulate: Count
     metric: NotRequired[str]
-    value: NotRequired[Annotated[float, Meta(ge=-1, le=1)]]
+    value: NotRequired[Annotated[float, msgspec.Meta(ge=-1, le=1)]]
     boxes: NotRequired[str]
 
 
 @contextlib.contextmanager
-def lock(run_dir: Path, is_main_process: bool) -> Iterator[None]:
-    """Keep a second training, or processes that outlived their launcher, out of a run's folder.
-
-    Raises:
-        HrnetppError: If somebody is in it, or it cannot be written to.
-    """
-    if not is_main_process:
+def lock(run_dir: Path) -> Iterator[None]:
+    """Keep a second training out. Raises: HrnetppError if one is in the folder, or nothing can be written."""
+    with contextlib.ExitStack() as held:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(run_dir / ".lock", blocking=False))
+        except Timeout as error:
+            remedy = "wait for it, or end it (it may have outlived its launcher)"
+            raise HrnetppError(f"{run_dir}: another process trains this run; {remedy}") from error
+        except (OSError, NotImplementedError) as error:  # the second: a file system without locks
+            raise HrnetppError(f"{run_dir}: cannot be written to ({error}); give another --output") from error
         yield
-        return
-    held = FileLock(run_dir / ".lock")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        held.acquire(blocking=False)
-    except Timeout as error:
-        raise HrnetppError(
-            f"{run_dir}: another process trains this run; wait for it, or end it (it may have outlived its "
-            "launcher)"
-        ) from error
-    except (OSError, NotImplementedError) as error:  # the second: a file system without locks
-        raise HrnetppError(f"{run_dir}: cannot be written to ({error}); give another --output") from error
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def write_origin(run_dir: Path, run: Run, data: dict[str, int]) -> None:
-    """Write recipe.json, and the fingerprint of the training persons as data.json.
-
-    Raises:
-        HrnetppError: If they cannot be written.
-    """
-    write_json(run_dir / "recipe.json", run)
-    write_json(run_dir / "data.json", data)
-
-
-def read_data(run_dir: Path) -> dict[str, int] | None:
-    """The fingerprint of the persons that a run was trained on, None where it is not on record.
-
-    Raises:
-        HrnetppError: If the file is damaged.
-    """
-    path = run_dir / "data.json"
-    return read_json(path, dict[str, int], "delete it, or the run to train anew") if path.exists() else None
 
 
 def append_metrics(run_dir: Path, record: Epoch) -> None:
-    """Add one epoch.
-
-    Raises:
-        HrnetppError: If it cannot be written.
-    """
+    """Add one epoch to metrics.jsonl, whole or not at all."""
     path = run_dir / "metrics.jsonl"
     with whole_file(path) as part:
         part.write_bytes(_read_lines(path) + msgspec.json.encode(record) + b"\n")
@@ -119,25 +80,19 @@ def append_metrics(run_dir: Path, record: Epoch) -> None:
 def cut_metrics(run_dir: Path, epochs: int) -> str:
     """Keep the first epochs only: later ones, and damaged lines, are none of the state that goes on.
 
-    Returns:
-        A remark if lines are missing, else nothing: the run itself does not need them.
-
-    Raises:
-        HrnetppError: If the file cannot be read or written.
+    Gives a remark if lines are missing, else nothing: the run itself does not need them.
     """
     path = run_dir / "metrics.jsonl"
     text, kept = _read_lines(path), {}
     for line in text.splitlines():
         with contextlib.suppress(HrnetppError):
-            epoch = _parse(line, path, 0)["epoch"]
-            if epoch <= epochs:
-                kept[epoch] = line
-    whole = b"".join(kept[epoch] + b"\n" for epoch in sorted(kept))
+            kept[_parse(line, path, 0)["epoch"]] = line
+    whole = b"".join(kept[epoch] + b"\n" for epoch in sorted(kept) if epoch <= epochs)
     if text != whole:
         with whole_file(path) as part:
             part.write_bytes(whole)
-    missing = epochs - len(kept)
-    return f"warning: {path} lacks {missing} of the {epochs} epochs that are done" if missing > 0 else ""
+    missing = epochs - whole.count(b"\n")
+    return f"warning: {path} lacks {missing} of the {epochs} epochs that are done" if missing else ""
 
 
 def _read_lines(path: Path) -> bytes:
@@ -153,11 +108,7 @@ def _parse(line: bytes, path: Path, number: int) -> Epoch:
 
 
 def read_metrics(runs_dir: Path, run: Run) -> list[Epoch]:
-    """The epochs of a run, as written to metrics.jsonl, in their order; at least one.
-
-    Raises:
-        HrnetppError: If the run has not been trained, or a line is damaged.
-    """
+    """A run's epochs in their order, at least one. Raises: HrnetppError if a line is damaged or missing."""
     path = runs_dir / run.name / "metrics.jsonl"
     records: list[Epoch] = []
     for number, line in enumerate(read_bytes(path, f"train {run.name} first", _MOST_BYTES).splitlines(), 1):
@@ -171,30 +122,14 @@ def read_metrics(runs_dir: Path, run: Run) -> list[Epoch]:
 
 def describe(record: Epoch, epochs: int) -> str:
     """One epoch in one line, for notebooks and logs."""
-    line = (
-        f"epoch {record['epoch']:3d}/{epochs}  loss {record['loss']:.3e}  lr {record['lr']:.1e}  "
-        f"{record['samples_per_s']:.0f} crops/s"
-    )
-    if record["bad_images"]:
-        line += f"  {record['bad_images']} unreadable pictures replaced"
-    if "metric" in record:
-        line += f"  {record['metric']} {record['value']:.3f} ({record['boxes']})"
-    return line
+    line = "epoch {epoch:3d}/{epochs}  loss {loss:.3e}  lr {lr:.1e}  {samples_per_s:.0f} crops/s"
+    line += "  {bad_images} unreadable pictures replaced" if record["bad_images"] else ""
+    line += "  {metric} {value:.3f} ({boxes})" if "metric" in record else ""
+    return line.format(epochs=epochs, **record)
 
 
 def save_snapshot(run_dir: Path, epoch: int, model: HRNet, card: ModelCard, val: PersonTable) -> None:
-    """Keep the crops and heatmaps of val's eight most confident boxes.
-
-    Args:
-        run_dir: Of the run.
-        epoch: Counted from 1.
-        model: Put into eval mode.
-        card: How to use it.
-        val: Boxes; the same eight are chosen each time, and with none nothing is written.
-
-    Raises:
-        HrnetppError: If it cannot be written.
-    """
+    """Keep the crops and heatmaps of val's eight most confident boxes, if it has any; epochs count from 1."""
     if not len(val):
         return
     model.eval()
@@ -213,8 +148,7 @@ def read_snapshots(runs_dir: Path, run: Run) -> list[dict]:
         Per evaluated epoch, at least one: epoch, crops (8, h, w, 3) uint8 RGB and heatmaps (8, K, H, W) fp16;
         fewer than eight where val has fewer.
 
-    Raises:
-        HrnetppError: If there is none, or one is damaged.
+    Raises: HrnetppError if there is none, or one is damaged.
     """
     folder = runs_dir / run.name / "snapshots"
     found = {int(m[1]): path for path in folder.glob("epoch_*.npz") if (m := _SNAPSHOT.fullmatch(path.name))}
@@ -244,54 +178,19 @@ def _read_snapshot(path: Path, run: Run) -> dict[str, np.ndarray]:
     return {"crops": crops, "heatmaps": heatmaps}
 
 
-_SECONDS_BETWEEN_LINES = 300
-
-
-def headless() -> bool:
-    """Whether output goes to a file: under `reproduce`, or piped outside Jupyter."""
-    in_jupyter = "ipykernel" in sys.modules
-    return bool(os.environ.get("HRNETPP_HEADLESS")) or not (in_jupyter or sys.stderr.isatty())
-
-
-class EpochBar:
-    """The progress of one epoch, in crops: a bar for people, lines for logs.
-
-    Args:
-        name: What is under way.
-        crops: In the whole epoch.
-        done: Of them before this process started.
-        silent: For all processes but the first.
-    """
-
-    def __init__(self, name: str, crops: int, done: int, silent: bool = False):
-        self._silent = silent
-        self._started = self._said = time.perf_counter()
-        self._bar = tqdm(
-            desc=name,
-            total=crops,
-            initial=done,
-            unit="crop",
-            disable=silent or headless(),
-            leave=False,
-            dynamic_ncols=True,
-        )
-        self._name, self._crops, self._before, self._done = name, crops, done, done
-
-    def advance(self, crops: int, loss: float, lr: float) -> None:
-        """Count a step."""
-        self._done += crops
-        self._bar.set_postfix_str(f"loss {loss:.2e}, lr {lr:.1e}", refresh=False)
-        self._bar.update(crops)
-        now = time.perf_counter()
-        if not self._silent and headless() and now - self._said > _SECONDS_BETWEEN_LINES:
-            self._said = now
-            rate = (self._done - self._before) / (now - self._started)
-            print(
-                f"{self._name}: {self._done}/{self._crops} crops, {rate:.1f} crops/s, loss {loss:.3e}, "
-                f"lr {lr:.1e}, {(self._crops - self._done) / rate / 60:.0f} min to go",
-                flush=True,
-            )
-
-    def close(self) -> None:
-        """Take the bar off the screen."""
-        self._bar.close()
+def progress_bar(name: str, crops: int, done: int, silent: bool) -> tqdm.std.tqdm:
+    """The progress of one epoch's crops, some of them done before: a bar for people, lines for logs."""
+    shared = {
+        "desc": name,
+        "total": crops,
+        "initial": done,
+        "unit": "crop",
+        "disable": silent,
+        "leave": False,
+    }
+    # Under `reproduce`, or piped outside Jupyter, output goes to a file.
+    if not os.environ.get("HRNETPP_HEADLESS") and ("ipykernel" in sys.modules or sys.stderr.isatty()):
+        return tqdm.auto.tqdm(**shared, dynamic_ncols=True)
+    seldom = dict.fromkeys(("mininterval", "maxinterval", "delay"), _SECONDS_BETWEEN_LINES)
+    line = "{desc}: {n}/{total} crops, {rate_fmt}{postfix}, {remaining} to go\n"
+    return tqdm.std.tqdm(**shared, **seldom, bar_format=line, file=sys.stdout)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -37,25 +36,14 @@ SLOW_BF16 = (
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What the command line may ask of the engine.
+    """What the command line may ask of the engine; HrnetppError if a number makes no sense."""
 
-    Attributes:
-        accumulate: Parts that each process's share of a batch goes through the network in. The loss stays
-            that of the whole batch; batch normalisation sees a part at a time.
-        compile: Whether to try torch.compile.
-        skip_bad_images: Whether an unreadable picture is replaced by another person's.
-        tensorboard: Whether to write TensorBoard's event files beside metrics.jsonl.
-        save_every_s: Seconds between two saved states; one is saved at each epoch's end, too.
-
-    Raises:
-        HrnetppError: If a number makes no sense.
-    """
-
+    # Parts of a process's share of a batch: the loss stays the whole's, batch normalisation sees a part.
     accumulate: int = 1
-    compile: bool = False
-    skip_bad_images: bool = False
-    tensorboard: bool = False
-    save_every_s: float = 600.0
+    compile: bool = False  # whether to try torch.compile
+    skip_bad_images: bool = False  # whether an unreadable picture is replaced by another person's
+    tensorboard: bool = False  # whether to write TensorBoard's event files beside metrics.jsonl
+    save_every_s: float = 600.0  # between two saved states; one is saved at each epoch's end, too
 
     def __post_init__(self) -> None:
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
@@ -65,10 +53,7 @@ class EngineOptions:
 
 
 def processes() -> PartialState:
-    """This process among those that were launched together; alone, if none were.
-
-    On a GPU where there is one, else on the CPU, as in testing.
-    """
+    """This process among those launched together, or alone; on a GPU where there is one, else on the CPU."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
@@ -78,50 +63,35 @@ def imitates_bf16(device: torch.device) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-    """End a process that was launched with others, without the interpreter's own clean-up.
-
-    DistributedDataParallel keeps gloo's threads alive, even after `destroy_process_group`. One that lets go
-    of its last tensor while the interpreter shuts down aborts the process, and the launcher would report a
-    finished run as failed.
-    """
+    """End a process that was launched with others, without the interpreter's own clean-up."""
+    # DistributedDataParallel keeps gloo's threads alive, even after `destroy_process_group`. One that lets go
+    # of its last tensor while the interpreter shuts down aborts the process, and the launcher would report a
+    # finished run as failed.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def make_accelerator(run: Run, options: EngineOptions, folder: Path) -> Accelerator:
-    """Device, precision and processes of one run; writes nothing yet.
-
-    Raises:
-        HrnetppError: If TensorBoard is asked for and not installed.
-    """
+    """Device, precision and processes of a run. Raises: HrnetppError if there is no TensorBoard to write."""
     if options.tensorboard and not is_tensorboard_available():
         raise HrnetppError(
-            "tensorboard is not installed; install the extra watch, or do without --tensorboard"
+            "tensorboard is not installed; install the extra watch, or leave --tensorboard out"
         )
     processes()
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: in TF32 heatmaps have ten bits
     # Runs of one process may differ in precision; the state is a singleton that would refuse.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if run.profile.precision == "bf16" else "no",
-        cpu=not torch.cuda.is_available(),
-        log_with="tensorboard" if options.tensorboard else None,
-        project_dir=str(folder),
-    )
-    if run.profile.precision == "bf16" and imitates_bf16(accelerator.device):
+    precision = "bf16" if run.profile.precision == "bf16" else "no"
+    cpu, trackers = not torch.cuda.is_available(), "tensorboard" if options.tensorboard else None
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=trackers, project_dir=str(folder))
+    if precision == "bf16" and imitates_bf16(accelerator.device):
         accelerator.print(SLOW_BF16)
     return accelerator
 
 
 def compile_step(network: torch.nn.Module, batch: Sample, say: Callable[[str], None]) -> torch.nn.Module:
-    """The network compiled, or itself where that fails; tried on a batch, whose traces are removed.
-
-    Args:
-        network: Raw batch in, loss out.
-        batch: One like those to come.
-        say: Told when compiling fails.
-    """
+    """The network compiled, or itself where that fails, which it says; tried on a batch, without a trace."""
     buffers = [buffer.clone() for buffer in network.buffers()]
     try:
         compiled = torch.compile(network)
@@ -146,10 +116,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class SigtermNotice:
-    """While entered, SIGTERM does not end the process: it is noted, and within `at_once` it raises.
-
-    Python delivers signals to the main thread only; elsewhere this does nothing.
-    """
+    """While entered in the main thread, SIGTERM ends no process: it is noted; within `at_once` it raises."""
 
     def __init__(self) -> None:
         self.received = self._raises = False
@@ -169,11 +136,7 @@ class SigtermNotice:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Around work that may be broken off anywhere.
-
-        Raises:
-            Preempted: If SIGTERM came before, or comes now.
-        """
+        """Around work that may be broken off anywhere: Preempted if SIGTERM came before, or comes now."""
         try:
             self._raises = True
             self._leave_if_received()
@@ -186,7 +149,7 @@ class SigtermNotice:
         """Keep this handler when left: the process ends, and being told so again must not disturb that."""
         self._before = None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, *_: object) -> None:
         again, self.received = self.received, True
         # Launchers and schedulers both send it: the second one must not break off what the first one began.
         if self._raises and not again:
@@ -203,14 +166,8 @@ def _mark(root: Path, run: Run) -> Path:
 
 @contextlib.contextmanager
 def preemptible(root: Path, runs: tuple[Run, ...]) -> Iterator[SigtermNotice]:
-    """Around the command that trains: when SIGTERM ended it, runs/<profile>/PREEMPTED names its runs.
-
-    Launchers do not pass our exit status on.
-
-    Args:
-        root: Folder of data/ and runs/.
-        runs: Of one profile.
-    """
+    """Around training a profile's runs: PREEMPTED in runs/<profile> names them where SIGTERM ended it."""
+    # Launchers do not pass our exit status on.
     mark, is_first = _mark(root, runs[0]), int(os.environ.get("RANK", "0")) == 0
     if is_first:
         mark.unlink(missing_ok=True)
@@ -228,31 +185,21 @@ def preemptible(root: Path, runs: tuple[Run, ...]) -> Iterator[SigtermNotice]:
 
 def _launch_command(recipe: Path, root: Path, number: int) -> list[str]:
     """The command that trains a recipe in several processes on this machine, one per GPU if it has any."""
-    # On a machine without GPUs, too: --cpu would start one process, whatever number is asked for.
-    device = ["--multi_gpu"]
-    # Everything said that the launcher would otherwise guess, and warn about.
-    machine = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    machine += ["--main_process_port", "0"]  # any free one: two runs may train on one machine
-    threads = ["--num_cpu_threads_per_process", str(max(1, torch.get_num_threads() // number))]
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch", *device, "--num_processes", str(number)),
-        *(*machine, *threads, "-m", "hrnetpp_lib"),
-        *("train", "--recipe", str(recipe), "--output", str(root)),
-    ]
+    threads = max(1, torch.get_num_threads() // number)
+    # On a machine without GPUs --multi_gpu, too: --cpu would start one process, whatever number is asked for.
+    # Port 0 is any free one: two runs may train on one machine. The rest the launcher would guess, and warn.
+    options = (
+        f"-m accelerate.commands.launch --multi_gpu --num_processes {number} --num_machines 1 "
+        "--mixed_precision no --dynamo_backend no --main_process_port 0 "
+        f"--num_cpu_threads_per_process {threads} -m hrnetpp_lib train"
+    )
+    return [sys.executable, *options.split(), "--recipe", str(recipe), "--output", str(root)]
 
 
 def train_in_processes(run: Run, root: Path, number: int) -> None:
-    """Train a run, or go on with it, and print what it says as it says it.
+    """Train a run, or go on with it, in processes that share each batch, and print what they say as they do.
 
-    Args:
-        run: The resolved recipe.
-        root: Folder of data/ and runs/.
-        number: Of processes that share each batch.
-
-    Raises:
-        HrnetppError: If the number makes no sense, or training fails; with its own error, else with the last
-            lines of its log.
-        Preempted: If SIGTERM ended it.
+    Raises: HrnetppError with training's own error, else the last lines of its log; Preempted after SIGTERM.
     """
     if not isinstance(number, int) or number < 1:
         raise HrnetppError(f"training in {number!r} processes: give a whole number from 1 on")

@@ -11,10 +11,8 @@ from typing import Annotated
 
 import msgspec
 import torch
-from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import check_file, decode_json, replace_durably, sha256
@@ -26,8 +24,8 @@ _KEY = "progress"  # of the file's header
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's own names
 _MOST_BYTES_BESIDES = 2**27  # header and the losses of one epoch
 
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-Loss = Annotated[float, Meta(ge=0, le=3.5e38)]  # it was an fp32
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Loss = Annotated[float, msgspec.Meta(ge=0, le=3.5e38)]  # it was an fp32
 
 
 @dataclass
@@ -35,47 +33,24 @@ class Progress:
     """How far a run is; with weights and Adam's moments it decides everything that follows.
 
     Order and augmentation depend on (seed, epoch, person) alone, so no random state is needed.
-
-    Attributes:
-        run: Name of the run.
-        data: Fingerprint of the training persons.
-        processes: How many processes train.
-        accumulate: Parts that each of them cuts its share of a batch into.
-        epoch: Epochs finished, evaluated and logged.
-        step: Steps done.
-        losses: Of the steps since the end of the last of these epochs.
-        seconds: Spent in the epoch under way.
-        bad_images: Persons replaced in the epoch under way.
-        typical_loss: Mean of the last finished epoch.
-        best: Best value of the metric on val.
     """
 
-    run: str
-    data: dict[str, int]
-    processes: Count = 1
-    accumulate: Count = 1
-    epoch: Count = 0
-    step: Count = 0
-    losses: list[Loss] = field(default_factory=list)
-    seconds: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
-    bad_images: Count = 0
-    typical_loss: Loss | None = None
-    best: Annotated[float, Meta(ge=-1, le=1)] | None = None
+    run: str  # its name
+    data: dict[str, int]  # fingerprint of the training persons
+    processes: Count = 1  # that train
+    accumulate: Count = 1  # parts that each of them cuts its share of a batch into
+    epoch: Count = 0  # epochs finished, evaluated and logged
+    step: Count = 0  # steps done
+    losses: list[Loss] = field(default_factory=list)  # of the steps since the end of the last of these epochs
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0  # spent in the epoch under way
+    bad_images: Count = 0  # persons replaced in the epoch under way
+    typical_loss: Loss | None = None  # mean of the last finished epoch
+    best: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None = None  # value of the metric on val
 
 
 def save_state(folder: Path, model: HRNet, optimizer: torch.optim.Adam, progress: Progress) -> Path:
-    """Write a state, whole or not at all, and keep the two newest.
-
-    Args:
-        folder: Of the states; made if need be.
-        model: On any device.
-        optimizer: Adam over all its parameters, after `progress.step` steps.
-        progress: What the file's name and header tell.
-
-    Raises:
-        HrnetppError: If it cannot be written; the states before are untouched.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model, optimizer)}
+    """Write a state, whole or not at all, and keep the two newest. Raises: HrnetppError if it cannot be."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(model, optimizer).items()}
     part = folder / "state.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,20 +63,22 @@ def save_state(folder: Path, model: HRNet, optimizer: torch.optim.Adam, progress
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise HrnetppError(
-            f"{folder}: the state at step {progress.step} cannot be written ({error}); is the disk full? "
-            "Earlier states are intact; make room and give the same command again"
+            f"{folder}: the state at step {progress.step} cannot be written ({error}); earlier ones are "
+            "intact: make room and give the same command again"
         ) from error
     return path
 
 
-def _tensors(model: HRNet, optimizer: torch.optim.Adam) -> list[tuple[str, Tensor]]:
-    """All tensors of a state by the names that they have in the file."""
-    named = [(f"model.{name}", tensor) for name, tensor in model.state_dict().items()]
-    return named + [
-        (f"{moment}.{name}", optimizer.state[parameter][moment])
-        for moment in _MOMENTS
-        for name, parameter in model.named_parameters()
-    ]
+def _tensors(model: HRNet, optimizer: torch.optim.Adam) -> dict[str, torch.Tensor]:
+    """The tensors that a state holds, by their names in its file; Adam's are made where it made none yet."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if not (state := optimizer.state[parameter]):
+            # As Adam makes them. Its fused kernels walk over memory: moments must lie like their parameter.
+            state |= {moment: torch.zeros_like(parameter, requires_grad=False) for moment in _MOMENTS}
+            state["step"] = torch.zeros((), device=parameter.device)
+        tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+    return tensors
 
 
 def list_states(folder: Path) -> list[Path]:
@@ -115,65 +92,54 @@ def load_state(
 ) -> tuple[Progress, list[str], list[Path]]:
     """Go on from the newest state that is right in every part, or start afresh if there is none.
 
-    Args:
-        folder: Of the states.
-        model: Gets the weights, once everything is checked.
-        optimizer: Adam over the model's parameters; gets its moments.
-        fresh: The progress of a run that starts, with the data, processes and parts as they are now.
-        steps: Of an epoch.
-        epochs: Of the run.
-
-    Returns:
-        The progress, remarks for people (what was damaged, what changed), and the states that are wrong.
-
-    Raises:
-        HrnetppError: If the training data are not those of the state; tells the difference.
+    `fresh` is the progress of a run that starts, with the data, processes and parts as they are now; `steps`
+    are an epoch's. Gives the progress, remarks for people, and the states that are wrong.
     """
-    remarks, wrong = [], []
+    remarks, wrong, expected = [], [], _tensors(model, optimizer)
     for path in list_states(folder):
         try:
-            progress, tensors = _read(path, model, fresh.run)
+            progress, tensors = _read(path, expected, fresh, steps, epochs)
         except HrnetppError as error:
             remarks.append(f"warning: {error}")
             wrong.append(path)
             continue
         check_data(progress.data, fresh.data, folder.parent)
-        done = progress.epoch * steps + len(progress.losses)
-        if progress.step != done or len(progress.losses) > steps or progress.epoch > epochs:
-            remarks.append(f"warning: {path} is left out: its steps are not those of this run")
-            wrong.append(path)
-            continue
-        _put(tensors, progress.step, model, optimizer)
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
+        for state in optimizer.state.values():
+            state["step"].fill_(progress.step)
         remarks.append(f"goes on from step {progress.step} ({path.name})")
-        for what in ("processes", "accumulate"):
-            before, now = getattr(progress, what), getattr(fresh, what)
-            if before != now:
-                remarks.append(
-                    f"warning: {what} was {before} and is {now} now: the result will not equal an "
-                    "undisturbed run's to the bit"
-                )
-        return (replace(progress, processes=fresh.processes, accumulate=fresh.accumulate), remarks, wrong)
+        now = {name: getattr(fresh, name) for name in ("processes", "accumulate")}
+        remarks += [
+            f"warning: {name} was {getattr(progress, name)} and is {number} now: the result will not equal "
+            "an undisturbed run's to the bit"
+            for name, number in now.items()
+            if getattr(progress, name) != number
+        ]
+        return replace(progress, **now), remarks, wrong
     if remarks:
         remarks.append("warning: no undamaged state is left, the run starts anew")
     return fresh, remarks, wrong
 
 
-def _read(path: Path, model: HRNet, run: str) -> tuple[Progress, dict[str, Tensor]]:
-    """A state's content, all of it checked but for what the run's data and length decide."""
-    expected = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        expected |= {f"{moment}.{name}": parameter for moment in _MOMENTS}
-    most = sum(tensor.nbytes for tensor in expected.values()) + _MOST_BYTES_BESIDES
+def _read(
+    path: Path, expected: dict[str, torch.Tensor], fresh: Progress, steps: int, epochs: int
+) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """A state's content, all of it checked but for the training data, on which the steps depend."""
     left_out = "it is left out"
-    check_file(path, left_out, most)
+    check_file(path, left_out, sum(tensor.nbytes for tensor in expected.values()) + _MOST_BYTES_BESIDES)
     named = _NAME.fullmatch(path.name)
     try:
         if named is None or sha256(path)[:16] != named[2]:
             raise HrnetppError(f"{path}: is damaged, or no state of this version; {left_out}")
         with safe_open(path, framework="pt") as file:
             progress = decode_json((file.metadata() or {}).get(_KEY, ""), Progress, path, left_out)
-            if (progress.step, progress.run) != (int(named[1]), run) or not progress.step:
+            if (progress.step, progress.run) != (int(named[1]), fresh.run) or not progress.step:
                 raise HrnetppError(f"{path}: is of step {progress.step} of {progress.run}; {left_out}")
+            rest = progress.step - progress.epoch * steps
+            fits = rest == len(progress.losses) <= steps and progress.epoch <= epochs
+            if progress.data == fresh.data and not fits:
+                raise HrnetppError(f"{path}: its steps are not those of this run; {left_out}")
             if set(file.keys()) != expected.keys():
                 raise HrnetppError(f"{path}: holds tensors of other names than the network; {left_out}")
             tensors = {name: file.get_tensor(name) for name in expected}
@@ -187,23 +153,8 @@ def _read(path: Path, model: HRNet, run: str) -> tuple[Progress, dict[str, Tenso
     return progress, tensors
 
 
-def _put(tensors: dict[str, Tensor], step: int, model: HRNet, optimizer: torch.optim.Adam) -> None:
-    """Copy checked tensors into a network and its Adam."""
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-    for name, parameter in model.named_parameters():
-        # As Adam makes them. Its fused kernels walk over memory: moments must lie like their parameter.
-        optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device)} | {
-            moment: torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{moment}.{name}"])
-            for moment in _MOMENTS
-        }
-
-
 def set_aside(states: list[Path]) -> None:
-    """Rename states that are wrong, so that they no longer count among the two that are kept.
-
-    Raises:
-        HrnetppError: If the folder cannot be written to.
-    """
+    """Rename wrong states: they are none of the two that are kept. Raises: HrnetppError if it cannot."""
     for path in states:
         try:
             path.rename(path.with_suffix(".damaged"))
@@ -213,27 +164,17 @@ def set_aside(states: list[Path]) -> None:
 
 def remove_states(folder: Path) -> None:
     """Delete the states of a run that is finished; where that cannot be, they stay."""
-    for path in [*folder.glob("step_*"), folder / "state.part"]:
-        with contextlib.suppress(OSError):
-            path.unlink()
     with contextlib.suppress(OSError):
+        for path in [*folder.glob("step_*"), folder / "state.part"]:
+            with contextlib.suppress(OSError):
+                path.unlink()
         folder.rmdir()
 
 
 def check_data(before: dict[str, int], now: dict[str, int], run_dir: Path) -> None:
-    """Refuse to go on with other training data.
-
-    Args:
-        before: Fingerprint of the persons that the run was begun on.
-        now: Fingerprint of the persons at hand.
-        run_dir: The run's folder.
-
-    Raises:
-        HrnetppError: If they differ; tells the difference.
-    """
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        numbers = [f"{n} {before.get(n)} -> {now[n]}" for n in ("persons", "images") if n in changed]
+    """Compare fingerprints of the training persons. Raises: HrnetppError if they differ; tells in what."""
+    if changed := [name for name in before | now if before.get(name) != now.get(name)]:
+        numbers = [f"{n} {before.get(n)} -> {now.get(n)}" for n in ("persons", "images") if n in changed]
         columns = [name for name in changed if name not in ("persons", "images")]
         raise HrnetppError(
             f"{run_dir}: the training data changed since this run began: "

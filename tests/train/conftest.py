@@ -1,10 +1,10 @@
 """Fixtures of the tests of training."""
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
-import threading
 
 import cv2
 import numpy as np
@@ -30,32 +30,25 @@ def one_person(tmp_path) -> PersonTable:
 
 @pytest.fixture
 def sigterm_inside():
-    """A context in which this process gets SIGTERM once, as soon as its main thread is inside given files."""
+    """A context in which this process gets SIGTERM once, at the nth call made inside given files."""
 
     @contextlib.contextmanager
-    def send(*parts: str):
-        ended, sent = threading.Event(), []
+    def send(*parts: str, nth: int = 20):
+        calls, sent = itertools.count(1), []
         before = signal.signal(signal.SIGTERM, lambda *_: None)  # one that comes late ends no test run
 
-        def inside() -> bool:
-            frame = sys._current_frames()[threading.main_thread().ident]
-            while frame is not None and not any(part in frame.f_code.co_filename for part in parts):
-                frame = frame.f_back
-            return frame is not None
+        def watch(frame, event: str, _: object) -> None:
+            inside = event.endswith("call") and any(part in frame.f_code.co_filename for part in parts)
+            if inside and next(calls) == nth:
+                sys.setprofile(None)
+                sent.append(True)
+                os.kill(os.getpid(), signal.SIGTERM)
 
-        def wait() -> None:
-            while not ended.wait(0.0005):
-                if inside():
-                    sent.append(os.kill(os.getpid(), signal.SIGTERM))
-                    return
-
-        thread = threading.Thread(target=wait)
-        thread.start()
+        sys.setprofile(watch)
         try:
             yield
         finally:
-            ended.set()
-            thread.join()
+            sys.setprofile(None)
             signal.signal(signal.SIGTERM, before)
         assert sent, f"never inside {parts}"
 

@@ -1,8 +1,4 @@
-"""A small training run in a process of its own, to be killed: python engine_run.py ROOT [options].
-
-Options: --frozen-bn (batch normalisation uses its initial statistics, so that a step does not depend on how
-many crops a process holds), --save-every S, --accumulate N, --die-in-save MOMENT (of the fifth save).
-"""
+"""A small training run in a process of its own, to be killed: python engine_run.py ROOT [options]."""
 
 import argparse
 import itertools
@@ -43,10 +39,10 @@ def die_in_save(moment: str) -> None:
         if next(calls) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if moment == "half written":
-        resume.save_file = half
-    else:
-        resume.replace_durably = before_pruning
+    name, replacement = (
+        ("save_file", half) if moment == "half written" else ("replace_durably", before_pruning)
+    )
+    setattr(resume, name, replacement)
 
 
 def main() -> None:
@@ -59,10 +55,9 @@ def main() -> None:
     parser.add_argument("--die-in-save", choices=["half written", "not yet pruned"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pids = options.root / "pids"
-    pids.mkdir(exist_ok=True)
-    (pids / str(os.getpid())).touch()
-    if options.frozen_bn:
+    (options.root / "pids").mkdir(exist_ok=True)
+    (options.root / "pids" / str(os.getpid())).touch()
+    if options.frozen_bn:  # a step does not depend on how many crops a process holds
         torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
     if options.die_in_save:
         die_in_save(options.die_in_save)

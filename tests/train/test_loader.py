@@ -11,20 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrnetpp_lib.data.crops import TrainCrops, usable_workers
+from hrnetpp_lib.data.crops import TrainCrops
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.recipe import SMOKE, STAGE2, resolve
-from hrnetpp_lib.train.loader import EpochBatches, Loader, number_of_steps
+from hrnetpp_lib.train.loader import EpochBatches, load_batches, number_of_steps
 
 RUN = resolve(STAGE2, SMOKE)
 
 
-def batches(persons=23, size=6, seed=1, rank=0, processes=1, epoch=0, step=0) -> list[list[int]]:
-    sampler = EpochBatches(persons, size, seed, rank, processes)
-    sampler.start_at(epoch, step)
-    listed = list(sampler)
-    assert len(listed) == len(sampler)
-    return listed
+def batches(persons=23, size=6, seed=1, **at) -> list[list[int]]:
+    return list(EpochBatches(persons, size, seed, **at))
 
 
 def test_an_epoch_shows_each_person_once_but_the_rest_of_the_last_batch():
@@ -36,26 +32,21 @@ def test_an_epoch_shows_each_person_once_but_the_rest_of_the_last_batch():
 
 @given(st.integers(1, 40), st.sampled_from([1, 2, 3, 6]), st.integers(0, 3), st.integers(0, 4))
 def test_processes_share_the_batches_of_one(extra, processes, epoch, step):
-    persons = 6 * step + extra + 6
-    shares = [batches(persons, 6, 5, rank, processes, epoch, step) for rank in range(processes)]
+    persons, at = 6 * step + extra + 6, {"epoch": epoch, "first_step": step}
+    shares = [batches(persons, rank=rank, processes=processes, **at) for rank in range(processes)]
     together = [sum(parts, []) for parts in zip(*shares, strict=True)]
-    assert together == batches(persons, 6, 5, epoch=epoch)[step:]
+    assert together == batches(persons, epoch=epoch)[step:]
 
 
 def test_number_of_steps_and_what_it_refuses():
     assert number_of_steps("set", 23, 6, 3) == 3
-    with pytest.raises(HrnetppError, match="set: 5 persons to train on, and a batch has 6"):
-        number_of_steps("set", 5, 6, 1)
-    with pytest.raises(HrnetppError, match="set: no person to train on"):
-        number_of_steps("set", 0, 6, 1)
-    with pytest.raises(HrnetppError, match="batch of 6 cannot be divided into 4 .*1, 2, 3, 6"):
-        number_of_steps("set", 23, 6, 4)
-
-
-def iterate(crops, sampler, workers):
-    loader = Loader(crops, sampler, workers, pin_memory=False)
-    with loader.explain_deaths():
-        yield from loader
+    for persons, parts, message in (
+        (5, 1, "set: 5 persons to train on, and a batch has 6"),
+        (0, 1, "set: no person to train on"),
+        (23, 4, "batch of 6 cannot be divided into 4 .*1, 2, 3, 6"),
+    ):
+        with pytest.raises(HrnetppError, match=message):
+            number_of_steps("set", persons, 6, parts)
 
 
 @pytest.fixture
@@ -64,29 +55,27 @@ def six_persons(one_person):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_bring_what_the_dataset_gives(six_persons, workers):
-    crops, sampler = TrainCrops.of_run(six_persons, RUN), EpochBatches(6, 2, seed=3)
-    sampler.start_at(4, 1)
-    found = list(iterate(crops, sampler, workers))
-    assert [batch.person.tolist() for batch in found] == list(sampler)
+def test_workers_bring_what_the_dataset_gives_and_name_a_torn_picture(tmp_path, six_persons, workers):
+    crops, mine = TrainCrops.of_run(six_persons, RUN), EpochBatches(6, 2, seed=3, epoch=4, first_step=1)
+    with load_batches(crops, mine, workers) as loader:
+        found = list(loader)
+    assert [batch.person.tolist() for batch in found] == list(mine) and len(found) == 2
     sample = TrainCrops.of_run(crops.table, RUN, epoch=4)[found[0].person[1].item()]
     assert np.array_equal(found[0].image[1].numpy(), sample.image)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_corrupt_picture_is_named_in_one_line(tmp_path, six_persons, workers):
     (tmp_path / "dots.png").write_bytes(b"torn")
-    with pytest.raises(HrnetppError) as caught:
-        list(iterate(TrainCrops.of_run(six_persons, RUN), EpochBatches(6, 2, 0), workers))
-    assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)
+    one_line = pytest.raises(HrnetppError, match=rf"^{tmp_path / 'dots.png'}[^\n]*$")
+    with one_line, load_batches(crops, mine, workers) as loader:
+        list(loader)
 
 
-class Deadly(TrainCrops):
-    """Kills the process that asks for person 4."""
+class Told(TrainCrops):
+    """Sends the process that asks for a person that person's signal."""
+
+    signals: dict[int, int]
 
     def __getitem__(self, index):
-        if index == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if index in self.signals:
+            os.kill(os.getpid(), self.signals[index])
         return super().__getitem__(index)
 
 
@@ -94,34 +83,22 @@ def test_a_worker_that_dies_is_reported_with_its_person_whatever_the_main_proces
     # torch reports the death from a signal handler. A loader that an earlier test left in a reference cycle,
     # destroyed by the garbage collector at that moment, would swallow the report: destroyed now instead.
     gc.collect()
-    crops = Deadly.of_run(six_persons, replace(RUN, seed=2))
-    loader = Loader(crops, EpochBatches(6, 2, 0), 2, pin_memory=False)
-    message = r"worker \d+ died while reading person 4, .*dots.png"
-    with pytest.raises(HrnetppError, match=message), loader.explain_deaths():
+    crops = Told.of_run(six_persons, replace(RUN, seed=2))
+    crops.signals = {4: signal.SIGKILL}
+    obituary = pytest.raises(HrnetppError, match=r"worker \d+ died while reading person 4, .*dots.png")
+    with obituary, load_batches(crops, EpochBatches(6, 2, 0), 2) as loader:
         for _ in loader:
             time.sleep(0.5)
 
 
 def test_a_scheduler_that_tells_all_processes_costs_no_worker(six_persons):
     """SIGTERM to a worker that is at work, while the main process waits for it."""
-    batches = iter(Loader(Told.of_run(six_persons, RUN), EpochBatches(6, 2, 0), 2, pin_memory=False))
-    assert next(batches).person.tolist() == next(iter(EpochBatches(6, 2, 0)))
-    for worker in batches._workers:  # while the main process can still end them, or it would never exit
-        worker.terminate()
-        worker.join(10)
-        assert worker.exitcode == 0
-
-
-class Told(TrainCrops):
-    """Tells the process that asks, as a scheduler would."""
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return super().__getitem__(index)
-
-
-def test_workers_share_the_cores_with_the_processes_that_train(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert [usable_workers(n) for n in (0, 3, 99)] == [0, 3, 8]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert usable_workers(99) == 2
+    crops = Told.of_run(six_persons, RUN)
+    crops.signals = dict.fromkeys(range(6), signal.SIGTERM)
+    with load_batches(crops, EpochBatches(6, 2, 0), 2) as loader:
+        arriving = iter(loader)
+        assert next(arriving).person.tolist() == batches(6, 2, 0)[0]
+        for worker in arriving._workers:  # while the main process can still end them, or it would never exit
+            worker.terminate()
+            worker.join(10)
+            assert worker.exitcode == 0

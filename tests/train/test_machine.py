@@ -4,38 +4,35 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
-import hrnetpp_lib.train.machine as module
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.recipe import SMOKE, STAGE2, resolve
+from hrnetpp_lib.train import machine
 from hrnetpp_lib.train.machine import (
     EngineOptions,
     SigtermNotice,
     compile_step,
-    is_out_of_memory,
     make_accelerator,
     preemptible,
-    processes,
-    train_in_processes,
 )
 
 RUN = resolve(STAGE2, SMOKE)
 
 
-class Step(torch.nn.Module):
+class Step(torch.nn.Sequential):
     """A layer with batch statistics."""
 
-    def __init__(self):
-        super().__init__()
-        self.layer, self.norm = torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5)
-
     def forward(self, batch):
-        return self.norm(self.layer(batch["image"])).square().mean()
+        return super().forward(batch["image"]).square().mean()
+
+
+def make_step() -> Step:
+    return Step(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
 
 
 def send() -> None:
@@ -43,41 +40,37 @@ def send() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"accumulate": n} for n in (0, -1, 1.5)]
-    + [{"save_every_s": s} for s in (-1, float("nan"), float("inf"))],
-)
-def test_options_that_make_no_sense_are_refused(wrong):
-    (name,) = wrong
-    with pytest.raises(HrnetppError, match=rf"^{name} is \S+; give .* on$"):
-        EngineOptions(**wrong)
-
-
-def test_alone_this_process_is_the_main_one():
-    assert processes().num_processes == 1 and processes().is_main_process
+def test_numbers_that_make_no_sense_are_refused(tmp_path):
+    wrong = {"accumulate": (0, -1, 1.5), "save_every_s": (-1, float("nan"), float("inf"))}
+    for name, value in [(name, value) for name, values in wrong.items() for value in values]:
+        with pytest.raises(HrnetppError, match=rf"^{name} is {value}; give .* on$"):
+            EngineOptions(**{name: value})
+    for number in (0, -1, 1.5):
+        with pytest.raises(HrnetppError, match=f"training in {number} processes: give a whole number"):
+            machine.train_in_processes(RUN, tmp_path, number)
+    assert not list(tmp_path.iterdir())
 
 
 def test_leaving_keeps_what_was_printed_and_the_status_and_skips_the_clean_up():
-    lines = [
-        "import atexit",
-        "from hrnetpp_lib.train.machine import leave",
-        "atexit.register(print, 'cleaned up')",
-        "print('last words')",
-        "leave(75)",
-    ]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    code = (
+        "import atexit; from hrnetpp_lib.train.machine import leave; atexit.register(print, 'cleaned up'); "
+    )
+    code += "print('last words'); leave(75)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "last words\n")
 
 
-def test_runs_of_one_process_may_differ_in_precision(tmp_path):
+def test_runs_of_one_process_may_differ_in_precision_and_tensorboard_may_be_missing(tmp_path, monkeypatch):
     layer = torch.nn.Linear(3, 5)
     for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
         run = resolve(STAGE2, replace(SMOKE, precision=precision))
         accelerator = make_accelerator(run, EngineOptions(tensorboard=True), tmp_path)
         with accelerator.autocast():
             assert layer(torch.ones(2, 3)).dtype == expected
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and accelerator.num_processes == 1 and accelerator.is_main_process
+    monkeypatch.setattr(machine, "is_tensorboard_available", lambda: False)
+    with pytest.raises(HrnetppError, match="tensorboard is not installed; install the extra watch"):
+        make_accelerator(RUN, EngineOptions(tensorboard=True), tmp_path)
 
 
 def test_a_cpu_that_imitates_bf16_is_warned_of(tmp_path, monkeypatch, capsys):
@@ -89,14 +82,8 @@ def test_a_cpu_that_imitates_bf16_is_warned_of(tmp_path, monkeypatch, capsys):
             assert warned == (slow and precision == "bf16" and not torch.cuda.is_available())
 
 
-def test_tensorboard_missing_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "is_tensorboard_available", lambda: False)
-    with pytest.raises(HrnetppError, match="tensorboard is not installed; install the extra watch"):
-        make_accelerator(RUN, EngineOptions(tensorboard=True), tmp_path)
-
-
 def test_where_compiling_fails_training_goes_on_and_the_trial_leaves_no_trace(monkeypatch):
-    step, said = Step(), []
+    step, said = make_step(), []
     before = {name: tensor.clone() for name, tensor in step.state_dict().items()}
 
     def broken(network):
@@ -107,10 +94,8 @@ def test_where_compiling_fails_training_goes_on_and_the_trial_leaves_no_trace(mo
         return run
 
     monkeypatch.setattr(torch, "compile", broken)
-    network = compile_step(step, {"image": torch.randn(4, 3)}, said.append)
-    assert network is step and said == [
-        "torch.compile failed (RuntimeError: no C++ compiler); training goes on without it"
-    ]
+    assert compile_step(step, {"image": torch.randn(4, 3)}, said.append) is step
+    assert said == ["torch.compile failed (RuntimeError: no C++ compiler); training goes on without it"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in step.state_dict().items())
     assert all(p.grad is None for p in step.parameters())
 
@@ -118,8 +103,7 @@ def test_where_compiling_fails_training_goes_on_and_the_trial_leaves_no_trace(mo
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's compiler
 def test_compiled_steps_compute_the_same():
-    step, said = Step(), []
-    batch = {"image": torch.randn(4, 3)}
+    step, said, batch = make_step(), [], {"image": torch.randn(4, 3)}
     compiled = compile_step(step, batch, said.append)
     assert said == [] and compiled is not step
     assert compiled(batch).item() == pytest.approx(step(batch).item(), rel=1e-5)
@@ -134,31 +118,28 @@ def test_only_memory_errors_are_taken_for_memory_errors():
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     ):
-        assert is_out_of_memory(error), error
+        assert machine.is_out_of_memory(error), error
     for error in (RuntimeError("shapes do not match"), ValueError("not enough memory of it")):
-        assert not is_out_of_memory(error)
+        assert not machine.is_out_of_memory(error)
 
 
-def test_a_notice_is_noted_and_the_handler_before_comes_back():
+def test_a_notice_takes_over_is_noted_and_hands_back():
     before = signal.getsignal(signal.SIGTERM)
-    with SigtermNotice() as notice:
-        assert not notice.received
+    with SigtermNotice() as outer:
+        with SigtermNotice() as inner:
+            send()
+        assert inner.received and not outer.received
         send()
-        assert notice.received
+        with SigtermNotice() as late:  # noted before it began
+            assert outer.received and late.received
     assert signal.getsignal(signal.SIGTERM) is before
 
+    def handler_inside():  # in another thread: nothing is done
+        with SigtermNotice():
+            return signal.getsignal(signal.SIGTERM)
 
-def test_in_another_thread_it_does_nothing():
-    before, seen = signal.getsignal(signal.SIGTERM), []
-
-    def work():
-        with SigtermNotice() as notice:
-            seen.append((notice.received, signal.getsignal(signal.SIGTERM)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(False, before)]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handler_inside).result() is before
 
 
 def test_where_nothing_can_be_lost_it_raises_once_what_no_handler_of_bad_input_takes():
@@ -178,25 +159,11 @@ def test_where_nothing_can_be_lost_it_raises_once_what_no_handler_of_bad_input_t
 
 
 def test_one_that_python_drops_in_a_destructor_counts_at_the_end(monkeypatch):
-    class Dying:
-        def __del__(self):
-            send()
-
-    dropped = []
+    dropped, dying = [], type("Dying", (), {"__del__": lambda self: send()})
     monkeypatch.setattr(sys, "unraisablehook", dropped.append)
     with SigtermNotice() as notice, pytest.raises(Preempted), notice.at_once():
-        Dying()
+        dying()
     assert len(dropped) == 1
-
-
-def test_an_inner_notice_takes_over_and_hands_back():
-    with SigtermNotice() as outer:
-        with SigtermNotice() as inner:
-            send()
-        assert inner.received and not outer.received
-        send()
-        with SigtermNotice() as late:  # noted before it began
-            assert outer.received and late.received
 
 
 def test_a_command_that_was_preempted_leaves_its_mark_and_may_be_told_again(tmp_path, monkeypatch):
@@ -217,21 +184,16 @@ def test_a_command_that_was_preempted_leaves_its_mark_and_may_be_told_again(tmp_
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5])
-def test_a_number_of_processes_that_makes_no_sense_is_refused(tmp_path, number):
-    with pytest.raises(HrnetppError, match=f"training in {number} processes: give a whole number"):
-        train_in_processes(RUN, tmp_path, number)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(("marked", "kind"), [(RUN.name, Preempted), ("another run", HrnetppError)])
 def test_a_failed_launch_is_preemption_where_the_mark_names_the_run(tmp_path, monkeypatch, marked, kind):
     mark = tmp_path / "runs" / "smoke" / "PREEMPTED"
     mark.parent.mkdir(parents=True)
-    script = f"import pathlib; pathlib.Path({str(mark)!r}).write_text({marked + chr(10)!r}); print(1 / 0)"
-    monkeypatch.setattr(module, "_launch_command", lambda *_: [sys.executable, "-c", script])
+
+    def launch(script: str) -> None:
+        monkeypatch.setattr(machine, "_launch_command", lambda *_: [sys.executable, "-c", script])
+        machine.train_in_processes(RUN, tmp_path, 2)
+
     with pytest.raises(kind):
-        train_in_processes(RUN, tmp_path, 2)
-    monkeypatch.setattr(module, "_launch_command", lambda *_: [sys.executable, "-c", "print('no' / 1)"])
+        launch(f"import pathlib; pathlib.Path({str(mark)!r}).write_text({marked + chr(10)!r}); print(1 / 0)")
     with pytest.raises(HrnetppError, match="(?s)in 2 processes failed: .*TypeError"):  # not the old mark's
-        train_in_processes(RUN, tmp_path, 2)
+        launch("print('no' / 1)")
