@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 import hrnetpp_lib
 from hrnetpp_lib.__main__ import main
-from hrnetpp_lib.app.photo import TransformersDetector, image_id, newest_checkpoint, parse_boxes, predict
+from hrnetpp_lib.app.photo import detect_persons, image_id, newest_checkpoint, parse_boxes, predict
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.metrics import rescore
@@ -55,6 +55,13 @@ def photograph(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture
+def command(checkpoint, photograph, tmp_path) -> list[str]:
+    """`predict` into a new folder."""
+    options = ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path / "new")]
+    return ["predict", str(photograph), *options]
+
+
 # ------------------------------------------------------------------------------------------ network
 
 
@@ -89,42 +96,33 @@ def test_the_network_is_the_newest_of_a_whole_chain(checkpoint, photograph, tmp_
     assert newest_checkpoint(tmp_path) == damaged
 
 
-def test_missing_broken_or_foreign_checkpoints_are_refused(tmp_path, photograph):
-    path = tmp_path / "model.safetensors"
-    with pytest.raises(HrnetppError, match="model.safetensors"):
-        predict(photograph, path)
-    path.write_bytes(b"no weights at all")
-    pth = tmp_path / "model.pth"
-    torch.save({"conv1.weight": torch.zeros(3)}, pth)
-    for wrong in (path, photograph, pth):
-        with pytest.raises(HrnetppError, match=wrong.name):
-            predict(photograph, wrong)
+def test_missing_broken_or_foreign_files_are_refused(tmp_path, photograph, checkpoint):
+    for name, content in (("torn.safetensors", b"no weights at all"), ("broken.jpg", b"\xff\xd8 half")):
+        (tmp_path / name).write_bytes(content)
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    for wrong in ("nothing.safetensors", "torn.safetensors", "foreign.pth", photograph):
+        with pytest.raises(HrnetppError, match=Path(wrong).name):
+            predict(photograph, tmp_path / wrong)
+    for wrong in ("nobody.jpg", "broken.jpg"):
+        with pytest.raises(HrnetppError, match=wrong):
+            predict(tmp_path / wrong, checkpoint)
 
 
-def test_network_and_detector_go_where_the_gpu_is(checkpoint, photograph, transformers, monkeypatch):
+def test_network_and_detector_go_where_the_gpu_is(checkpoint, transformers, monkeypatch):
     asked = []
-    monkeypatch.setattr("hrnetpp_lib.app.photo.pick_device", lambda: torch.device("meta"))
+
+    def poses_of(model, pixels, boxes, **_):
+        asked.append(next(model.parameters()).device.type)
+        return np.zeros((len(boxes), 17, 3))
+
+    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.pick_device", lambda: torch.device("meta"))
     monkeypatch.setattr(FakeNetwork, "to", lambda self, device: asked.append(device) or self)
-    monkeypatch.setattr(
-        "hrnetpp_lib.app.photo.predict_poses",
-        lambda model, pixels, boxes, **_: (
-            asked.append(next(model.parameters()).device.type) or np.zeros((len(boxes), 17, 3))
-        ),
-    )
+    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.predict", poses_of)
     predict(IMAGE, checkpoint, detector="any")
     assert asked == ["meta", "meta"]
 
 
 # --------------------------------------------------------------------------------- image and boxes
-
-
-def test_missing_or_broken_images_are_refused(tmp_path, checkpoint):
-    with pytest.raises(HrnetppError, match="nobody.jpg"):
-        predict(tmp_path / "nobody.jpg", checkpoint)
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8 half")
-    with pytest.raises(HrnetppError, match="broken.jpg"):
-        predict(broken, checkpoint)
 
 
 @pytest.mark.parametrize("boxes", ["1,2,3", "a,b,c,d", "1,2,3,4,5", " ", "", "1;2;3;4", "1,2,3,4 5"])
@@ -137,25 +135,17 @@ def test_boxes_are_parsed():
     np.testing.assert_array_equal(parse_boxes(" 1.5,2,3,4   -5,6,7,8 "), [[1.5, 2, 3, 4], [-5, 6, 7, 8]])
 
 
-def test_the_command_refuses_in_one_line_and_writes_nothing(capsys, tmp_path, checkpoint, photograph):
-    common = [
-        "predict",
-        str(photograph),
-        "--checkpoint",
-        str(checkpoint),
-        "--output-dir",
-        str(tmp_path / "new"),
-    ]
+def test_the_command_refuses_in_one_line_and_writes_nothing(capsys, tmp_path, command):
     for box in ("10,10,0,20", "10,10,20,-5", "nan,1,2,3", "5"):
-        assert main([*common, f"--boxes={box}"]) == 2
+        assert main([*command, f"--boxes={box}"]) == 2
         message = capsys.readouterr().err
         assert message.startswith("error: box") and message.count("\n") == 1
-    assert main([*common, "--boxes", "1,2,3,4", "--detector", "some/model"]) == 2
+    assert main([*command, "--boxes", "1,2,3,4", "--detector", "some/model"]) == 2
     assert "not both" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, tmp_path, monkeypatch, capsys):
+def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     poses = hrnetpp_lib.predict(photograph, checkpoint)
     assert poses.shape == (1, 17, 3)
@@ -165,7 +155,7 @@ def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, tmp_path, mon
     assert three.shape == (3, 17, 3)
     np.testing.assert_allclose(three[0], poses[0], atol=1e-4)
     assert not np.allclose(predict(photograph, checkpoint, flip=False), poses)
-    assert main(["predict", str(photograph), "--checkpoint", str(checkpoint)]) == 0
+    assert main(command[:4]) == 0
     assert list(tmp_path.iterdir()) == []  # nothing is written unless told where to
     with pytest.raises(HrnetppError, match="an array has no name"):
         predict(read_image(photograph), checkpoint, output_dir=tmp_path)
@@ -174,19 +164,17 @@ def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, tmp_path, mon
 # -------------------------------------------------------------------------------- what is written
 
 
-def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, photograph):
-    arguments = [
-        "predict",
-        str(photograph),
-        "--checkpoint",
-        str(checkpoint),
-        "--output-dir",
-        str(tmp_path / "new"),
-    ]
-    assert main([*arguments, "--boxes", "10,20,100,150 60.5,40,80,90"]) == 0
+def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, photograph, command):
+    assert main([*command, "--boxes", "10,20,100,150 60.5,40,80,90"]) == 0
     printed = capsys.readouterr().out
-    assert "2 poses, " in printed and " of 34 keypoints above 0.2, by " in printed
-    assert "tiny-coco17" in printed and "boxes as given" in printed and "category 1)" in printed
+    for said in (
+        "2 poses, ",
+        " of 34 keypoints above 0.2, by ",
+        "tiny-coco17",
+        "boxes as given",
+        "category 1)",
+    ):
+        assert said in printed
     results = json.loads((tmp_path / "new/people_poses.json").read_text())
     poses = predict(photograph, checkpoint, BOXES)
     for result, pose, box in zip(results, poses, BOXES, strict=True):
@@ -196,18 +184,10 @@ def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, p
         assert result["bbox"] == box.tolist() and result["bbox_score"] == 1.0
         assert result["file_name"] == "people.png" and result["keypoint_set"] == "coco17"
     assert read_image(tmp_path / "new/people_poses.png").shape[1] == 1040
-
-
-def test_pycocotools_accepts_what_is_written(tmp_path, checkpoint, photograph):
-    predict(photograph, checkpoint, BOXES, output_dir=tmp_path)
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image_id(photograph)}],
-        "annotations": [],
-        "categories": [{"id": 1, "name": "person"}],
-    }
+    coco = COCO()  # which accepts what is written
+    coco.dataset = {"images": [{"id": image_id(photograph)}], "annotations": [], "categories": [{"id": 1}]}
     coco.createIndex()
-    found = coco.loadRes(str(tmp_path / "people_poses.json"))
+    found = coco.loadRes(str(tmp_path / "new/people_poses.json"))
     assert found.getAnnIds(imgIds=[image_id(photograph)], catIds=[1]) == [1, 2]
 
 
@@ -220,14 +200,11 @@ def test_other_keypoints_are_a_category_of_their_own(tmp_path, photograph, capsy
 
 
 def test_a_detectors_scores_are_kept_and_weigh(tmp_path, checkpoint, photograph, monkeypatch, capsys):
-    class Detector:
-        def __init__(self, model, device):
-            assert model == "some/model"
+    def detector(pixels, model, device):
+        assert model == "some/model"
+        return BOXES, np.array([0.9, 0.5])
 
-        def detect(self, image):
-            return BOXES, np.array([0.9, 0.5])
-
-    monkeypatch.setattr("hrnetpp_lib.app.photo.TransformersDetector", Detector)
+    monkeypatch.setattr("hrnetpp_lib.app.photo.detect_persons", detector)
     poses = predict(photograph, checkpoint, detector="some/model", output_dir=tmp_path)
     assert "boxes by some/model" in capsys.readouterr().out
     results = json.loads((tmp_path / "people_poses.json").read_text())
@@ -253,12 +230,11 @@ def test_image_ids_are_int64_of_any_name(name):
 
 class FakeInputs(dict):
     def to(self, device):
-        self.device = device
         return self
 
 
 class FakeProcessor:
-    """Answers with two persons and a dog in corners, of which it keeps those above the threshold."""
+    """Answers with three persons and a dog in corners, of which it keeps those above the threshold."""
 
     def __call__(self, images, return_tensors):
         assert images is IMAGE and return_tensors == "pt"
@@ -266,8 +242,8 @@ class FakeProcessor:
 
     def post_process_object_detection(self, outputs, threshold, target_sizes):
         assert outputs == "raw outputs" and [tuple(size) for size in target_sizes] == [(50, 90)]
-        scores, labels = torch.tensor([0.5, 0.875, 0.75]), torch.tensor([7, 2, 7])
-        boxes = torch.tensor([[1.0, 2, 11, 22], [0, 0, 9, 9], [30, 5, 36.5, 45]])
+        scores, labels = torch.tensor([0.5, 0.875, 0.75, 0.25]), torch.tensor([7, 2, 7, 7])
+        boxes = torch.tensor([[1.0, 2, 11, 22], [0, 0, 9, 9], [30, 5, 36.5, 45], [0, 0, 1, 1]])
         keep = scores > threshold
         return [{"scores": scores[keep], "labels": labels[keep], "boxes": boxes[keep]}]
 
@@ -288,7 +264,7 @@ class FakeNetwork:
 
 @pytest.fixture
 def transformers(monkeypatch):
-    """A stand-in for the library with the calls that TransformersDetector makes."""
+    """A stand-in for the library with the calls that `detect_persons` makes."""
     fake = SimpleNamespace(
         AutoImageProcessor=SimpleNamespace(from_pretrained=lambda name: FakeProcessor()),
         AutoModelForObjectDetection=SimpleNamespace(from_pretrained=lambda name: FakeNetwork()),
@@ -297,31 +273,26 @@ def transformers(monkeypatch):
     return fake
 
 
-def test_network_boxes_are_persons_as_xywh_best_first(transformers):
-    boxes, scores = TransformersDetector("any").detect(IMAGE)
+def test_detected_boxes_are_persons_as_xywh_best_first(transformers, monkeypatch):
+    boxes, scores = detect_persons(IMAGE, "any")
     assert boxes.tolist() == [[30, 5, 6.5, 40], [1, 2, 10, 20]] and scores.tolist() == [0.75, 0.5]
     assert boxes.dtype == scores.dtype == np.float64
-    assert len(TransformersDetector("any", score_threshold=0.6).detect(IMAGE)[0]) == 1
-    boxes, scores = TransformersDetector("any", score_threshold=0.8).detect(IMAGE)
+    monkeypatch.setattr(FakeNetwork, "config", SimpleNamespace(id2label={9: "person"}))
+    boxes, scores = detect_persons(IMAGE, "any")
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
-def test_transformers_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(HrnetppError, match=r"any: cannot import transformers.*hrnetpp-lib\[detect\]"):
-        TransformersDetector("any")
+def test_detectors_that_cannot_be_used(transformers, monkeypatch):
+    monkeypatch.setattr(FakeNetwork, "config", SimpleNamespace(id2label={0: "cat"}))
+    with pytest.raises(HrnetppError, match="detector any: no label is named 'person'"):
+        detect_persons(IMAGE, "any")
 
-
-def test_weights_that_cannot_be_fetched(transformers):
     def offline(name):
         raise OSError(f"cannot connect to the hub to load {name}")
 
     transformers.AutoModelForObjectDetection.from_pretrained = offline
-    with pytest.raises(HrnetppError, match=r"some/model: its weights cannot be loaded.*hub.*folder"):
-        TransformersDetector("some/model")
-
-
-def test_model_without_persons(transformers, monkeypatch):
-    monkeypatch.setattr(FakeNetwork, "config", SimpleNamespace(id2label={0: "cat"}))
-    with pytest.raises(HrnetppError, match="no label is named 'person'"):
-        TransformersDetector("any")
+    with pytest.raises(HrnetppError, match=r"some/model: cannot be loaded.*hub.*local folder"):
+        detect_persons(IMAGE, "some/model")
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    with pytest.raises(HrnetppError, match=r"any: cannot be loaded.*transformers.*hrnetpp-lib\[detect\]"):
+        detect_persons(IMAGE, "any")

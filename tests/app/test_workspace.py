@@ -64,16 +64,11 @@ def test_photographs_are_shown_when_asked_for_and_nothing_is_saved(tmp_path, smo
     assert (shown(ours) == NOISE).all() and (ours.figures / "fig.png").exists()
 
 
-def test_without_a_finished_run_the_command_that_makes_some_is_named(tmp_path):
-    ws = workspace("mini", tmp_path)
-    runs = {run.stage.name: run for run in three_stages(ws.profile)}
-    with pytest.raises(HrnetppError, match="no finished run.*train --profile mini"):
-        ws.networks(runs)
-
-
-def test_a_run_that_is_not_finished_is_named(tmp_path):
+def test_runs_that_are_not_finished_are_named_or_the_command_that_makes_some(tmp_path):
     ws = workspace("mini", tmp_path)
     run = three_stages(ws.profile, seed=7)[1]
+    with pytest.raises(HrnetppError, match="no finished run.*train --profile mini"):
+        ws.networks({"heatmap": run})
     for use in (ws.load, ws.checkpoint_hash):
         with pytest.raises(HrnetppError, match=rf"{run.name}.*not there; run the notebooks.*\(mini, 7\)"):
             use(run)
@@ -95,12 +90,19 @@ def finish(ws: Workspace, run: Run) -> Path:
     return path
 
 
-def test_predictions_follow_the_network_the_boxes_and_the_views(tmp_path, monkeypatch, smoke):
+@pytest.fixture
+def predicted(tmp_path, smoke):
+    """A finished run's workspace, the run, its data, its predictions, and their file."""
     ws = replace(smoke, root=tmp_path)
     run, data = three_stages(ws.profile, HRNET)[1], ws.stage_data("coco")
     path = finish(ws, run)
-    before = ws.predictions(run, data)
+    found = ws.predictions(run, data)
     (kept,) = path.parent.glob("predictions_*")
+    return ws, run, data, found, kept
+
+
+def test_predictions_follow_the_network_the_boxes_and_the_views(predicted, monkeypatch):
+    ws, run, data, before, kept = predicted
     stamp = kept.stat().st_mtime_ns
     np.testing.assert_array_equal(ws.predictions(run, data).keypoints, before.keypoints)
     assert kept.stat().st_mtime_ns == stamp  # read, not made anew
@@ -109,20 +111,16 @@ def test_predictions_follow_the_network_the_boxes_and_the_views(tmp_path, monkey
     monkeypatch.setattr("hrnetpp_lib.app.workspace.SINGLE_VIEW", (View(1.3),))
     assert not np.array_equal(ws.predictions(run, data).keypoints, before.keypoints)
     monkeypatch.undo()
-    save_checkpoint(build_model(replace(run, seed=1), 17), ModelCard.of_run(run, COCO17), path)
+    other = build_model(replace(run, seed=1), 17)
+    save_checkpoint(other, ModelCard.of_run(run, COCO17), checkpoint_path(ws.runs, run.name))
     assert not np.array_equal(ws.predictions(run, data).scores, before.scores)
 
 
-def test_damaged_predictions_are_made_anew(tmp_path, smoke):
-    ws = replace(smoke, root=tmp_path)
-    run, data = three_stages(ws.profile, HRNET)[1], ws.stage_data("coco")
-    finish(ws, run)
-    before = ws.predictions(run, data)
-    (kept,) = (ws.runs / run.name).glob("predictions_*")
+def test_damaged_predictions_are_made_anew(predicted):
+    ws, run, data, before, kept = predicted
     n, k = before.scores.shape
-    good = kept.read_bytes()
     for shape in ((n, 14), (n - 1, k), None):
-        kept.write_bytes(good[:99])
+        kept.write_bytes(kept.read_bytes()[:99])
         if shape:
             Predictions(np.zeros((*shape, 2)), np.zeros(shape), (64, 64)).save(kept)
         np.testing.assert_array_equal(ws.predictions(run, data).keypoints, before.keypoints)
@@ -135,15 +133,13 @@ def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):
     runs = [*three_stages(ws.profile, HRNET)[:2], *three_stages(ws.profile)]
     for run in runs:
         finish(ws, run)
-    table = ws.table_1()
+    claims = ws.table_1()
     written = read_json(ws.figures / "results.json", dict)
-    assert [row["method"] for row in written["rows"]] == [row.method for row in table.rows]
     assert [described["name"] for described in written["runs"]] == [run.name for run in runs]
     assert written["profile"] == "smoke" and written["data"] == ws.describe_data(ws.stage_data("coco"))
-    used = [list(row.runs) for row in table.rows]
     baseline, heatmap, regression = (runs[i].name for i in (1, 3, 4))
-    assert used == [[baseline], [heatmap], *[[regression]] * 2, *[[heatmap, regression]] * 2]
-    assert len(table.claims) == 5 and table.draws.drawn["ensemble"].shape == (20,)
+    used = [[baseline], [heatmap], *[[regression]] * 2, *[[heatmap, regression]] * 2]
+    assert [list(row["runs"]) for row in written["rows"]] == used and len(claims) == 5
     assert (ws.figures / "table_1.md").read_text().count("\n| ") == 7
     with pytest.raises(HrnetppError, match="not there; run the notebooks"):
         ws.table_1(seed=1)
