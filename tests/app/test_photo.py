@@ -29,12 +29,11 @@ from hrnetpp_lib.recipe import HRNET, HRNETPP, SMOKE, STAGE3, resolve, three_sta
 
 IMAGE = np.zeros((50, 90, 3), np.uint8)
 BOXES = np.array([[10.0, 20.0, 100.0, 150.0], [60.5, 40.0, 80.0, 90.0]])
-TINY = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
 
 
 def tiny_checkpoint(path: Path, skeleton=COCO17) -> Path:
     torch.manual_seed(0)
-    model = HRNet(8, len(skeleton), **TINY)
+    model = HRNet(8, len(skeleton), blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1)
     for weights in model.parameters():
         if weights.dim() == 4:
             torch.nn.init.kaiming_normal_(weights)  # heatmaps worth decoding; the usual start gives 1e-12
@@ -62,9 +61,6 @@ def command(checkpoint, photograph, tmp_path) -> list[str]:
     return ["predict", str(photograph), *options]
 
 
-# ------------------------------------------------------------------------------------------ network
-
-
 def finished(root: Path, run, checkpoint: Path, age: int) -> Path:
     """A run's folder as training leaves it, so many seconds old."""
     path = root / "runs" / run.profile.name / run.name / "model.safetensors"
@@ -79,19 +75,23 @@ def test_the_network_is_the_newest_of_a_whole_chain(checkpoint, photograph, tmp_
     monkeypatch.setattr("hrnetpp_lib.app.photo.project_root", lambda: tmp_path)
     with pytest.raises(HrnetppError, match=r"runs: no finished HRNet\+\+.*train --profile mini"):
         predict(photograph)
-    chain, other_seed = three_stages(SMOKE), three_stages(SMOKE, seed=3)
-    old, new = finished(tmp_path, chain[2], checkpoint, 9), finished(tmp_path, other_seed[2], checkpoint, 8)
-    assert newest_checkpoint(tmp_path) == new
-    # Notebook 6's: another alpha, and stage 2 from random weights; then other networks and stages.
-    finished(tmp_path, resolve(replace(STAGE3, alpha=15.0), SMOKE, previous=chain[1]), checkpoint, 3)
-    finished(tmp_path, resolve(STAGE3, SMOKE), checkpoint, 2)
-    finished(tmp_path, three_stages(SMOKE, HRNET)[2], checkpoint, 1)
-    finished(tmp_path, chain[1], checkpoint, 1)
+    chain = three_stages(SMOKE)
+    finished(tmp_path, chain[2], checkpoint, 9)
+    newest = finished(tmp_path, three_stages(SMOKE, seed=3)[2], checkpoint, 8)
+    # Notebook 6's: another alpha, and stage 2 from random weights; then other networks, stages and profiles.
+    other_alpha = resolve(replace(STAGE3, alpha=15.0), SMOKE, previous=chain[1])
     renamed = replace(SMOKE, name="mine", batch_size=4)
-    finished(tmp_path, resolve(STAGE3, renamed, HRNETPP), checkpoint, 0)
+    others = [
+        resolve(STAGE3, SMOKE),
+        three_stages(SMOKE, HRNET)[2],
+        chain[1],
+        resolve(STAGE3, renamed, HRNETPP),
+    ]
+    for age, run in enumerate([other_alpha, *others]):
+        finished(tmp_path, run, checkpoint, age)
     damaged = finished(tmp_path, three_stages(renamed)[2], checkpoint, 0)
     (damaged.parent / "recipe.json").write_text("[1]")
-    assert newest_checkpoint(tmp_path) == new != old
+    assert newest_checkpoint(tmp_path) == newest
     write_json(damaged.parent / "recipe.json", asdict(three_stages(renamed)[2]))
     assert newest_checkpoint(tmp_path) == damaged
 
@@ -116,23 +116,17 @@ def test_network_and_detector_go_where_the_gpu_is(checkpoint, transformers, monk
         return np.zeros((len(boxes), 17, 3))
 
     monkeypatch.setattr("hrnetpp_lib.evaluate.infer.pick_device", lambda: torch.device("meta"))
-    monkeypatch.setattr(FakeNetwork, "to", lambda self, device: asked.append(device) or self)
+    monkeypatch.setattr(Fake, "to", lambda self, device: asked.append(device) or self)
     monkeypatch.setattr("hrnetpp_lib.evaluate.infer.predict", poses_of)
     predict(IMAGE, checkpoint, detector="any")
-    assert asked == ["meta", "meta"]
-
-
-# --------------------------------------------------------------------------------- image and boxes
+    assert asked == ["meta"] * 3  # network and inputs of the detector, and ours
 
 
 @pytest.mark.parametrize("boxes", ["1,2,3", "a,b,c,d", "1,2,3,4,5", " ", "", "1;2;3;4", "1,2,3,4 5"])
-def test_texts_that_are_no_boxes_are_refused(boxes):
+def test_boxes_are_parsed_or_refused(boxes):
+    np.testing.assert_array_equal(parse_boxes(" 1.5,2,3,4   -5,6,7,8 "), [[1.5, 2, 3, 4], [-5, 6, 7, 8]])
     with pytest.raises(HrnetppError, match="write x,y,w,h"):
         parse_boxes(boxes)
-
-
-def test_boxes_are_parsed():
-    np.testing.assert_array_equal(parse_boxes(" 1.5,2,3,4   -5,6,7,8 "), [[1.5, 2, 3, 4], [-5, 6, 7, 8]])
 
 
 def test_the_command_refuses_in_one_line_and_writes_nothing(capsys, tmp_path, command):
@@ -159,9 +153,6 @@ def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, command, tmp_
     assert list(tmp_path.iterdir()) == []  # nothing is written unless told where to
     with pytest.raises(HrnetppError, match="an array has no name"):
         predict(read_image(photograph), checkpoint, output_dir=tmp_path)
-
-
-# -------------------------------------------------------------------------------- what is written
 
 
 def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, photograph, command):
@@ -225,20 +216,24 @@ def test_image_ids_are_int64_of_any_name(name):
     assert 0 <= image_id(Path("folder") / name) < 2**63
 
 
-# ------------------------------------------------------------------------------------------ detector
+class Fake(dict):
+    """Inputs, processor and network of the transformers library in one; it sees three persons and a dog."""
 
+    config = SimpleNamespace(id2label={2: "dog", 7: "person"})
 
-class FakeInputs(dict):
+    @classmethod
+    def from_pretrained(cls, name):
+        return cls()
+
     def to(self, device):
         return self
 
+    def eval(self):
+        return self
 
-class FakeProcessor:
-    """Answers with three persons and a dog in corners, of which it keeps those above the threshold."""
-
-    def __call__(self, images, return_tensors):
-        assert images is IMAGE and return_tensors == "pt"
-        return FakeInputs(pixel_values=torch.zeros(1, 3, 8, 8))
+    def __call__(self, images=None, return_tensors="pt", pixel_values=None):
+        assert return_tensors == "pt" and (images is IMAGE or not torch.is_grad_enabled())
+        return Fake(pixel_values=torch.zeros(1, 3, 8, 8)) if pixel_values is None else "raw outputs"
 
     def post_process_object_detection(self, outputs, threshold, target_sizes):
         assert outputs == "raw outputs" and [tuple(size) for size in target_sizes] == [(50, 90)]
@@ -248,49 +243,29 @@ class FakeProcessor:
         return [{"scores": scores[keep], "labels": labels[keep], "boxes": boxes[keep]}]
 
 
-class FakeNetwork:
-    config = SimpleNamespace(id2label={2: "dog", 7: "person"})
-
-    def to(self, device):
-        return self
-
-    def eval(self):
-        return self
-
-    def __call__(self, pixel_values):
-        assert not torch.is_grad_enabled()
-        return "raw outputs"
-
-
 @pytest.fixture
 def transformers(monkeypatch):
-    """A stand-in for the library with the calls that `detect_persons` makes."""
-    fake = SimpleNamespace(
-        AutoImageProcessor=SimpleNamespace(from_pretrained=lambda name: FakeProcessor()),
-        AutoModelForObjectDetection=SimpleNamespace(from_pretrained=lambda name: FakeNetwork()),
-    )
+    fake = SimpleNamespace(AutoImageProcessor=Fake, AutoModelForObjectDetection=Fake)
     monkeypatch.setitem(sys.modules, "transformers", fake)
-    return fake
 
 
 def test_detected_boxes_are_persons_as_xywh_best_first(transformers, monkeypatch):
     boxes, scores = detect_persons(IMAGE, "any")
     assert boxes.tolist() == [[30, 5, 6.5, 40], [1, 2, 10, 20]] and scores.tolist() == [0.75, 0.5]
     assert boxes.dtype == scores.dtype == np.float64
-    monkeypatch.setattr(FakeNetwork, "config", SimpleNamespace(id2label={9: "person"}))
+    monkeypatch.setattr(Fake, "config", SimpleNamespace(id2label={9: "person"}))
     boxes, scores = detect_persons(IMAGE, "any")
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
 def test_detectors_that_cannot_be_used(transformers, monkeypatch):
-    monkeypatch.setattr(FakeNetwork, "config", SimpleNamespace(id2label={0: "cat"}))
-    with pytest.raises(HrnetppError, match="detector any: no label is named 'person'"):
-        detect_persons(IMAGE, "any")
-
     def offline(name):
         raise OSError(f"cannot connect to the hub to load {name}")
 
-    transformers.AutoModelForObjectDetection.from_pretrained = offline
+    monkeypatch.setattr(Fake, "config", SimpleNamespace(id2label={0: "cat"}))
+    with pytest.raises(HrnetppError, match="detector any: no label is named 'person'"):
+        detect_persons(IMAGE, "any")
+    monkeypatch.setattr(Fake, "from_pretrained", offline)
     with pytest.raises(HrnetppError, match=r"some/model: cannot be loaded.*hub.*local folder"):
         detect_persons(IMAGE, "some/model")
     monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed

@@ -58,13 +58,13 @@ def slow_nms(keypoints, areas, scores, threshold, sigmas) -> list[int]:
     """The rule one number at a time."""
     waiting, kept = [int(i) for i in np.asarray(scores).argsort()[::-1]], []
     while waiting:
-        best = waiting.pop(0)
-        kept.append(best)
+        kept.append(best := waiting.pop(0))
         for other in list(waiting):
-            total = 0.0
-            for (x, y, _), (u, v, _), sigma in zip(keypoints[best], keypoints[other], sigmas, strict=True):
-                mean_area = (areas[best] + areas[other]) / 2
-                total += math.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * (2 * sigma) ** 2 * mean_area))
+            variances = [(2 * sigma) ** 2 * (areas[best] + areas[other]) / 2 for sigma in sigmas]
+            keypoint_pairs = zip(keypoints[best], keypoints[other], variances, strict=True)
+            total = sum(
+                math.exp(-((x - u) ** 2 + (y - v) ** 2) / 2 / s) for (x, y, _), (u, v, _), s in keypoint_pairs
+            )
             if total / len(sigmas) > threshold:
                 waiting.remove(other)
     return kept
@@ -97,16 +97,10 @@ def test_nms_by_hand():
     # Suppression asks for more than the threshold: a similarity of exactly 1 passes a threshold of 1.
     assert oks_nms(keypoints, areas, np.array([5, 4, 3, 2, 1]), threshold=1.0).tolist() == [0, 1, 2, 3, 4]
     assert oks_nms(keypoints[:0], areas[:0], np.zeros(0)).tolist() == []
-
-
-def test_nms_measures_against_the_mean_area():
-    pose = np.zeros((14, 3))
-    moved = pose + [6.0, 8.0, 0.0]
-    sigmas = np.full(14, 0.05)
-    # exp(-100 / (2 * 0.01 * A)) > 0.5 if A > 7213
+    # A pair is measured against its mean area A: exp(-100 / (2 * 0.01 * A)) > 0.5 if A > 7213.
+    moved = np.stack([np.zeros((14, 3)), np.tile([6.0, 8.0, 0.0], (14, 1))])
     for areas, kept in (((4000, 10500), [1]), ((4000, 10400), [1, 0]), ((14426, 2), [1])):
-        found = oks_nms(np.stack([pose, moved]), np.array(areas), np.array([1.0, 2.0]), 0.5, sigmas)
-        assert found.tolist() == kept
+        assert oks_nms(moved, np.array(areas), np.array([1, 2]), 0.5, np.full(14, 0.05)).tolist() == kept
 
 
 def test_rescore_by_hand():
@@ -159,62 +153,55 @@ def test_coco_ap_over_two_persons_and_twenty_results():
     assert coco_ap(truth, []) == dict.fromkeys(COCO_METRICS, 0.0)
 
 
-def test_coco_ap_reads_files_and_leaves_results_with_boxes_alone(tmp_path):
+def test_coco_ap_reads_files_arrays_and_numpy_numbers_and_no_boxes_and_leaves_all_alone(tmp_path):
     truth = truth_of()
-    wrong = result_of(truth["annotations"][0], score=2, shift=500.0)
-    results = [wrong | {"bbox": [0, 0, 1, 1]}, result_of(truth["annotations"][0])]
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    before = copy.deepcopy((truth, results))
+    right = result_of(truth["annotations"][0])
+    wrong = result_of(truth["annotations"][0], score=2, shift=500.0) | {"bbox": [0, 0, 1, 1]}
+    before = copy.deepcopy((truth, results := [wrong, right]))
+    for name, content in (("truth", truth), ("results", results)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     assert coco_ap(tmp_path / "truth.json", str(tmp_path / "results.json")) == coco_ap(truth, results)
     assert (truth, results) == before
     # By its keypoints the wrong one is of medium size too, by the box that it brings along it is tiny.
     assert coco_ap(truth, results)["APM"] == pytest.approx(0.5)
+    numbers = {"keypoints": np.array(right["keypoints"]), "score": np.float32(1), "image_id": np.int64(9)}
+    assert coco_ap(truth, [right | numbers]) == coco_ap(truth, [right])
 
 
-def refused(record: int, field: str, *values: object) -> list[tuple[dict, str]]:
+TRUE, FOUND = 0, 1  # the list that a wrong record is in, and its number there
+
+
+def refused(which: int, field: str, *values: object) -> list[tuple[int, dict, str]]:
     """Values that are named by their record and field."""
-    return [({field: value}, rf"\[{record}\].{field}") for value in values]
+    return [(which, {field: value}, rf"\[{which}\].{field}") for value in values]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("which", "change", "message"),
     [
-        ({"image_id": 10}, "result 1: image_id 10 is not in the ground truth"),
-        ({"category_id": 2}, "result 1: category_id 2 is not"),
-        ({"image_id": "\ud800"}, "cannot be written as json"),
-        ({"extra": object()}, "cannot be written as json"),
-        ({"keypoints": [1.0, float("inf"), 1.0] * 17}, r"results: .*\[1\].keypoints\[1\]"),
-        ({"keypoints": [1e39] * 51}, r"\[1\].keypoints\[0\]"),
-        *refused(1, "score", float("nan"), None, "0.5", [0.5], 1e308),
-        *refused(1, "image_id", [9], 2**63),
-        *refused(1, "keypoints", [[1.0, 2.0, 1.0]] * 17, ["1"] * 51, [1.0] * 42, "none"),
+        (FOUND, {"image_id": 10}, "result 1: image_id 10 is not in the ground truth"),
+        (FOUND, {"category_id": 2}, "result 1: category_id 2 is not"),
+        (FOUND, {"image_id": "\ud800"}, "cannot be written as json"),
+        (FOUND, {"extra": object()}, "cannot be written as json"),
+        (FOUND, {"keypoints": [1.0, float("inf"), 1.0] * 17}, r"results: .*\[1\].keypoints\[1\]"),
+        (FOUND, {"keypoints": [1e39] * 51}, r"\[1\].keypoints\[0\]"),
+        *refused(FOUND, "score", float("nan"), None, "0.5", [0.5], 1e308),
+        *refused(FOUND, "image_id", [9], 2**63),
+        *refused(FOUND, "keypoints", [[1.0, 2.0, 1.0]] * 17, ["1"] * 51, [1.0] * 42, "none"),
+        (TRUE, {"bbox": [0, 0, -5, 5]}, "annotation 0.*negative size"),
+        (TRUE, {"image_id": 10}, "annotation 0: its image or category is not listed"),
+        (TRUE, {"category_id": 7}, "annotation 0: its image or category is not listed"),
+        (TRUE, {"area": None}, r"ground truth: .*annotations\[0\].area"),
+        *refused(TRUE, "area", -1.0),
+        *refused(TRUE, "bbox", [0, 0, 5]),
+        *refused(TRUE, "num_keypoints", -1, 1.5),
+        *refused(TRUE, "iscrowd", 2, "no"),
     ],
 )
-def test_bad_results_are_refused(change, message):
+def test_bad_records_are_refused(which, change, message):
     truth = truth_of()
-    good = result_of(truth["annotations"][0])
-    with pytest.raises(HrnetppError, match=message):
-        coco_ap(truth, [good, good | change])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"bbox": [0, 0, -5, 5]}, "annotation 0.*negative size"),
-        ({"image_id": 10}, "annotation 0: its image or category is not listed"),
-        ({"category_id": 7}, "annotation 0: its image or category is not listed"),
-        ({"area": None}, r"ground truth: .*annotations\[0\].area"),
-        *refused(0, "area", -1.0),
-        *refused(0, "bbox", [0, 0, 5]),
-        *refused(0, "num_keypoints", -1, 1.5),
-        *refused(0, "iscrowd", 2, "no"),
-    ],
-)
-def test_bad_truth_is_refused(change, message):
-    truth = truth_of()
-    results = [result_of(truth["annotations"][0])]
-    truth["annotations"][0] |= change
+    results = [result_of(truth["annotations"][0]) for _ in range(2)]
+    (truth["annotations"], results)[which][which] |= change
     with pytest.raises(HrnetppError, match=message):
         coco_ap(truth, results)
 
@@ -232,13 +219,6 @@ def test_bad_files_are_refused(tmp_path):
     for gt, results, message in bad:
         with pytest.raises(HrnetppError, match=message):
             coco_ap(gt, results)
-
-
-def test_arrays_and_numpy_numbers_in_records_are_fine():
-    truth = truth_of()
-    result = result_of(truth["annotations"][0])
-    numbers = {"keypoints": np.array(result["keypoints"]), "score": np.float32(1), "image_id": np.int64(9)}
-    assert coco_ap(truth, [result | numbers]) == coco_ap(truth, [result])
 
 
 @pytest.mark.parametrize("file", ["coco_mini/annotations/person_keypoints_train2017.json", TEST_SET])
@@ -344,6 +324,7 @@ def aic_ap(truth: np.ndarray, *found: np.ndarray, box: tuple[int, ...] = (10, 20
 
 
 BOX = [10, 20, 110, 220]
+WRONG_BOXES = {}, {"other": BOX}, {"human1": BOX, "other": BOX}, {"human1": [9, 9, 5, 20]}
 # px by which keypoints must be off for a similarity of 0.72 where the area is 1
 OFF = np.sqrt(-np.log(0.72) * 2) * 2 * np.array(AIC14.oks_sigmas)
 
@@ -423,29 +404,24 @@ def test_ai_challenger_on_the_official_example(real_data):
     assert ai_challenger_ap(*files)["AP"] == pytest.approx(1 - 9 / 2761, abs=1e-12)
     assert slow_ai_challenger_ap(truth, predicted) == pytest.approx(1 - 9 / 2761, abs=1e-12)
     rng = np.random.default_rng(0)
-    for record in predicted[::2]:
-        for name, pose in list(record["keypoint_annotations"].items()):
+    for poses in (record["keypoint_annotations"] for record in predicted[::2]):
+        for name, pose in list(poses.items()):
             moved = np.reshape(pose, (14, 3)) + rng.normal(0, rng.uniform(0, 9), (14, 3))
-            record["keypoint_annotations"][name] = moved.ravel().tolist()
-            if rng.random() < 0.1:
-                record["keypoint_annotations"][name + "again"] = pose
+            poses |= {name: moved.ravel().tolist()} | ({f"{name}again": pose} if rng.random() < 0.1 else {})
     value = ai_challenger_ap(truth, predicted)["AP"]
-    assert 0.3 < value < 0.95
-    assert value == pytest.approx(slow_ai_challenger_ap(truth, predicted), abs=1e-12)
+    assert 0.3 < value < 0.95 and value == pytest.approx(slow_ai_challenger_ap(truth, predicted), abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("truth_change", "result_change"),
     [
-        ({"human_annotations": {}}, {}),
-        ({"human_annotations": {"other": BOX}}, {}),
-        ({"human_annotations": {"human1": BOX, "other": BOX}}, {}),
+        *(({"human_annotations": boxes}, {}) for boxes in WRONG_BOXES),
         ({"keypoint_annotations": {"human1": [1.0] * 41}}, {}),
-        ({"human_annotations": {"human1": [9, 9, 5, 20]}}, {}),
         ({"image_id": 3}, {}),
-        ({}, {"keypoint_annotations": {"h": [1.0] * 84}}),
-        ({}, {"keypoint_annotations": {"h": [float("nan")] * 42}}),
-        ({}, {"keypoint_annotations": {"h": [1e39] * 42}}),
+        *(
+            ({}, {"keypoint_annotations": {"h": pose}})
+            for pose in ([1.0] * 84, [float("nan")] * 42, [1e39] * 42)
+        ),
         ({}, {"keypoint_annotations": None}),
     ],
 )
@@ -458,7 +434,7 @@ def test_bad_ai_challenger_records_are_refused(truth_change, result_change):
 
 
 def test_ai_challenger_image_twice_is_refused():
-    truth = aic_record("a", {"human1": aic_pose()}, {"human1": BOX})
-    for twice in (([truth], [aic_record("a", {"h": aic_pose()})] * 2), ([truth] * 2, [])):
+    truth, found = aic_record("a", {"h": aic_pose()}, {"h": BOX}), aic_record("a", {"h": aic_pose()})
+    for twice in (([truth], [found] * 2), ([truth] * 2, [])):
         with pytest.raises(HrnetppError, match=r"(annotation|result) 1.*once"):
             ai_challenger_ap(*twice)

@@ -69,16 +69,6 @@ def test_arrays_score_what_the_files_score(coco, paths):
     assert score(predictions, coco) == as_files and 0.1 < as_files["AP"] < 0.9
 
 
-def test_poses_carry_rescoring_and_suppression(coco):
-    labels, n = perfect(coco.val), len(coco.val)
-    twice = replace(coco, val=coco.val.select(np.tile(np.arange(n), 2)))
-    twice.val.bbox_scores[n:] = 0.5
-    doubled = Predictions(np.tile(labels.keypoints, (2, 1, 1)), np.tile(labels.scores, (2, 1)), (128, 96))
-    found = scored_poses(doubled, twice)
-    assert len(found.scores) == n and (found.scores == 1.0).all()
-    assert score(doubled, twice)["AP"] == pytest.approx(1.0)
-
-
 def test_suppression_measures_against_the_box_as_the_network_saw_it(coco):
     # Beside a tall box, 40 x 160: a square input extends it to 160 x 160 and not to 120 x 160.
     data = replace(coco, val=coco.val.select([0, 0]))
@@ -164,9 +154,6 @@ def test_boxes_of_a_real_detector_can_be_scored(real_data):
     assert score(perfect(boxes), data)["AP"] < 0.1  # all keypoints in the middles of the boxes
 
 
-# ---------------------------------------------------------------------------------------- bootstrap
-
-
 def test_the_whole_set_scores_as_usual_and_draws_scatter_about_it(coco):
     silent = replace(perfect(coco.val), keypoints=np.full((len(coco.val), 17, 2), 1e5))
     methods = {"good": perfect(coco.val, 2.0), "worse": perfect(coco.val, 4.0), "silent": silent}
@@ -177,6 +164,9 @@ def test_the_whole_set_scores_as_usual_and_draws_scatter_about_it(coco):
         assert abs(draws.drawn[name].mean() - draws.metrics[name]["AP"]) < 0.1
     assert draws.difference("good", "worse")[1] > 0
     assert draws.metrics["silent"]["AP"] == 0 and not draws.drawn["silent"].any()
+    nobody = replace(coco, val=coco.val.select([]))
+    draws = resample({"none": perfect(nobody.val)}, nobody, draws=4)
+    assert draws.metrics["none"]["AP"] == 0 and draws.drawn["none"].tolist() == [0] * 4
 
 
 def test_a_draw_is_the_ap_of_its_images(coco):
@@ -210,12 +200,6 @@ def test_draws_are_the_same_images_for_all_methods_and_repeatable(coco):
     assert np.array_equal(first.drawn["a"], first.drawn["b"])
     assert np.array_equal(first.drawn["a"], resample({"a": noisy}, coco, draws=5).drawn["a"])
     assert not np.array_equal(first.drawn["a"], resample({"a": noisy}, coco, draws=5, seed=1).drawn["a"])
-
-
-def test_nothing_to_predict_on_scores_zero(coco):
-    nobody = replace(coco, val=coco.val.select([]))
-    draws = resample({"none": perfect(nobody.val)}, nobody, draws=4)
-    assert draws.metrics["none"]["AP"] == 0 and draws.drawn["none"].tolist() == [0] * 4
 
 
 def test_intervals_and_differences_by_hand():
