@@ -182,25 +182,21 @@ def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, p
     assert found.getAnnIds(imgIds=[image_id(photograph)], catIds=[1]) == [1, 2]
 
 
-def test_other_keypoints_are_a_category_of_their_own(tmp_path, photograph, capsys):
-    path = tiny_checkpoint(tmp_path / "aic.safetensors", AIC14)
-    assert predict(photograph, path, BOXES, output_dir=tmp_path).shape == (2, 14, 3)
-    assert "aic14" in (said := capsys.readouterr().out) and "category 1014" in said
-    for result in json.loads((tmp_path / "people_poses.json").read_text()):
-        assert (result["category_id"], result["keypoint_set"]) == (1014, "aic14")
-
-
-def test_a_detectors_scores_are_kept_and_weigh(tmp_path, checkpoint, photograph, monkeypatch, capsys):
+def test_other_keypoints_are_a_category_of_their_own_and_a_detectors_scores_weigh(
+    tmp_path, photograph, monkeypatch, capsys
+):
     def detector(pixels, model, device):
         assert model == "some/model"
         return BOXES, np.array([0.9, 0.5])
 
     monkeypatch.setattr("hrnetpp_lib.app.photo.detect_persons", detector)
-    poses = predict(photograph, checkpoint, detector="some/model", output_dir=tmp_path)
-    assert "boxes by some/model" in capsys.readouterr().out
-    results = json.loads((tmp_path / "people_poses.json").read_text())
-    assert [result["bbox_score"] for result in results] == [0.9, 0.5]
+    path = tiny_checkpoint(tmp_path / "aic.safetensors", AIC14)
+    poses = predict(photograph, path, detector="some/model", output_dir=tmp_path)
+    said, results = capsys.readouterr().out, json.loads((tmp_path / "people_poses.json").read_text())
+    assert poses.shape == (2, 14, 3) and "aic14" in said and "category 1014" in said
+    assert "boxes by some/model" in said and [result["bbox_score"] for result in results] == [0.9, 0.5]
     assert [r["score"] for r in results] == pytest.approx(rescore(poses[:, :, 2], np.array([0.9, 0.5])))
+    assert {(r["category_id"], r["keypoint_set"]) for r in results} == {(1014, "aic14")}
 
 
 def test_image_ids_by_hand():

@@ -30,11 +30,6 @@ def coco(paths):
     return load_coco(PROFILE, paths)
 
 
-@pytest.fixture(scope="module")
-def challenger(paths):
-    return load_ai_challenger(PROFILE, paths)
-
-
 def perfect(table: PersonTable, px: float = 0.0, input_hw: tuple[int, int] = (128, 96)) -> Predictions:
     """The labels themselves, shaken by so many px; unlabelled keypoints go to the middle of the box."""
     middle = table.bboxes_xywh[:, :2] + table.bboxes_xywh[:, 2:] / 2
@@ -44,28 +39,22 @@ def perfect(table: PersonTable, px: float = 0.0, input_hw: tuple[int, int] = (12
     return Predictions(keypoints + noise, np.ones(keypoints.shape[:2]), input_hw)
 
 
-@pytest.mark.parametrize("name", ["coco", "challenger"])
-def test_labels_score_one_and_noise_costs(name, request):
-    data = request.getfixturevalue(name)
+@pytest.mark.parametrize("load", [load_coco, load_ai_challenger])
+def test_labels_score_one_and_noise_costs(load, paths):
+    data = load(PROFILE, paths)
     aps = [score(perfect(data.val, px), data)["AP"] for px in (0.0, 3.0, 30.0)]
     assert aps[0] == pytest.approx(1.0) and aps[0] > aps[1] > aps[2]
-    other = perfect(data.val.select(slice(1, None)))
     with pytest.raises(HrnetppError, match="for boxes that need"):
-        score(other, data)
-
-
-def records(found) -> list[dict]:
-    """Poses as a COCO result list."""
-    triples = np.dstack([found.keypoints, found.keypoint_scores]).reshape(len(found.scores), -1)
-    return [
-        {"image_id": image_id, "category_id": 1, "keypoints": pose, "score": score}
-        for image_id, pose, score in zip(found.image_ids, triples, found.scores, strict=True)
-    ]
+        score(perfect(data.val.select(slice(1, None))), data)
 
 
 def test_arrays_score_what_the_files_score(coco, paths):
     predictions = perfect(coco.val, 4.0)
-    as_files = coco_ap(paths.coco_json("val"), records(scored_poses(predictions, coco)))
+    found = scored_poses(predictions, coco)
+    triples = np.dstack([found.keypoints, found.keypoint_scores]).reshape(len(found.scores), -1)
+    rows = zip(found.image_ids, triples, found.scores, strict=True)
+    records = [{"image_id": i, "category_id": 1, "keypoints": pose, "score": s} for i, pose, s in rows]
+    as_files = coco_ap(paths.coco_json("val"), records)
     assert score(predictions, coco) == as_files and 0.1 < as_files["AP"] < 0.9
 
 
@@ -186,20 +175,17 @@ def test_a_draw_is_the_ap_of_its_images(coco):
         assert value == pytest.approx(again["AP"], abs=1e-12)
 
 
-@pytest.mark.parametrize("first_id", [0, 7])
-def test_resampling_does_not_mind_the_ids_of_persons(coco, first_id):
-    ids = np.arange(first_id, first_id + len(coco.truth))
-    data = replace(coco, truth=replace(coco.truth, person_ids=ids))
-    draws = resample({"labels": perfect(data.val)}, data, draws=3)
-    assert draws.metrics["labels"]["AP"] == pytest.approx(1) and draws.drawn["labels"] == pytest.approx(1)
-
-
-def test_draws_are_the_same_images_for_all_methods_and_repeatable(coco):
+def test_draws_are_the_same_for_all_methods_whatever_the_ids_of_persons_and_repeatable(coco):
     noisy = perfect(coco.val, 3.0)
-    first = resample({"a": noisy, "b": noisy}, coco, draws=5)
-    assert np.array_equal(first.drawn["a"], first.drawn["b"])
-    assert np.array_equal(first.drawn["a"], resample({"a": noisy}, coco, draws=5).drawn["a"])
-    assert not np.array_equal(first.drawn["a"], resample({"a": noisy}, coco, draws=5, seed=1).drawn["a"])
+    first = resample({"a": noisy, "b": noisy}, coco, draws=5).drawn
+    assert np.array_equal(first["a"], first["b"])
+    for first_id in (0, 7):
+        ids = np.arange(first_id, first_id + len(coco.truth))
+        data = replace(coco, truth=replace(coco.truth, person_ids=ids))
+        assert np.array_equal(first["a"], resample({"a": noisy}, data, draws=5).drawn["a"])
+        draws = resample({"labels": perfect(data.val)}, data, draws=3)
+        assert draws.metrics["labels"]["AP"] == pytest.approx(1) and draws.drawn["labels"] == pytest.approx(1)
+    assert not np.array_equal(first["a"], resample({"a": noisy}, coco, draws=5, seed=1).drawn["a"])
 
 
 def test_intervals_and_differences_by_hand():
