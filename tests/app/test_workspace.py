@@ -45,7 +45,6 @@ def shown(ws: Workspace) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["mini", "lspet_cpu", "lspet", "coco"])
 def test_photographs_are_blurred_wherever_a_notebook_runs(name, tmp_path, monkeypatch):
-    monkeypatch.delenv("HRNETPP_HEADLESS", raising=False)
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))  # as under nbconvert
     ws = workspace(name, tmp_path)
     is_photograph = name != "mini"
@@ -85,34 +84,15 @@ def finish(ws: Workspace, run: Run, *epochs: tuple[int, float]) -> Path:
     return path
 
 
-@pytest.fixture
-def predicted(tmp_path, smoke):
-    """A finished run's workspace, the run, its data, its predictions, and their file."""
+def test_predictions_follow_network_boxes_and_views_and_heal(tmp_path, smoke, monkeypatch):
     ws = replace(smoke, root=tmp_path)
     run, data = three_stages(ws.profile, HRNET)[1], ws.stage_data("coco")
     path = finish(ws, run)
-    found = ws.predictions(run, data)
+    before = ws.predictions(run, data)
     (kept,) = path.parent.glob("predictions_*")
-    return ws, run, data, found, kept
-
-
-def test_predictions_follow_the_network_the_boxes_and_the_views(predicted, monkeypatch):
-    ws, run, data, before, kept = predicted
     stamp = kept.stat().st_mtime_ns
     np.testing.assert_array_equal(ws.predictions(run, data).keypoints, before.keypoints)
     assert kept.stat().st_mtime_ns == stamp  # read, not made anew
-    moved = replace(data, val=replace(data.val, bboxes_xywh=data.val.bboxes_xywh + [20, 0, 0, 0]))
-    assert not np.array_equal(ws.predictions(run, moved).keypoints, before.keypoints)
-    monkeypatch.setattr("hrnetpp_lib.app.workspace.SINGLE_VIEW", (View(1.3),))
-    assert not np.array_equal(ws.predictions(run, data).keypoints, before.keypoints)
-    monkeypatch.undo()
-    other = build_model(replace(run, seed=1), 17)
-    save_checkpoint(other, ModelCard.of_run(run, COCO17), checkpoint_path(ws.runs, run.name))
-    assert not np.array_equal(ws.predictions(run, data).scores, before.scores)
-
-
-def test_damaged_predictions_are_made_anew(predicted):
-    ws, run, data, before, kept = predicted
     n, k = before.scores.shape
     for shape in ((n, 14), (n - 1, k), None):
         kept.write_bytes(kept.read_bytes()[:99])
@@ -120,6 +100,13 @@ def test_damaged_predictions_are_made_anew(predicted):
             Predictions(np.zeros((*shape, 2)), np.zeros(shape), (64, 64)).save(kept)
         np.testing.assert_array_equal(ws.predictions(run, data).keypoints, before.keypoints)
         assert Predictions.load(kept).scores.shape == (n, k)
+    moved = replace(data, val=replace(data.val, bboxes_xywh=data.val.bboxes_xywh + [20, 0, 0, 0]))
+    assert not np.array_equal(ws.predictions(run, moved).keypoints, before.keypoints)
+    monkeypatch.setattr("hrnetpp_lib.app.workspace.SINGLE_VIEW", (View(1.3),))
+    assert not np.array_equal(ws.predictions(run, data).keypoints, before.keypoints)
+    monkeypatch.undo()
+    save_checkpoint(build_model(replace(run, seed=1), 17), ModelCard.of_run(run, COCO17), path)
+    assert not np.array_equal(ws.predictions(run, data).scores, before.scores)
 
 
 def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):

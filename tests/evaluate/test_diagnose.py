@@ -67,24 +67,22 @@ def test_one_of_each_kind_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("similarity", "label"), [(0.851, GOOD), (0.849, JITTER), (0.501, JITTER), (0.499, MISS)]
+    ("keypoint", "whose", "target", "limits"),
+    [
+        (RIGHT_KNEE, 0, RIGHT_KNEE, {0.851: GOOD, 0.849: JITTER, 0.501: JITTER, 0.499: MISS}),
+        (LEFT_WRIST, 0, RIGHT_WRIST, {0.501: INVERSION, 0.499: MISS}),
+        (NOSE, 1, NOSE, {0.501: SWAP, 0.499: MISS}),
+    ],
 )
-def test_limits_of_good_and_jitter(similarity, label):
-    pose = person()[:, :2]
-    pose[RIGHT_KNEE, 0] += distance_of(similarity, RIGHT_KNEE)
-    found = diagnose_one([person()], pose)
-    assert found.labels[0, RIGHT_KNEE] == label and (np.delete(found.labels[0], RIGHT_KNEE) == GOOD).all()
-    assert found.similarity[0, RIGHT_KNEE] == pytest.approx(similarity)
-
-
-@pytest.mark.parametrize(("similarity", "inverted", "swapped"), [(0.51, INVERSION, SWAP), (0.49, MISS, MISS)])
-def test_limit_of_inversion_and_swap(similarity, inverted, swapped):
-    own, other = person(), person(5000)
-    pose = own[:, :2].copy()
-    pose[LEFT_WRIST] = own[RIGHT_WRIST, :2] + [distance_of(similarity, LEFT_WRIST), 0]
-    pose[NOSE] = other[NOSE, :2] + [distance_of(similarity, NOSE), 0]
-    labels = diagnose_one([own, other], pose).labels[0]
-    assert labels[LEFT_WRIST] == inverted and labels[NOSE] == swapped
+def test_limits_of_similarity(keypoint, whose, target, limits):
+    persons = [person(), person(5000)]
+    for similarity, label in limits.items():
+        pose = persons[0][:, :2].copy()
+        pose[keypoint] = persons[whose][target, :2] + [distance_of(similarity, keypoint), 0]
+        found = diagnose_one(persons, pose)
+        assert found.labels[0, keypoint] == label and (np.delete(found.labels[0], keypoint) == GOOD).all()
+        own = similarity if keypoint == RIGHT_KNEE else 0
+        assert found.similarity[0, keypoint] == pytest.approx(own, abs=1e-6)
 
 
 def test_the_nearest_candidate_decides():
@@ -132,14 +130,10 @@ def test_matching_by_hand():
     assert pairs == {(0, 0), (1, 2), (2, 5)}  # the better score chose first, and took the person
     found = compare([person(0), person(9)], [AREA] * 2, ["a", "a"], [person(7)], [1], ["a"])
     assert found.truth_index.tolist() == [1]  # a pose takes the most similar one
-
-
-@pytest.mark.parametrize(("similarity", "matched"), [(0.101, 1), (0.099, 0)])
-def test_match_needs_a_similarity_of_a_tenth(similarity, matched):
-    pose = person()[:, :2]
-    pose[:, 0] += [distance_of(similarity, k) for k in range(17)]
-    found = compare(person()[None], [AREA], [3], pose[None], [1], [3])
-    assert len(found.labels) == matched and found.labels.shape[1] == 17
+    for similarity, matched in ((0.101, 1), (0.099, 0)):
+        pose = person() + np.array([[distance_of(similarity, k), 0, 0] for k in range(17)])
+        found = compare([person()], [AREA], [3], [pose], [1], [3])
+        assert found.labels.shape == (matched, 17)
 
 
 def test_localisation_errors_by_hand():
@@ -150,14 +144,14 @@ def test_localisation_errors_by_hand():
     keypoints[1, 1, 1] -= 90  # miss
     found = compare(truth, [AREA, AREA], [0, 0], keypoints, [1, 2], [0, 0])
     errors = found.localisation_errors(np.ones(2))
-    assert len(errors) == 33 and errors[-2:] == pytest.approx([3, distance_of(0.6, 12)])
-    assert (errors[:-2] == 0).all()
+    assert len(errors) == 33 and not errors[:-2].any()
+    assert errors[-2:] == pytest.approx([3, distance_of(0.6, 12)])
     # Rows come by score: the second pose first.
     cells = found.localisation_errors(np.array([8.0, 2.0]))
     assert cells[-2:] == pytest.approx(sorted([3 / 2, distance_of(0.6, 12) / 8]))
 
 
-def test_nothing_predicted_or_nothing_true():
+def test_nothing_predicted_nothing_true_and_other_keypoints():
     nobody, one = np.zeros((0, 14, 3)), np.ones((1, 14, 3))
     for truth, found in ((nobody, one), (one, nobody), (nobody, nobody)):
         columns = found, np.ones(len(found)), np.zeros(len(found))
@@ -165,11 +159,8 @@ def test_nothing_predicted_or_nothing_true():
         assert empty.labels.shape == empty.error_px.shape == (0, 14)
         assert len(empty.truth_index) == len(empty.localisation_errors(np.ones(0))) == 0
         assert not any(column.any() for column in empty.counts().values())
-
-
-def test_other_keypoints_are_refused():
     with pytest.raises(HrnetppError, match=r"\(1, 17, 2\): give \(P, 14, 2\) for aic14"):
-        compare(person()[None, :14], [1], [0], person()[None], [1], [0], AIC14)
+        compare(one, [1], [0], person()[None], [1], [0], AIC14)
 
 
 @given(st.integers(0, 9999), st.floats(0.2, 5), st.floats(-900, 900))
