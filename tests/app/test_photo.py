@@ -101,12 +101,12 @@ def test_missing_broken_or_foreign_files_are_refused(tmp_path, photograph, check
     for name, content in (("torn.safetensors", b"no weights at all"), ("broken.jpg", b"\xff\xd8 half")):
         (tmp_path / name).write_bytes(content)
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
-    for wrong in ("nothing.safetensors", "torn.safetensors", "foreign.pth", photograph):
-        with pytest.raises(HrnetppError, match=Path(wrong).name):
-            predict(photograph, tmp_path / wrong)
-    for wrong in ("nobody.jpg", "broken.jpg"):
-        with pytest.raises(HrnetppError, match=wrong):
-            predict(tmp_path / wrong, checkpoint)
+    networks = [tmp_path / name for name in ("nothing.safetensors", "torn.safetensors", "foreign.pth")]
+    calls = [(photograph, wrong, wrong.name) for wrong in (*networks, photograph)]
+    calls += [(tmp_path / name, checkpoint, name) for name in ("nobody.jpg", "broken.jpg")]
+    for image, network, name in calls:
+        with pytest.raises(HrnetppError, match=name):
+            predict(image, network)
 
 
 def test_network_and_detector_go_where_the_gpu_is(checkpoint, transformers, monkeypatch):

@@ -166,9 +166,8 @@ def test_a_corrupt_picture_is_named_in_one_line(tmp_path, workers):
     image = np.array([b"dots.png"]), np.array([1]), np.array([[240, 320]], np.int32), np.zeros(1, np.int32)
     person = np.array([1]), BOX, np.ones(1), np.ones(1), np.zeros((1, 17, 3), np.float32)
     table = PersonTable("dots", COCO17, tmp_path, *image, *person, {})
-    card = ModelCard(input_hw=(96, 64))
     with pytest.raises(HrnetppError) as caught:
-        infer.predict_boxes(BrightnessNetwork(), card, table, workers=workers)
+        infer.predict_boxes(BrightnessNetwork(), CARD, table, workers=workers)
     assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)
 
 

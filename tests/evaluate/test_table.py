@@ -4,22 +4,15 @@ import json
 import subprocess
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 
 import pytest
 from test_score import perfect
 
 from hrnetpp_lib.data.layout import load_coco, prepare_data
+from hrnetpp_lib.evaluate import table
 from hrnetpp_lib.evaluate.score import resample, score
-from hrnetpp_lib.evaluate.table import (
-    METRICS,
-    PAPER_TABLE_1,
-    TableRow,
-    assemble,
-    git_revision,
-    in_markdown,
-    provenance,
-    write_results,
-)
+from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1, TableRow, assemble, in_markdown
 from hrnetpp_lib.recipe import SMOKE, replace
 
 
@@ -34,9 +27,8 @@ def test_the_table_is_assembled_from_six_sets_of_poses(tmp_path, monkeypatch):
     monkeypatch.setattr("hrnetpp_lib.evaluate.table.resample", partial(resample, draws=30))
     profile = replace(SMOKE, synthetic_persons=(8, 8, 20), boxes=None)
     data = load_coco(profile, prepare_data(profile, tmp_path))
-    noise = {("hrnet", False): 9, ("heatmap", False): 6, ("heatmap", True): 5}
-    noise |= {("regression", False): 4, ("regression", True): 2}
-    shaken = {part: perfect(data.val, px) for part, px in noise.items()}
+    parts = [("hrnet", False), *product(("heatmap", "regression"), (False, True))]
+    shaken = {part: perfect(data.val, px) for part, px in zip(parts, (9, 6, 5, 4, 2), strict=True)}
     hashes = {name: {f"run of {name}": f"hash of {name}"} for name in ("hrnet", "heatmap", "regression")}
     rows, claims = assemble(shaken, hashes, data, seed=4)
     assert [r.method for r in rows] == list(PAPER_TABLE_1)
@@ -62,8 +54,7 @@ def test_the_table_is_assembled_from_six_sets_of_poses(tmp_path, monkeypatch):
 
 
 def test_the_reports_table():
-    # The report's Table 1, written down a second time: AP, AP50, AP75, APM, APL, AR.
-    assert METRICS == ("AP", "AP50", "AP75", "APM", "APL", "AR")
+    assert METRICS == ("AP", "AP50", "AP75", "APM", "APL", "AR")  # and the numbers, written down again
     assert list(PAPER_TABLE_1.items()) == [
         ("Original HRNet-W48", (76.3, 90.8, 82.9, 72.3, 83.4, 81.2)),
         ("HRNet++ (heatmap)", (76.5, 90.9, 83.0, 72.7, 83.5, 81.4)),
@@ -93,7 +84,7 @@ def test_the_table_by_hand():
 
 def test_results_are_written_with_their_provenance(tmp_path):
     rows = [row(), row("ensemble + TTA")]
-    write_results(tmp_path / "new", "mini", "7 persons", rows, [{"name": "stage2"}])
+    table.write_results(tmp_path / "new", "mini", "7 persons", rows, [{"name": "stage2"}])
     content = json.loads((tmp_path / "new" / "results.json").read_text())
     assert set(content.pop("provenance")) == {"git_revision", "versions", "device"}
     written = content.pop("rows")
@@ -113,15 +104,15 @@ def test_results_are_written_with_their_provenance(tmp_path):
 
 def test_provenance_names_code_versions_and_device(monkeypatch):
     monkeypatch.setenv("HRNETPP_REVISION", "abc-dirty")
-    facts = provenance()
+    facts = table.provenance()
     assert facts["git_revision"] == "abc-dirty" and facts["device"] and json.dumps(facts)
     assert set(facts["versions"]) == {"python", "torch", "numpy", "opencv-python", "pycocotools", "papermill"}
     assert facts["versions"]["numpy"] == version("numpy")
 
 
 def test_git_revision_of_a_clean_and_a_changed_checkout_and_of_no_checkout(tmp_path, monkeypatch):
-    assert git_revision(tmp_path) == "unknown"
-    assert git_revision(tmp_path / "missing") == "unknown"
+    assert table.git_revision(tmp_path) == "unknown"
+    assert table.git_revision(tmp_path / "missing") == "unknown"
     for key, value in {"NAME": "a", "EMAIL": "a@example.org"}.items():
         monkeypatch.setenv(f"GIT_AUTHOR_{key}", value)
         monkeypatch.setenv(f"GIT_COMMITTER_{key}", value)
@@ -129,6 +120,6 @@ def test_git_revision_of_a_clean_and_a_changed_checkout_and_of_no_checkout(tmp_p
     for command in ("init -q", "add file", "commit -q -m first", "tag v1", "rev-parse HEAD"):
         git = ["git", *command.split()]
         head = subprocess.run(git, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert git_revision(tmp_path) == head[:12]
+    assert table.git_revision(tmp_path) == head[:12]
     (tmp_path / "file").write_text("two")
-    assert git_revision(tmp_path) == f"{head[:12]}-dirty"
+    assert table.git_revision(tmp_path) == f"{head[:12]}-dirty"
