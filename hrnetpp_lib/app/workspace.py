@@ -51,10 +51,7 @@ class Workspace:
         return load_stage_data(dataset, self.profile, self.data)
 
     def train(self, run: Run, data: StageData, processes: int = 1) -> Path:
-        """Train a run, go on with it, or find it trained; see `train.train_stage`.
-
-        With several processes (GPUs) it runs outside this one, and its log is shown as it grows.
-        """
+        """Train a run, go on with it, or find it trained; with several processes (GPUs) outside this one."""
         if processes == 1:
             return train_stage(run, data, self.runs, self.data.root)
         train_in_processes(run, self.root, processes)
@@ -69,18 +66,12 @@ class Workspace:
         """Where a finished run keeps its network; an error where the run is not finished."""
         path = checkpoint_path(self.runs, run.name)
         if not path.is_file():
-            raise HrnetppError(
-                f"{path}: not there; run the notebooks that train it, 3 to 6, with the same profile and "
-                f"seed ({self.profile.name}, {run.seed})"
-            )
+            same = f"with the same profile and seed ({self.profile.name}, {run.seed})"
+            raise HrnetppError(f"{path}: not there; run the notebooks that train it, 3 to 6, {same}")
         return path
 
     def networks(self, runs: dict[str, Run]) -> dict[str, Path]:
-        """Checkpoints of those runs that are finished, by the names given to them.
-
-        Raises:
-            HrnetppError: If none is; names the smallest command that trains them.
-        """
+        """Checkpoints of those runs that are finished, by the names given to them; an error if none is."""
         found = {name: checkpoint_path(self.runs, run.name) for name, run in runs.items()}
         found = {name: path for name, path in found.items() if path.is_file()}
         if not found:
@@ -91,43 +82,31 @@ class Workspace:
         return found
 
     def predictions(self, run: Run, data: StageData, tta: bool = False) -> Predictions:
-        """Poses of val's boxes by a finished run, with the flip test.
-
-        Kept in the run's folder, under a name that changes with the network, the boxes and the views; made
-        anew where the file is damaged.
-        """
+        """Poses of val's boxes by a finished run, with the flip test; kept in the run's folder."""
         views = TTA_VIEWS if tta else SINGLE_VIEW
         origin = [self.checkpoint_hash(run), data.val.fingerprint(), [asdict(view) for view in views], "flip"]
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:10]
         path = self.runs / run.name / f"predictions_{'tta' if tta else 'single'}_{digest}.npz"
-        with contextlib.suppress(HrnetppError):
+        with contextlib.suppress(HrnetppError):  # a damaged file is made anew
             kept = Predictions.load(path)
             if kept.keypoints.shape == (len(data.val), len(data.val.skeleton), 2):
                 return kept
-        model, card = self.load(run)
-        found = predict_boxes(model, card, data.val, views=views)
+        found = predict_boxes(*self.load(run), data.val, views=views)
         found.save(path)
         return found
 
-    def table_1(self, seed: int = 0) -> table.Table1:
-        """Measure the report's Table 1 with the networks of notebooks 3 to 5.
-
-        Writes results.json and table_1.md to figures/<profile>.
-
-        Raises:
-            HrnetppError: If a run is not finished.
-        """
+    def table_1(self, seed: int = 0) -> list[table.Claim]:
+        """The report's claims, after its Table 1 is measured with notebooks 3 to 5's networks and written."""
         data = self.stage_data("coco")
         baselines, stages = (three_stages(self.profile, a, seed) for a in (HRNET, HRNETPP))
         runs = {"hrnet": baselines[1], "heatmap": stages[1], "regression": stages[2]}
         wanted = {part for parts in table.PARTS.values() for part in parts}
         found = {(name, tta): self.predictions(runs[name], data, tta) for name, tta in sorted(wanted)}
         hashes = {name: self.checkpoint_hash(run) for name, run in runs.items()}
-        measured = table.assemble(found, hashes, data, seed)
-        trained = [self.describe_run(run) for run in (*baselines[:2], *stages)]
-        words = self.describe_data(data)
-        table.write_results(self.figures, self.profile.name, words, measured.rows, trained)
-        return measured
+        rows, claims = table.assemble(found, hashes, data, seed)
+        words, trained = self.describe_data(data), [*map(self.describe_run, (*baselines[:2], *stages))]
+        table.write_results(self.figures, self.profile.name, words, rows, trained)
+        return claims
 
     def checkpoint_hash(self, run: Run) -> dict[str, str]:
         """The run's name and the SHA-256 of its checkpoint, for provenance."""
@@ -139,29 +118,26 @@ class Workspace:
 
     def describe_run(self, run: Run) -> dict[str, object]:
         """Name, command, cost and whole recipe of a finished run, for provenance."""
-        epochs = read_metrics(self.runs, run)
+        epochs, architecture = read_metrics(self.runs, run), run.architecture.name
+        command = f"train --profile {self.profile.name} --architecture {architecture} --seed {run.seed}"
         return {
             "name": run.name,
-            "command": f"python -m hrnetpp_lib train --profile {self.profile.name} "
-            f"--architecture {run.architecture.name} --seed {run.seed}",
+            "command": f"python -m hrnetpp_lib {command}",
             "crops": epochs[-1]["step"] * self.profile.batch_size,
             "train_seconds": sum(epoch["seconds"] for epoch in epochs),
             "recipe": asdict(run),
         }
 
-    def write_training_log(self, runs: Iterable[Run]) -> Path:
+    def write_training_log(self, runs: Iterable[Run]) -> None:
         """The metrics of every epoch of those runs in figures/<profile>/training_log.jsonl, a line each."""
-        path = self.figures / "training_log.jsonl"
         lines = [json.dumps({"run": run.name} | e) for run in runs for e in read_metrics(self.runs, run)]
-        with whole_file(path) as part:
+        with whole_file(self.figures / "training_log.jsonl") as part:
             part.write_text("\n".join(lines) + "\n")
-        return path
 
     def show(self, figure: Figure, name: str) -> Figure:
         """Save a figure as figures/<profile>/<name>.png and return it for display.
 
-        Photographs are not ours to publish: they are blurred beyond recognition, unless the workspace was
-        opened to show them, which saves nothing.
+        Photographs are not ours to publish: they are blurred unless asked for, which saves nothing.
         """
         if self.profile.data != "synthetic":
             if self.show_photographs:
@@ -180,15 +156,14 @@ class Workspace:
 
 
 def open_workspace(profile_name: str, root: str | Path, show_photographs: bool = False) -> Workspace:
-    """The workspace of a profile; makes the profile's data if it can be made.
+    """The workspace of a profile; makes the profile's data below root/data if it can be made.
 
     Args:
         profile_name: One of the profiles.
         root: The folder of data/, runs/ and figures/.
-        show_photographs: Whether figures show photographs unblurred, and are not saved; see `show`.
+        show_photographs: Whether figures show photographs unblurred, and are not saved.
 
-    Raises:
-        HrnetppError: If the profile is unknown or its data are missing.
+    Raises: HrnetppError if the profile is unknown or its data are missing.
     """
     profile, root = get_profile(profile_name), Path(root)
     return Workspace(profile, root, prepare_data(profile, root / "data"), show_photographs)

@@ -1,7 +1,7 @@
 """From boxes to poses: flip test, decoding, test-time augmentation and the ensemble."""
 
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,31 +43,26 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
-        """Read a file of `save`.
-
-        Raises:
-            HrnetppError: If the file is missing, damaged, or not such a file.
-        """
+        """Read a file of `save`. Raises: HrnetppError if it is missing, damaged, or not such a file."""
         remedy = "delete it to predict anew"
         check_file(path, remedy)
         try:
             with zipfile.ZipFile(path) as archive:
-                # As `save` writes them, so that nothing unpacks to more than the file holds.
-                if len(archive.infolist()) != 3 or any(part.compress_type for part in archive.infolist()):
-                    raise ValueError("it has other parts than poses have")
-                if archive.testzip():  # numpy alone would not look at all checksums
-                    raise ValueError("a checksum is wrong")
+                # As `save` writes them: nothing grows in unpacking. Numpy alone would skip some checksums.
+                packed = any(part.compress_type for part in archive.infolist())
+                if packed or len(archive.infolist()) != 3 or archive.testzip():
+                    raise ValueError("it has other parts than poses have, or damaged ones")
             with np.load(path) as arrays:
-                keypoints, scores, input_hw = (arrays[field.name] for field in fields(cls))
+                found = cls(**arrays)
+            floats, sizes = (found.keypoints, found.scores), found.input_hw
+            good = floats[0].shape == (*floats[1].shape, 2) and floats[1].ndim == 2 and sizes.shape == (2,)
+            good &= all(array.dtype.kind == "f" for array in floats) and sizes.dtype.kind == "i"
+            if not good or not all(np.isfinite(array).all() for array in floats) or (sizes <= 0).any():
+                raise ValueError("it has other arrays than poses, or a number is not finite")
         except Exception as error:  # a damaged file can raise nearly anything
             reason = str(error)[:200] or type(error).__name__
             raise HrnetppError(f"{path}: no predictions can be read from it ({reason}); {remedy}") from error
-        good = keypoints.ndim == 3 and keypoints.shape == (*scores.shape, 2) and input_hw.shape == (2,)
-        good &= keypoints.dtype.kind == scores.dtype.kind == "f" and input_hw.dtype.kind == "i"
-        good = good and np.isfinite(keypoints).all() and np.isfinite(scores).all() and (input_hw > 0).all()
-        if not good:
-            raise HrnetppError(f"{path}: holds other arrays than poses, or a number is not finite; {remedy}")
-        return cls(keypoints, scores, tuple(input_hw.tolist()))
+        return replace(found, input_hw=tuple(sizes.tolist()))
 
 
 def pick_device() -> torch.device:
@@ -77,16 +72,7 @@ def pick_device() -> torch.device:
 
 @torch.no_grad()
 def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool = True) -> Tensor:
-    """Heatmaps of crops, averaged with those of the mirrored crops.
-
-    Args:
-        model: In eval mode.
-        crops: (B, h, w, 3) uint8 RGB.
-        card: Gives the keypoints' flip pairs and the shift of the mirrored maps.
-        flip: Whether to run the mirrored crops too.
-
-    Returns:
-        (B, K, h/4, w/4) fp32 raw heatmaps.
+    """(B, K, h/4, w/4) fp32 raw heatmaps of (B, h, w, 3) uint8 RGB crops, averaged with the mirrored crops'.
 
     Reference: HRNet++ report, testing: heatmaps are averaged, for both kinds of model.
     """
@@ -98,35 +84,22 @@ def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool =
 
 @torch.no_grad()
 def raw_heatmaps(model: torch.nn.Module, crops: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
-    """The two maps that `forward` averages: of the crops, and of the mirrored crops, brought back.
-
-    Both are (B, K, h/4, w/4) fp32; arguments as for `forward`.
-    """
+    """The two maps that `forward` averages: of the crops, and of the mirrored crops, brought back."""
     images = normalise(crops.to(next(model.parameters()).device))
     plain, mirrored = model(images).float(), model(images.flip(-1)).float()
     return plain, flip_back(mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
 
 
 def decode_heatmaps(heatmaps: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
-    """Keypoints by the card's decoder.
+    """Keypoints (B, K, 2) in heatmap px by the card's decoder, and the heatmaps' maxima (B, K).
 
-    Args:
-        heatmaps: (B, K, H, W).
-        card: Names the decoder and its alpha.
-
-    Returns:
-        keypoints (B, K, 2) in heatmap px and scores (B, K), the maxima of the heatmaps.
-
-    Raises:
-        HrnetppError: If the decoder is unknown.
+    Raises: HrnetppError if the decoder is unknown.
     """
     if card.decoder not in ("quarter_offset", "soft_argmax"):
         raise HrnetppError(f"decoder {card.decoder!r} is unknown; use quarter_offset or soft_argmax")
     keypoints, scores = decode(heatmaps)
     # CHOICE: the confidence is the heatmap's maximum for soft-argmax too; the report does not say.
-    if card.decoder == "soft_argmax":
-        keypoints = soft_argmax(heatmaps, card.alpha)
-    return keypoints, scores
+    return (keypoints if card.decoder == "quarter_offset" else soft_argmax(heatmaps, card.alpha)), scores
 
 
 def poses_of_crops(
@@ -149,9 +122,8 @@ def poses_of_crops(
 def points_to_image(points_heatmap: np.ndarray, matrices: np.ndarray, card: ModelCard) -> np.ndarray:
     """(B, K, 2) heatmap px -> image px, through (B, 2, 3) matrices, image px -> input px."""
     points_input = np.asarray(points_heatmap) * card.coordinates.stride_xy(card.input_hw)
-    return np.stack(
-        [transform_points(p, invert_matrix(m)) for p, m in zip(points_input, matrices, strict=True)]
-    )
+    pairs = zip(points_input, matrices, strict=True)
+    return np.stack([transform_points(points, invert_matrix(matrix)) for points, matrix in pairs])
 
 
 def predict_boxes(
@@ -177,34 +149,27 @@ def predict_boxes(
     Returns:
         N poses in the table's order.
 
-    Raises:
-        HrnetppError: If an image cannot be read, or a loader process dies.
+    Raises: HrnetppError if an image cannot be read, or a loader process dies.
 
     Reference: HRNet++ report, testing.
     """
     model.eval()
-    loader = torch.utils.data.DataLoader(
-        BoxCrops(table, card.input_hw, views, card.coordinates), batch_size, num_workers=workers
-    )
+    crops_of = BoxCrops(table, card.input_hw, views, card.coordinates)
     parts = []
     with explain_workers(lambda ids: f"{table.name}: loader worker {ids[0]} died; use fewer workers"):
-        for crops, matrices in loader:
-            per_view = [
-                poses_of_crops(model, card, crops[:, v], matrices[:, v].numpy(), flip)
-                for v in range(len(views))
-            ]
-            parts.append(average(per_view))
+        for crops, matrices in torch.utils.data.DataLoader(crops_of, batch_size, num_workers=workers):
+            by_view = zip(crops.unbind(1), matrices.numpy().swapaxes(0, 1), strict=True)
+            parts.append(average([poses_of_crops(model, card, *view, flip) for view in by_view]))
     if not parts:
         return Predictions(*(np.zeros((0, len(card.skeleton), *xy)) for xy in ((2,), ())), card.input_hw)
-    keypoints = np.concatenate([part.keypoints for part in parts])
-    return Predictions(keypoints, np.concatenate([part.scores for part in parts]), card.input_hw)
+    keypoints, scores = ([getattr(part, name) for part in parts] for name in ("keypoints", "scores"))
+    return Predictions(np.concatenate(keypoints), np.concatenate(scores), card.input_hw)
 
 
 def average(predictions: list[Predictions]) -> Predictions:
     """Mean positions and mean scores of several predictions for the same boxes (TTA and ensemble).
 
-    Raises:
-        ValueError: If the predictions are not of the same boxes, or of inputs of several sizes.
+    Raises: ValueError if they are not of the same boxes, or of inputs of several sizes.
 
     Reference: HRNet++ report, testing.
     """
@@ -217,11 +182,7 @@ def average(predictions: list[Predictions]) -> Predictions:
 
 
 def as_boxes(bboxes_xywh: np.ndarray) -> np.ndarray:
-    """Boxes as (N, 4) float64.
-
-    Raises:
-        HrnetppError: If they are of another shape or no numbers.
-    """
+    """Boxes as (N, 4) float64. Raises: HrnetppError if they are of another shape or no numbers."""
     try:
         boxes = np.asarray(bboxes_xywh, np.float64)
     except (TypeError, ValueError) as error:
@@ -252,23 +213,17 @@ def predict(
     Returns:
         (N, K, 3) as (x, y, score) in image px.
 
-    Raises:
-        HrnetppError: If the image or the boxes have the wrong shape or type, or a box has no area or none in
-            the image.
+    Raises: HrnetppError if the image or the boxes are of another shape or type, or no area of a box is in it.
     """
-    card = card or ModelCard()
-    boxes = as_boxes(bboxes_xywh)
+    card, boxes, views = card or ModelCard(), as_boxes(bboxes_xywh), tta or SINGLE_VIEW
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise HrnetppError(f"image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
     fits = (np.abs(boxes) < 1e6).all(axis=1) & (boxes[:, 2:] > 1e-3).all(axis=1)  # false for NaN, too
     fits &= (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, :2] > -boxes[:, 2:]).all(axis=1)
     if not fits.all():
-        box = boxes[~fits][0].tolist()
-        raise HrnetppError(
-            f"box {box} has no area in the image of {width}x{height} px; give x, y and positive w, h"
-        )
-    views = tta or SINGLE_VIEW
+        wrong = f"box {boxes[~fits][0].tolist()} has no area in the image of {width}x{height} px"
+        raise HrnetppError(f"{wrong}; give x, y and positive w, h")
     poses = np.zeros((len(boxes), len(card.skeleton), 3))
     model.eval()
     for i, box in enumerate(boxes):

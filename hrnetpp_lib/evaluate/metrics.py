@@ -2,24 +2,21 @@
 
 import contextlib
 import io
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Literal, TypedDict
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Meta
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.data.persons import CocoTruth
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import decode_json, read_json
-from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
-
-Person = TypeVar("Person")
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
@@ -40,25 +37,13 @@ class ScoredPoses:
     keypoint_scores: np.ndarray
     scores: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
 
 def keypoint_similarity(
     keypoints: np.ndarray, others: np.ndarray, areas: np.ndarray | float, sigmas: Sequence[float]
 ) -> np.ndarray:
-    """Similarity of single keypoints: a Gaussian of their distance, as wide as the person is large.
+    """(..., K) similarity of single keypoints in [0, 1]: a Gaussian of their distance, as wide as the person.
 
-    Args:
-        keypoints: (..., K, >=2) in image px.
-        others: (..., K, >=2) in image px, compared keypoint by keypoint.
-        areas: (...) px^2 of the persons that the distances are measured against.
-        sigmas: K per-keypoint standard deviations.
-
-    Returns:
-        (..., K) in [0, 1].
-
-    Reference: COCO keypoint evaluation.
+    Arguments as for `oks`, which is its mean.
     """
     squared = np.square(np.asarray(keypoints)[..., :2] - np.asarray(others)[..., :2]).sum(axis=-1)
     variance = np.square(2 * np.asarray(sigmas))
@@ -73,17 +58,13 @@ def oks(
     sigmas: Sequence[float],
     counted: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Object keypoint similarity of poses: the mean over their keypoints.
+    """Object keypoint similarity of poses, (...) in [0, 1]: the mean over their keypoints.
 
     Args:
-        keypoints: (..., K, >=2) in image px.
-        others: (..., K, >=2) in image px.
+        keypoints, others: (..., K, >=2) in image px, compared keypoint by keypoint.
         areas: (...) px^2 that the squared distances are measured against.
         sigmas: K per-keypoint standard deviations.
         counted: (..., K) bool, the keypoints to average over; all of them if None. A pose with none has 0.
-
-    Returns:
-        (...) in [0, 1].
 
     Reference: COCO keypoint evaluation; official HRNet, oks_iou.
     """
@@ -127,15 +108,12 @@ def oks_nms(
 
 
 def rescore(keypoint_scores: np.ndarray, bbox_scores: np.ndarray, threshold: float = 0.2) -> np.ndarray:
-    """Score of a person: the box's score times the mean of the keypoint scores above a threshold.
+    """Scores of persons, (N,): the box's score times the mean of the keypoint scores above a threshold.
 
     Args:
         keypoint_scores: (N, K).
         bbox_scores: (N,).
         threshold: Keypoints at or below it do not count; with none above it the score is 0.
-
-    Returns:
-        (N,).
 
     Reference: official HRNet, COCODataset.evaluate.
     """
@@ -145,73 +123,25 @@ def rescore(keypoint_scores: np.ndarray, bbox_scores: np.ndarray, threshold: flo
     return np.asarray(bbox_scores) * total / np.maximum(counted.sum(axis=1), 1)
 
 
-def rescore_and_suppress(
-    image_ids: np.ndarray,
-    keypoints: np.ndarray,
-    keypoint_scores: np.ndarray,
-    bbox_scores: np.ndarray,
-    areas: np.ndarray,
-    skeleton: Skeleton = COCO17,
-    scored: np.ndarray | None = None,
-) -> ScoredPoses:
-    """Rescore poses and suppress repetitions, image by image.
-
-    Args:
-        image_ids: (N,).
-        keypoints: (N, K, 2) in image px.
-        keypoint_scores: (N, K).
-        bbox_scores: (N,).
-        areas: (N,) px^2 of the padded boxes.
-        skeleton: Gives the sigmas for the suppression.
-        scored: (K,) bool; keypoints that take part in score and suppression. Leave out those that never
-            had a label in training: their heatmaps mean nothing.
-
-    Returns:
-        What is left, image by image in the order of their first pose, best first.
-
-    Reference: official HRNet, COCODataset.evaluate.
-    """
-    keypoints, keypoint_scores = np.asarray(keypoints, np.float64), np.asarray(keypoint_scores)
-    image_ids, areas = np.asarray(image_ids), np.asarray(areas)
-    scored = np.ones(len(skeleton), bool) if scored is None else scored
-    scores, sigmas = rescore(keypoint_scores[:, scored], bbox_scores), np.array(skeleton.oks_sigmas)[scored]
-    persons = defaultdict(list)
-    for person, image_id in enumerate(image_ids.tolist()):
-        persons[image_id].append(person)
-    kept: list[int] = []
-    for members in map(np.array, persons.values()):
-        poses = keypoints[members][:, scored]
-        kept += members[oks_nms(poses, areas[members], scores[members], sigmas=sigmas)].tolist()
-    return ScoredPoses(image_ids[kept], keypoints[kept], keypoint_scores[kept], scores[kept])
-
-
 def match_coco(truth: CocoTruth, poses: ScoredPoses) -> COCOeval | None:
     """pycocotools' matches of found with true persons, 20 poses an image; None without poses."""
-    true = {
-        "image_id": truth.image_ids[truth.image_index].tolist(),
-        "bbox": truth.bboxes_xywh.tolist(),
-        "area": truth.areas.tolist(),
-        "iscrowd": truth.crowd.astype(int).tolist(),
-        "num_keypoints": truth.num_keypoints.tolist(),
-        "keypoints": [pose.ravel() for pose in truth.keypoints],
-    }
-    triples = np.concatenate([poses.keypoints, poses.keypoint_scores[:, :, None]], axis=2)
-    found = {
-        "image_id": poses.image_ids.tolist(),
-        "keypoints": [pose.ravel() for pose in triples],
-        "score": poses.scores.tolist(),
-    }
-    document = {
-        "images": [{"id": image_id} for image_id in truth.image_ids.tolist()],
-        "annotations": _persons(true),
-        "categories": [{"id": 1}],
-    }
-    return _match(document, _persons(found), "keypoints")
+    true = _records(
+        image_id=truth.image_ids[truth.image_index],
+        bbox=truth.bboxes_xywh,
+        area=truth.areas,
+        iscrowd=truth.crowd.astype(int),
+        num_keypoints=truth.num_keypoints,
+        keypoints=truth.keypoints.reshape(-1, 3 * len(truth.skeleton)),
+    )
+    triples = np.dstack([poses.keypoints, poses.keypoint_scores]).reshape(-1, 3 * len(truth.skeleton))
+    found = _records(image_id=poses.image_ids, keypoints=triples, score=poses.scores)
+    images = [{"id": image_id} for image_id in truth.image_ids.tolist()]
+    return _match({"images": images, "annotations": true, "categories": [{"id": 1}]}, found, "keypoints")
 
 
-def _persons(columns: dict[str, list]) -> list[dict]:
-    """Columns as pycocotools' records."""
-    rows = zip(*columns.values(), strict=True)
+def _records(**columns: np.ndarray) -> list[dict]:
+    """Persons as pycocotools takes them."""
+    rows = zip(*(column if column.ndim > 1 else column.tolist() for column in columns.values()), strict=True)
     return [{"category_id": 1, **dict(zip(columns, row, strict=True))} for row in rows]
 
 
@@ -232,17 +162,13 @@ def _match(truth: dict, found: list[dict], kind: str) -> COCOeval | None:
 
 
 def coco_metrics(matches: COCOeval | None) -> dict[str, float]:
-    """The ten COCO metrics of matches by their names, in [0, 1]; see `coco_ap`."""
-    values = _summarise(matches) if matches else [0.0] * len(COCO_METRICS)
-    return dict(zip(COCO_METRICS, values, strict=True))
-
-
-def _summarise(matches: COCOeval) -> list[float]:
-    """COCOeval's own statistics, without what it prints."""
+    """The ten COCO metrics of matched poses by their names, in [0, 1]; see `coco_ap`."""
+    if matches is None:
+        return dict.fromkeys(COCO_METRICS, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         matches.accumulate()
         matches.summarize()
-    return matches.stats.tolist()
+    return dict(zip(COCO_METRICS, matches.stats.tolist(), strict=False))  # boxes have twelve, AP first
 
 
 def ai_challenger_metrics(
@@ -250,10 +176,8 @@ def ai_challenger_metrics(
 ) -> dict[str, float]:
     """AI Challenger's own metric; see `ai_challenger_ap`.
 
-    Args:
-        images: Of each image the true persons' keypoints (n, K, 3), of which those with v = 2 count, and the
-            areas of their boxes (n,), and the predicted keypoints (m, K, >=2), in image px.
-        sigmas: K per-keypoint standard deviations.
+    Of each image it takes the true keypoints (n, K, 3), of which those with v = 2 count, the areas of their
+    boxes (n,) px^2, and the predicted keypoints (m, K, >=2), in image px.
     """
     best, persons, sigmas = [], 0, np.array(sigmas)
     for truth, areas, found in images:
@@ -270,57 +194,22 @@ def ai_challenger_metrics(
 
 # ------------------------------------------------------------------------- files and lists, checked here
 
-Number = Annotated[float, Meta(gt=-1e9, lt=1e9)]
-Size = Annotated[float, Meta(ge=0, lt=1e18)]
-Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Box = Annotated[list[Number], Meta(min_length=4, max_length=4)]
-Keypoints17 = Annotated[list[Number], Meta(min_length=51, max_length=51)]
-Keypoints14 = Annotated[list[Number], Meta(min_length=42, max_length=42)]
+_Number = Annotated[float, Meta(gt=-1e9, lt=1e9)]
+_Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_Box = Annotated[list[_Number], Meta(min_length=4, max_length=4)]
+_Keypoints = Annotated[list[_Number], Meta(min_length=51, max_length=51)]
+_Keypoints14 = Annotated[list[_Number], Meta(min_length=42, max_length=42)]
+_Area = Annotated[float, Meta(ge=0, lt=1e18)]
+_Count = Annotated[int, Meta(ge=0, le=17)]
 
-
-class _Identified(Struct):
-    id: Id
-
-
-class _Person(Struct):
-    image_id: Id
-    category_id: Id
-
-
-class _TrueBox(_Person):
-    bbox: Box
-    area: Size
-    iscrowd: Literal[0, 1] | bool
-
-
-class _TruePose(_TrueBox):
-    num_keypoints: Annotated[int, Meta(ge=0, le=17)]
-    keypoints: Keypoints17
-
-
-class _Coco(Struct, Generic[Person]):
-    images: list[_Identified]
-    annotations: list[Person]
-    categories: list[_Identified]
-
-
-class _FoundBox(_Person):
-    score: Number
-    bbox: Box
-
-
-class _FoundPose(_Person):
-    score: Number
-    keypoints: Keypoints17
-
-
-class _FoundHumans(Struct):
-    image_id: str
-    keypoint_annotations: dict[str, Keypoints14]
-
-
-class _TrueHumans(_FoundHumans):
-    human_annotations: dict[str, Box]
+# What is read of each record; it may hold more.
+_PERSON = {"image_id": _Id, "category_id": _Id}
+_TRUE_BOX = _PERSON | {"bbox": _Box, "area": _Area, "iscrowd": Literal[0, 1] | bool}
+_TRUE_POSE = _TRUE_BOX | {"num_keypoints": _Count, "keypoints": _Keypoints}
+_FOUND_BOX = _PERSON | {"score": _Number, "bbox": _Box}
+_FOUND_POSE = _PERSON | {"score": _Number, "keypoints": _Keypoints}
+_FOUND_HUMANS = {"image_id": str, "keypoint_annotations": dict[str, _Keypoints14]}
+_TRUE_HUMANS = _FOUND_HUMANS | {"human_annotations": dict[str, _Box]}
 
 
 def coco_ap(gt_json: str | Path | dict, results: str | Path | list[dict]) -> dict[str, float]:
@@ -334,10 +223,9 @@ def coco_ap(gt_json: str | Path | dict, results: str | Path | list[dict]) -> dic
         AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL in [0, 1]; -1 where no person could be found. No result at
         all scores 0.
 
-    Raises:
-        HrnetppError: If a file or record cannot be used.
+    Raises: HrnetppError if a file or record cannot be used.
     """
-    truth, found = _load_truth(gt_json, _TruePose), _load(results, list[_FoundPose], "results")
+    truth, found = _load_truth(gt_json, _TRUE_POSE), _load(results, _list_of(_FOUND_POSE), "results")
     for part, field in (("images", "image_id"), ("categories", "category_id")):
         known = {record["id"] for record in truth[part]}
         for number, result in enumerate(found):
@@ -355,14 +243,12 @@ def bbox_ap(gt_json: str | Path | dict, detections_json: str | Path | list[dict]
         detections_json: COCO box results, a path or what it holds; other categories than 1 and unknown
             images are left out.
 
-    Raises:
-        HrnetppError: If a file or record cannot be used.
+    Raises: HrnetppError if a file or record cannot be used.
     """
-    truth, found = _load_truth(gt_json, _TrueBox), _load(detections_json, list[_FoundBox], "detections")
+    truth, found = _load_truth(gt_json, _TRUE_BOX), _load(detections_json, _list_of(_FOUND_BOX), "detections")
     known = {image["id"] for image in truth["images"]}
     boxes = [box for box in found if box["category_id"] == 1 and box["image_id"] in known]
-    matches = _match({**truth, "categories": [{"id": 1}]}, boxes, "bbox")
-    return _summarise(matches)[0] if matches else 0.0
+    return coco_metrics(_match({**truth, "categories": [{"id": 1}]}, boxes, "bbox"))["AP"]
 
 
 def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> dict[str, float]:
@@ -378,13 +264,12 @@ def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> 
     Returns:
         AP, the mean over the thresholds 0.50:0.05:0.95, and AP50, AP75, in [0, 1].
 
-    Raises:
-        HrnetppError: If a file or record cannot be used.
+    Raises: HrnetppError if a file or record cannot be used.
 
     Reference: Wu et al., arXiv 1711.06475; the challenge's evaluation code.
     """
-    truth = _load_humans(gt_json, _TrueHumans, "annotation")
-    predicted, images = _load_humans(results, _FoundHumans, "result"), []
+    truth = _load_humans(gt_json, _TRUE_HUMANS, "annotation")
+    predicted, images = _load_humans(results, _FOUND_HUMANS, "result"), []
     for number, (image_id, record) in enumerate(truth.items()):
         # Both parts are unordered: names tie them together, and each must have all of the other's.
         poses, boxes = record["keypoint_annotations"], record["human_annotations"]
@@ -393,29 +278,28 @@ def ai_challenger_ap(gt_json: str | Path | list, results: str | Path | list) -> 
         if len(poses) != len(boxes) or not (sizes >= 0).all():
             wrong = f"AI Challenger annotation {number}: persons and boxes do not belong together"
             raise HrnetppError(f"{wrong}; give each person one box as x1, y1, x2, y2")
-        keypoints = np.array(list(poses.values())).reshape(-1, 14, 3)
-        keypoints[..., 2] = 3 - keypoints[..., 2]  # 1 visible, 2 hidden, 3 not labelled -> 2, 1, 0
         found = predicted[image_id]["keypoint_annotations"] if image_id in predicted else {}
-        found = np.array(list(found.values())).reshape(-1, 14, 3)
+        keypoints, found = (np.array(list(part.values())).reshape(-1, 14, 3) for part in (poses, found))
+        keypoints[..., 2] = 3 - keypoints[..., 2]  # 1 visible, 2 hidden, 3 not labelled -> 2, 1, 0
         images.append((keypoints, sizes.prod(axis=1), found))
     return ai_challenger_metrics(images)
 
 
-def _load_humans(source: str | Path | list, kind: type, what: str) -> dict[str, dict]:
+def _load_humans(source: str | Path | list, fields: dict[str, object], what: str) -> dict[str, dict]:
     """AI Challenger's records by image."""
-    persons = {}
-    for number, record in enumerate(_load(source, list[kind], f"AI Challenger {what}s")):
-        if record["image_id"] in persons:
-            raise HrnetppError(
-                f"AI Challenger {what} {number}: its image has come before; give each image once"
-            )
-        persons[record["image_id"]] = record
-    return persons
+    images = {}
+    for number, record in enumerate(_load(source, _list_of(fields), f"AI Challenger {what}s")):
+        if images.setdefault(record["image_id"], record) is not record:
+            wrong = f"AI Challenger {what} {number}: its image has come before"
+            raise HrnetppError(f"{wrong}; give each image once")
+    return images
 
 
-def _load_truth(source: str | Path | dict, kind: type) -> dict:
+def _load_truth(source: str | Path | dict, fields: dict[str, object]) -> dict:
     """COCO annotations with all that pycocotools asks for."""
-    truth = _load(source, _Coco[kind], "ground truth")
+    listed = _list_of({"id": _Id})
+    parts = {"images": listed, "annotations": _list_of(fields), "categories": listed}
+    truth = _load(source, TypedDict("_Coco", parts), "ground truth")
     images, categories = ({record["id"] for record in truth[part]} for part in ("images", "categories"))
     for number, person in enumerate(truth["annotations"]):
         listed = person["image_id"] in images and person["category_id"] in categories
@@ -425,13 +309,17 @@ def _load_truth(source: str | Path | dict, kind: type) -> dict:
     return truth
 
 
+def _list_of(fields: dict[str, object]) -> type:
+    """Records of these fields."""
+    return list[TypedDict("_Record", fields)]
+
+
 def _load(source: str | Path | dict | list, kind: type, name: str) -> dict | list:
     """The fields of a type in a json file or in a thing of that form, which is left as it is."""
-    remedy = "mend it"
     if isinstance(source, str | Path):
-        return msgspec.to_builtins(read_json(Path(source), kind, f"check the path, or {remedy}"))
+        return read_json(Path(source), kind, "check the path, or mend it")
     try:
         text = msgspec.json.encode(source, enc_hook=lambda array: array.tolist())
     except Exception as error:  # what json does not know: foreign objects, lone surrogates, deep nesting
-        raise HrnetppError(f"{name}: cannot be written as json ({str(error)[:200]}); {remedy}") from None
-    return msgspec.to_builtins(decode_json(text, kind, name, remedy))
+        raise HrnetppError(f"{name}: cannot be written as json ({str(error)[:200]}); mend it") from None
+    return decode_json(text, kind, name, "mend it")

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import io
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,8 @@ from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.data.layout import Metric, StageData
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate import metrics
 from hrnetpp_lib.evaluate.infer import Predictions
-from hrnetpp_lib.evaluate.metrics import (
-    ScoredPoses,
-    ai_challenger_metrics,
-    coco_metrics,
-    match_coco,
-    rescore_and_suppress,
-)
 from hrnetpp_lib.pose.geometry import bbox_to_center_scale
 
 
@@ -29,34 +23,41 @@ def score(predictions: Predictions, data: StageData) -> dict[str, float]:
         predictions: One pose per row of data.val.
         data: COCO data give the ten COCO metrics, AI Challenger data AP, AP50 and AP75.
 
-    Raises:
-        HrnetppError: If the predictions are not of val's boxes.
+    Raises: HrnetppError if the predictions are not of val's boxes.
     """
     if data.metric is Metric.COCO_AP:
-        return coco_metrics(match_coco(data.truth, scored_poses(predictions, data)))
+        return metrics.coco_metrics(metrics.match_coco(data.truth, scored_poses(predictions, data)))
     _check_rows(predictions, data)
-    return ai_challenger_metrics(_by_image(predictions, data), data.truth.skeleton.oks_sigmas)
+    found, truth = predictions.keypoints, data.truth  # val's boxes are the true ones
+    by_image = ((truth.image_index == i, data.val.image_index == i) for i in np.unique(truth.image_index))
+    images = ((truth.keypoints[t].astype(np.float64), truth.areas[t], found[f]) for t, f in by_image)
+    return metrics.ai_challenger_metrics(images, truth.skeleton.oks_sigmas)
 
 
-def scored_poses(predictions: Predictions, data: StageData) -> ScoredPoses:
+def scored_poses(predictions: Predictions, data: StageData) -> metrics.ScoredPoses:
     """The poses of val's boxes after rescoring and suppression, for COCO's metric and for `diagnose`.
 
-    Keypoints that no training person has labelled take no part in either: their channels never trained.
+    They come image by image in the order of the first box, best first. Keypoints that no training person has
+    labelled have no say: their channels never trained.
 
-    Raises:
-        HrnetppError: If the predictions are not of val's boxes.
+    Raises: HrnetppError if the predictions are not of val's boxes.
+
+    Reference: official HRNet, COCODataset.evaluate.
     """
     _check_rows(predictions, data)
-    table = data.val
-    return rescore_and_suppress(
-        table.image_ids[table.image_index],
-        predictions.keypoints,
-        predictions.scores,
-        table.bbox_scores,
-        bbox_to_center_scale(table.bboxes_xywh, predictions.input_hw)[1].prod(axis=1),
-        table.skeleton,
-        scored=data.trained_keypoints,
-    )
+    table, scored = data.val, data.trained_keypoints
+    image_ids, keypoints = table.image_ids[table.image_index], np.asarray(predictions.keypoints, np.float64)
+    scores = metrics.rescore(predictions.scores[:, scored], table.bbox_scores)
+    # The boxes as the network saw them, padded and extended to its input's shape.
+    areas = bbox_to_center_scale(table.bboxes_xywh, predictions.input_hw)[1].prod(axis=1)
+    sigmas = np.array(table.skeleton.oks_sigmas)[scored]
+    persons, kept = defaultdict(list), []
+    for person, image_id in enumerate(image_ids.tolist()):
+        persons[image_id].append(person)
+    for members in map(np.array, persons.values()):
+        poses = keypoints[members][:, scored]
+        kept += members[metrics.oks_nms(poses, areas[members], scores[members], sigmas=sigmas)].tolist()
+    return metrics.ScoredPoses(image_ids[kept], keypoints[kept], predictions.scores[kept], scores[kept])
 
 
 def _check_rows(predictions: Predictions, data: StageData) -> None:
@@ -64,15 +65,6 @@ def _check_rows(predictions: Predictions, data: StageData) -> None:
     wanted = (len(data.val), len(data.val.skeleton), 2)
     if predictions.keypoints.shape != wanted:
         raise HrnetppError(f"poses of shape {predictions.keypoints.shape} for boxes that need {wanted}")
-
-
-def _by_image(predictions: Predictions, data: StageData) -> Iterator[tuple[np.ndarray, ...]]:
-    """What AI Challenger's metric takes of each image of val; val's boxes are the true ones."""
-    truth = data.truth
-    for image in np.unique(truth.image_index):
-        persons = truth.image_index == image
-        found = predictions.keypoints[data.val.image_index == image]
-        yield truth.keypoints[persons].astype(np.float64), truth.areas[persons], found
 
 
 @dataclass(frozen=True)
@@ -94,10 +86,8 @@ class Claim:
         return "below zero on this val set" if self.high < 0 else "not decided by this val set"
 
     def __str__(self) -> str:
-        return (
-            f"{self.better} - {self.worse}: report {self.paper:+.1f}, ours {self.ours:+.1f} "
-            f"[{self.low:+.1f}, {self.high:+.1f}]: {self.verdict}"
-        )
+        ours = f"ours {self.ours:+.1f} [{self.low:+.1f}, {self.high:+.1f}]: {self.verdict}"
+        return f"{self.better} - {self.worse}: report {self.paper:+.1f}, {ours}"
 
 
 @dataclass(frozen=True)
@@ -114,23 +104,12 @@ class Draws:
 
     def interval(self, method: str) -> tuple[float, float]:
         """The 95% interval of a method's AP, 0..1."""
-        low, high = np.percentile(self.drawn[method], (2.5, 97.5))
-        return float(low), float(high)
+        return tuple(np.percentile(self.drawn[method], (2.5, 97.5)).tolist())
 
     def difference(self, better: str, worse: str) -> tuple[float, float, float]:
         """The paired difference of two methods' AP and its 95% interval, -1..1."""
-        low, high = np.percentile(self.drawn[better] - self.drawn[worse], (2.5, 97.5))
-        return self.metrics[better]["AP"] - self.metrics[worse]["AP"], float(low), float(high)
-
-    def compare(self, better: str, worse: str, paper: dict[str, tuple[float, ...]]) -> Claim:
-        """The paired difference of two methods beside the report's.
-
-        Args:
-            better, worse: Methods of both tables.
-            paper: Method -> metrics in percent, AP first.
-        """
-        ours, low, high = self.difference(better, worse)
-        return Claim(better, worse, paper[better][0] - paper[worse][0], 100 * ours, 100 * low, 100 * high)
+        interval = np.percentile(self.drawn[better] - self.drawn[worse], (2.5, 97.5)).tolist()
+        return self.metrics[better]["AP"] - self.metrics[worse]["AP"], *interval
 
 
 def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 1000, seed: int = 0) -> Draws:
@@ -146,13 +125,13 @@ def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 
 
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap.
     """
-    matches = {m: match_coco(data.truth, scored_poses(found, data)) for m, found in predictions.items()}
-    images = len(data.truth.image_ids)
+    images, whole, drawn = len(data.truth.image_ids), {}, {}
     samples = np.random.default_rng(seed).integers(0, images, (draws, images))
-    drawn = {
-        m: np.array([_resampled_ap(found, sample) for sample in samples]) for m, found in matches.items()
-    }
-    return Draws({m: coco_metrics(found) for m, found in matches.items()}, drawn)
+    for method, found in predictions.items():
+        matches = metrics.match_coco(data.truth, scored_poses(found, data))
+        drawn[method] = np.array([_resampled_ap(matches, sample) for sample in samples])
+        whole[method] = metrics.coco_metrics(matches)
+    return Draws(whole, drawn)
 
 
 def _resampled_ap(matches: COCOeval | None, sample: np.ndarray) -> float:

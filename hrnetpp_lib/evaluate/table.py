@@ -1,5 +1,6 @@
 """The report's Table 1 beside ours: its rows and claims, results.json, and where the numbers come from."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -9,10 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hrnetpp_lib.data.layout import StageData
-from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import Predictions, average
 from hrnetpp_lib.evaluate.metrics import COCO_METRICS
-from hrnetpp_lib.evaluate.score import Claim, Draws, resample
+from hrnetpp_lib.evaluate.score import Claim, resample
 from hrnetpp_lib.files import whole_file, write_json
 
 METRICS = COCO_METRICS[:6]
@@ -26,8 +26,6 @@ PAPER_TABLE_1 = {
     "ensemble": (76.7, 90.9, 83.0, 72.8, 83.8, 81.5),
     "ensemble + TTA": (77.0, 90.7, 83.0, 73.4, 83.8, 81.8),
 }
-
-
 # The networks that each row averages over, and whether each of them looks at the five views.
 PARTS = {
     "Original HRNet-W48": (("hrnet", False),),
@@ -37,14 +35,8 @@ PARTS = {
     "ensemble": (("heatmap", False), ("regression", False)),
     "ensemble + TTA": (("heatmap", True), ("regression", True)),
 }
-# The report's steps from row to row, each with the row that it improves on.
-_STEPS = {
-    "HRNet++ (heatmap)": "Original HRNet-W48",
-    "HRNet++ (regression)": "HRNet++ (heatmap)",
-    "HRNet++ (regression) + TTA": "HRNet++ (regression)",
-    "ensemble": "HRNet++ (regression)",
-    "ensemble + TTA": "HRNet++ (regression) + TTA",
-}
+# The report's steps, each from a row of its table to the one that improves on it.
+_STEPS = ((0, 1), (1, 2), (2, 3), (2, 4), (3, 5))
 
 
 @dataclass(frozen=True)
@@ -74,46 +66,29 @@ class TableRow:
     seed: int
 
 
-@dataclass(frozen=True)
-class Table1:
-    """What `assemble` measured: the rows in the report's order, the report's claims, and the draws."""
-
-    rows: list[TableRow]
-    claims: list[Claim]
-    draws: Draws
-
-
 def assemble(
     predictions: Mapping[tuple[str, bool], Predictions],
     hashes: Mapping[str, dict[str, str]],
     data: StageData,
     seed: int,
-) -> Table1:
-    """Measure the report's six rows on val's boxes.
+) -> tuple[list[TableRow], list[Claim]]:
+    """The report's six rows, measured on val's boxes of COCO data, and its claims from row to row.
 
-    Args:
-        predictions: (network, TTA) as in `PARTS` -> its poses of val's boxes, made with the flip test.
-        hashes: Network -> run name -> SHA-256 of its checkpoint.
-        data: Of COCO.
-        seed: Of the runs.
+    `predictions` are by (network, TTA) as in `PARTS`, made with the flip test; `hashes` by network, and in it
+    the SHA-256 of each run's checkpoint.
     """
     found = {method: average([predictions[part] for part in parts]) for method, parts in PARTS.items()}
-    draws, first = resample(found, data), next(iter(PARTS))
-    rows = [
-        TableRow(
-            method=method,
-            metrics=draws.metrics[method],
-            boxes=data.boxes,
-            flip=True,
-            tta=parts[0][1],
-            interval=draws.interval(method),
-            difference=None if method == first else draws.difference(method, first),
-            runs={name: digest for network, _ in parts for name, digest in hashes[network].items()},
-            seed=seed,
-        )
-        for method, parts in PARTS.items()
-    ]
-    return Table1(rows, [draws.compare(*step, PAPER_TABLE_1) for step in _STEPS.items()], draws)
+    draws, methods, rows, claims = resample(found, data), list(PARTS), [], []
+    for method, parts in PARTS.items():
+        flip, tta, interval = True, parts[0][1], draws.interval(method)
+        difference = draws.difference(method, methods[0]) if rows else None
+        runs = {name: digest for network, _ in parts for name, digest in hashes[network].items()}
+        fields = method, draws.metrics[method], data.boxes, flip, tta, interval, difference, runs, seed
+        rows.append(TableRow(*fields))
+    for worse, better in ([methods[row] for row in step] for step in _STEPS):
+        paper = PAPER_TABLE_1[better][0] - PAPER_TABLE_1[worse][0]
+        claims.append(Claim(better, worse, paper, *(100 * ap for ap in draws.difference(better, worse))))
+    return rows, claims
 
 
 def git_revision(folder: Path) -> str:
@@ -129,13 +104,11 @@ def provenance() -> dict[str, object]:
     """What a number depends on beside the recipe: code, versions, device."""
     import torch
 
-    packages = ("torch", "numpy", "opencv-python", "pycocotools", "papermill")
     versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
+    for package in ("torch", "numpy", "opencv-python", "pycocotools", "papermill"):
+        versions[package] = "unknown"
+        with contextlib.suppress(PackageNotFoundError):  # conda's opencv may come under another name
             versions[package] = version(package)
-        except PackageNotFoundError:  # conda's opencv may come under another name
-            versions[package] = "unknown"
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     instructions = torch.backends.cpu.get_cpu_capability()  # sums round differently with AVX2 and AVX512
     return {
@@ -146,36 +119,18 @@ def provenance() -> dict[str, object]:
     }
 
 
-def write_results(folder: Path, profile_name: str, data: str, rows: list[TableRow], runs: list[dict]) -> Path:
-    """Write results.json and table_1.md.
-
-    Args:
-        folder: figures/<profile>.
-        profile_name: Printed in the table's heading.
-        data: What the numbers were measured on, in words.
-        rows: In the report's order.
-        runs: For each training run its name, command, recipe and seconds.
-    """
-    content = {
-        "profile": profile_name,
-        "data": data,
-        "provenance": provenance(),
-        "rows": rows,
-        "runs": runs,
-    }
+def write_results(folder: Path, profile_name: str, data: str, rows: list[TableRow], runs: list[dict]) -> None:
+    """Write results.json and table_1.md to a folder: the rows, what they were measured on, and each run."""
+    content = {"profile": profile_name, "data": data, "provenance": provenance(), "rows": rows, "runs": runs}
     write_json(folder / "results.json", content)
     with whole_file(folder / "table_1.md") as part:
         part.write_text(in_markdown(profile_name, data, rows))
-    return folder / "results.json"
 
 
 def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
     """The report's table in markdown, its metrics (percent) beside ours.
 
     Ours are never on the report's scale unless the profile is the report's own; the heading says so.
-
-    Raises:
-        HrnetppError: If a row is not one of the report's methods.
     """
     lines = [
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
@@ -187,14 +142,9 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
         "|---|" + "---|" * (len(METRICS) + 2),
     ]
     for row in rows:
-        if row.method not in PAPER_TABLE_1:
-            raise HrnetppError(f"{row.method!r} is not a row of Table 1; it has {', '.join(PAPER_TABLE_1)}")
-        cells = [
-            f"{paper:.1f} / **{100 * row.metrics[metric]:.1f}**"
-            if row.metrics[metric] >= 0
-            else f"{paper:.1f} / -"
-            for metric, paper in zip(METRICS, PAPER_TABLE_1[row.method], strict=True)
-        ]
+        ours = [100 * row.metrics[metric] for metric in METRICS]
+        pairs = zip(PAPER_TABLE_1[row.method], ours, strict=True)
+        cells = [f"{paper:.1f} / " + (f"**{value:.1f}**" if value >= 0 else "-") for paper, value in pairs]
         cells += [percent(row.metrics["AP"], *row.interval)]
         cells += [percent(*row.difference, sign="+") if row.difference else ""]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")

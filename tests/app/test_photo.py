@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pycocotools.coco import COCO
 
 import hrnetpp_lib
 from hrnetpp_lib.__main__ import main
-from hrnetpp_lib.app.photo import TransformersDetector, image_id, newest_checkpoint, parse_boxes, predict
+from hrnetpp_lib.app.photo import detect_persons, image_id, newest_checkpoint, parse_boxes, predict
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.metrics import rescore
@@ -29,12 +30,11 @@ from hrnetpp_lib.recipe import HRNET, HRNETPP, SMOKE, STAGE3, resolve, three_sta
 
 IMAGE = np.zeros((50, 90, 3), np.uint8)
 BOXES = np.array([[10.0, 20.0, 100.0, 150.0], [60.5, 40.0, 80.0, 90.0]])
-TINY = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
 
 
 def tiny_checkpoint(path: Path, skeleton=COCO17) -> Path:
     torch.manual_seed(0)
-    model = HRNet(8, len(skeleton), **TINY)
+    model = HRNet(8, len(skeleton), blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1)
     for weights in model.parameters():
         if weights.dim() == 4:
             torch.nn.init.kaiming_normal_(weights)  # heatmaps worth decoding; the usual start gives 1e-12
@@ -55,7 +55,11 @@ def photograph(tmp_path_factory) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------ network
+@pytest.fixture
+def command(checkpoint, photograph, tmp_path) -> list[str]:
+    """`predict` into a new folder."""
+    options = ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path / "new")]
+    return ["predict", str(photograph), *options]
 
 
 def finished(root: Path, run, checkpoint: Path, age: int) -> Path:
@@ -72,90 +76,71 @@ def test_the_network_is_the_newest_of_a_whole_chain(checkpoint, photograph, tmp_
     monkeypatch.setattr("hrnetpp_lib.app.photo.project_root", lambda: tmp_path)
     with pytest.raises(HrnetppError, match=r"runs: no finished HRNet\+\+.*train --profile mini"):
         predict(photograph)
-    chain, other_seed = three_stages(SMOKE), three_stages(SMOKE, seed=3)
-    old, new = finished(tmp_path, chain[2], checkpoint, 9), finished(tmp_path, other_seed[2], checkpoint, 8)
-    assert newest_checkpoint(tmp_path) == new
-    # Notebook 6's: another alpha, and stage 2 from random weights; then other networks and stages.
-    finished(tmp_path, resolve(replace(STAGE3, alpha=15.0), SMOKE, previous=chain[1]), checkpoint, 3)
-    finished(tmp_path, resolve(STAGE3, SMOKE), checkpoint, 2)
-    finished(tmp_path, three_stages(SMOKE, HRNET)[2], checkpoint, 1)
-    finished(tmp_path, chain[1], checkpoint, 1)
+    chain = three_stages(SMOKE)
+    finished(tmp_path, chain[2], checkpoint, 9)
+    newest = finished(tmp_path, three_stages(SMOKE, seed=3)[2], checkpoint, 8)
+    # Notebook 6's: another alpha, and stage 2 from random weights; then other networks, stages and profiles.
+    other_alpha = resolve(replace(STAGE3, alpha=15.0), SMOKE, previous=chain[1])
     renamed = replace(SMOKE, name="mine", batch_size=4)
-    finished(tmp_path, resolve(STAGE3, renamed, HRNETPP), checkpoint, 0)
+    others = [
+        resolve(STAGE3, SMOKE),
+        three_stages(SMOKE, HRNET)[2],
+        chain[1],
+        resolve(STAGE3, renamed, HRNETPP),
+    ]
+    for age, run in enumerate([other_alpha, *others]):
+        finished(tmp_path, run, checkpoint, age)
     damaged = finished(tmp_path, three_stages(renamed)[2], checkpoint, 0)
     (damaged.parent / "recipe.json").write_text("[1]")
-    assert newest_checkpoint(tmp_path) == new != old
+    assert newest_checkpoint(tmp_path) == newest
     write_json(damaged.parent / "recipe.json", asdict(three_stages(renamed)[2]))
     assert newest_checkpoint(tmp_path) == damaged
 
 
-def test_missing_broken_or_foreign_checkpoints_are_refused(tmp_path, photograph):
-    path = tmp_path / "model.safetensors"
-    with pytest.raises(HrnetppError, match="model.safetensors"):
-        predict(photograph, path)
-    path.write_bytes(b"no weights at all")
-    pth = tmp_path / "model.pth"
-    torch.save({"conv1.weight": torch.zeros(3)}, pth)
-    for wrong in (path, photograph, pth):
-        with pytest.raises(HrnetppError, match=wrong.name):
-            predict(photograph, wrong)
+def test_missing_broken_or_foreign_files_are_refused(tmp_path, photograph, checkpoint):
+    for name, content in (("torn.safetensors", b"no weights at all"), ("broken.jpg", b"\xff\xd8 half")):
+        (tmp_path / name).write_bytes(content)
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    networks = [tmp_path / name for name in ("nothing.safetensors", "torn.safetensors", "foreign.pth")]
+    calls = [(photograph, wrong, wrong.name) for wrong in (*networks, photograph)]
+    calls += [(tmp_path / name, checkpoint, name) for name in ("nobody.jpg", "broken.jpg")]
+    for image, network, name in calls:
+        with pytest.raises(HrnetppError, match=name):
+            predict(image, network)
 
 
-def test_network_and_detector_go_where_the_gpu_is(checkpoint, photograph, transformers, monkeypatch):
+def test_network_and_detector_go_where_the_gpu_is(checkpoint, transformers, monkeypatch):
     asked = []
-    monkeypatch.setattr("hrnetpp_lib.app.photo.pick_device", lambda: torch.device("meta"))
-    monkeypatch.setattr(FakeNetwork, "to", lambda self, device: asked.append(device) or self)
-    monkeypatch.setattr(
-        "hrnetpp_lib.app.photo.predict_poses",
-        lambda model, pixels, boxes, **_: (
-            asked.append(next(model.parameters()).device.type) or np.zeros((len(boxes), 17, 3))
-        ),
-    )
+
+    def poses_of(model, pixels, boxes, **_):
+        asked.append(next(model.parameters()).device.type)
+        return np.zeros((len(boxes), 17, 3))
+
+    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.pick_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(Fake, "to", lambda self, device: asked.append(device) or self)
+    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.predict", poses_of)
     predict(IMAGE, checkpoint, detector="any")
-    assert asked == ["meta", "meta"]
-
-
-# --------------------------------------------------------------------------------- image and boxes
-
-
-def test_missing_or_broken_images_are_refused(tmp_path, checkpoint):
-    with pytest.raises(HrnetppError, match="nobody.jpg"):
-        predict(tmp_path / "nobody.jpg", checkpoint)
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8 half")
-    with pytest.raises(HrnetppError, match="broken.jpg"):
-        predict(broken, checkpoint)
+    assert asked == ["meta"] * 3  # network and inputs of the detector, and ours
 
 
 @pytest.mark.parametrize("boxes", ["1,2,3", "a,b,c,d", "1,2,3,4,5", " ", "", "1;2;3;4", "1,2,3,4 5"])
-def test_texts_that_are_no_boxes_are_refused(boxes):
+def test_boxes_are_parsed_or_refused(boxes):
+    np.testing.assert_array_equal(parse_boxes(" 1.5,2,3,4   -5,6,7,8 "), [[1.5, 2, 3, 4], [-5, 6, 7, 8]])
     with pytest.raises(HrnetppError, match="write x,y,w,h"):
         parse_boxes(boxes)
 
 
-def test_boxes_are_parsed():
-    np.testing.assert_array_equal(parse_boxes(" 1.5,2,3,4   -5,6,7,8 "), [[1.5, 2, 3, 4], [-5, 6, 7, 8]])
-
-
-def test_the_command_refuses_in_one_line_and_writes_nothing(capsys, tmp_path, checkpoint, photograph):
-    common = [
-        "predict",
-        str(photograph),
-        "--checkpoint",
-        str(checkpoint),
-        "--output-dir",
-        str(tmp_path / "new"),
-    ]
+def test_the_command_refuses_in_one_line_and_writes_nothing(capsys, tmp_path, command):
     for box in ("10,10,0,20", "10,10,20,-5", "nan,1,2,3", "5"):
-        assert main([*common, f"--boxes={box}"]) == 2
+        assert main([*command, f"--boxes={box}"]) == 2
         message = capsys.readouterr().err
         assert message.startswith("error: box") and message.count("\n") == 1
-    assert main([*common, "--boxes", "1,2,3,4", "--detector", "some/model"]) == 2
+    assert main([*command, "--boxes", "1,2,3,4", "--detector", "some/model"]) == 2
     assert "not both" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, tmp_path, monkeypatch, capsys):
+def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     poses = hrnetpp_lib.predict(photograph, checkpoint)
     assert poses.shape == (1, 17, 3)
@@ -165,28 +150,16 @@ def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, tmp_path, mon
     assert three.shape == (3, 17, 3)
     np.testing.assert_allclose(three[0], poses[0], atol=1e-4)
     assert not np.allclose(predict(photograph, checkpoint, flip=False), poses)
-    assert main(["predict", str(photograph), "--checkpoint", str(checkpoint)]) == 0
+    assert main(command[:4]) == 0
     assert list(tmp_path.iterdir()) == []  # nothing is written unless told where to
     with pytest.raises(HrnetppError, match="an array has no name"):
         predict(read_image(photograph), checkpoint, output_dir=tmp_path)
 
 
-# -------------------------------------------------------------------------------- what is written
-
-
-def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, photograph):
-    arguments = [
-        "predict",
-        str(photograph),
-        "--checkpoint",
-        str(checkpoint),
-        "--output-dir",
-        str(tmp_path / "new"),
-    ]
-    assert main([*arguments, "--boxes", "10,20,100,150 60.5,40,80,90"]) == 0
-    printed = capsys.readouterr().out
-    assert "2 poses, " in printed and " of 34 keypoints above 0.2, by " in printed
-    assert "tiny-coco17" in printed and "boxes as given" in printed and "category 1)" in printed
+def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, photograph, command):
+    assert main([*command, "--boxes", "10,20,100,150 60.5,40,80,90"]) == 0
+    said = r"2 poses, \d+ of 34 keypoints above 0.2, by .*tiny-coco17.*boxes as given\n.*category 1\)"
+    assert re.search(said, capsys.readouterr().out)
     results = json.loads((tmp_path / "new/people_poses.json").read_text())
     poses = predict(photograph, checkpoint, BOXES)
     for result, pose, box in zip(results, poses, BOXES, strict=True):
@@ -196,43 +169,26 @@ def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, p
         assert result["bbox"] == box.tolist() and result["bbox_score"] == 1.0
         assert result["file_name"] == "people.png" and result["keypoint_set"] == "coco17"
     assert read_image(tmp_path / "new/people_poses.png").shape[1] == 1040
-
-
-def test_pycocotools_accepts_what_is_written(tmp_path, checkpoint, photograph):
-    predict(photograph, checkpoint, BOXES, output_dir=tmp_path)
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image_id(photograph)}],
-        "annotations": [],
-        "categories": [{"id": 1, "name": "person"}],
-    }
+    coco = COCO()  # which accepts what is written
+    coco.dataset = {"images": [{"id": image_id(photograph)}], "annotations": [], "categories": [{"id": 1}]}
     coco.createIndex()
-    found = coco.loadRes(str(tmp_path / "people_poses.json"))
+    found = coco.loadRes(str(tmp_path / "new/people_poses.json"))
     assert found.getAnnIds(imgIds=[image_id(photograph)], catIds=[1]) == [1, 2]
 
 
-def test_other_keypoints_are_a_category_of_their_own(tmp_path, photograph, capsys):
+def test_category_of_other_keypoints_and_scores_of_a_detector(tmp_path, photograph, monkeypatch, capsys):
+    def detector(pixels, model, device):
+        assert model == "some/model"
+        return BOXES, np.array([0.9, 0.5])
+
+    monkeypatch.setattr("hrnetpp_lib.app.photo.detect_persons", detector)
     path = tiny_checkpoint(tmp_path / "aic.safetensors", AIC14)
-    assert predict(photograph, path, BOXES, output_dir=tmp_path).shape == (2, 14, 3)
-    assert "aic14" in (said := capsys.readouterr().out) and "category 1014" in said
-    for result in json.loads((tmp_path / "people_poses.json").read_text()):
-        assert (result["category_id"], result["keypoint_set"]) == (1014, "aic14")
-
-
-def test_a_detectors_scores_are_kept_and_weigh(tmp_path, checkpoint, photograph, monkeypatch, capsys):
-    class Detector:
-        def __init__(self, model, device):
-            assert model == "some/model"
-
-        def detect(self, image):
-            return BOXES, np.array([0.9, 0.5])
-
-    monkeypatch.setattr("hrnetpp_lib.app.photo.TransformersDetector", Detector)
-    poses = predict(photograph, checkpoint, detector="some/model", output_dir=tmp_path)
-    assert "boxes by some/model" in capsys.readouterr().out
-    results = json.loads((tmp_path / "people_poses.json").read_text())
-    assert [result["bbox_score"] for result in results] == [0.9, 0.5]
+    poses = predict(photograph, path, detector="some/model", output_dir=tmp_path)
+    said, results = capsys.readouterr().out, json.loads((tmp_path / "people_poses.json").read_text())
+    assert poses.shape == (2, 14, 3) and "aic14" in said and "category 1014" in said
+    assert "boxes by some/model" in said and [result["bbox_score"] for result in results] == [0.9, 0.5]
     assert [r["score"] for r in results] == pytest.approx(rescore(poses[:, :, 2], np.array([0.9, 0.5])))
+    assert {(r["category_id"], r["keypoint_set"]) for r in results} == {(1014, "aic14")}
 
 
 def test_image_ids_by_hand():
@@ -248,32 +204,14 @@ def test_image_ids_are_int64_of_any_name(name):
     assert 0 <= image_id(Path("folder") / name) < 2**63
 
 
-# ------------------------------------------------------------------------------------------ detector
+class Fake(dict):
+    """Inputs, processor and network of the transformers library in one; it sees three persons and a dog."""
 
-
-class FakeInputs(dict):
-    def to(self, device):
-        self.device = device
-        return self
-
-
-class FakeProcessor:
-    """Answers with two persons and a dog in corners, of which it keeps those above the threshold."""
-
-    def __call__(self, images, return_tensors):
-        assert images is IMAGE and return_tensors == "pt"
-        return FakeInputs(pixel_values=torch.zeros(1, 3, 8, 8))
-
-    def post_process_object_detection(self, outputs, threshold, target_sizes):
-        assert outputs == "raw outputs" and [tuple(size) for size in target_sizes] == [(50, 90)]
-        scores, labels = torch.tensor([0.5, 0.875, 0.75]), torch.tensor([7, 2, 7])
-        boxes = torch.tensor([[1.0, 2, 11, 22], [0, 0, 9, 9], [30, 5, 36.5, 45]])
-        keep = scores > threshold
-        return [{"scores": scores[keep], "labels": labels[keep], "boxes": boxes[keep]}]
-
-
-class FakeNetwork:
     config = SimpleNamespace(id2label={2: "dog", 7: "person"})
+
+    @classmethod
+    def from_pretrained(cls, name):
+        return cls()
 
     def to(self, device):
         return self
@@ -281,47 +219,43 @@ class FakeNetwork:
     def eval(self):
         return self
 
-    def __call__(self, pixel_values):
-        assert not torch.is_grad_enabled()
-        return "raw outputs"
+    def __call__(self, images=None, return_tensors="pt", pixel_values=None):
+        assert return_tensors == "pt" and (images is IMAGE or not torch.is_grad_enabled())
+        return Fake(pixel_values=torch.zeros(1, 3, 8, 8)) if pixel_values is None else "raw outputs"
+
+    def post_process_object_detection(self, outputs, threshold, target_sizes):
+        assert outputs == "raw outputs" and [tuple(size) for size in target_sizes] == [(50, 90)]
+        scores, labels = torch.tensor([0.5, 0.875, 0.75, 0.25]), torch.tensor([7, 2, 7, 7])
+        boxes = torch.tensor([[1.0, 2, 11, 22], [0, 0, 9, 9], [30, 5, 36.5, 45], [0, 0, 1, 1]])
+        keep = scores > threshold
+        return [{"scores": scores[keep], "labels": labels[keep], "boxes": boxes[keep]}]
 
 
 @pytest.fixture
 def transformers(monkeypatch):
-    """A stand-in for the library with the calls that TransformersDetector makes."""
-    fake = SimpleNamespace(
-        AutoImageProcessor=SimpleNamespace(from_pretrained=lambda name: FakeProcessor()),
-        AutoModelForObjectDetection=SimpleNamespace(from_pretrained=lambda name: FakeNetwork()),
-    )
+    fake = SimpleNamespace(AutoImageProcessor=Fake, AutoModelForObjectDetection=Fake)
     monkeypatch.setitem(sys.modules, "transformers", fake)
-    return fake
 
 
-def test_network_boxes_are_persons_as_xywh_best_first(transformers):
-    boxes, scores = TransformersDetector("any").detect(IMAGE)
+def test_detected_boxes_are_persons_as_xywh_best_first(transformers, monkeypatch):
+    boxes, scores = detect_persons(IMAGE, "any")
     assert boxes.tolist() == [[30, 5, 6.5, 40], [1, 2, 10, 20]] and scores.tolist() == [0.75, 0.5]
     assert boxes.dtype == scores.dtype == np.float64
-    assert len(TransformersDetector("any", score_threshold=0.6).detect(IMAGE)[0]) == 1
-    boxes, scores = TransformersDetector("any", score_threshold=0.8).detect(IMAGE)
+    monkeypatch.setattr(Fake, "config", SimpleNamespace(id2label={9: "person"}))
+    boxes, scores = detect_persons(IMAGE, "any")
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
-def test_transformers_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(HrnetppError, match=r"any: cannot import transformers.*hrnetpp-lib\[detect\]"):
-        TransformersDetector("any")
-
-
-def test_weights_that_cannot_be_fetched(transformers):
+def test_detectors_that_cannot_be_used(transformers, monkeypatch):
     def offline(name):
         raise OSError(f"cannot connect to the hub to load {name}")
 
-    transformers.AutoModelForObjectDetection.from_pretrained = offline
-    with pytest.raises(HrnetppError, match=r"some/model: its weights cannot be loaded.*hub.*folder"):
-        TransformersDetector("some/model")
-
-
-def test_model_without_persons(transformers, monkeypatch):
-    monkeypatch.setattr(FakeNetwork, "config", SimpleNamespace(id2label={0: "cat"}))
-    with pytest.raises(HrnetppError, match="no label is named 'person'"):
-        TransformersDetector("any")
+    monkeypatch.setattr(Fake, "config", SimpleNamespace(id2label={0: "cat"}))
+    with pytest.raises(HrnetppError, match="detector any: no label is named 'person'"):
+        detect_persons(IMAGE, "any")
+    monkeypatch.setattr(Fake, "from_pretrained", offline)
+    with pytest.raises(HrnetppError, match=r"some/model: cannot be loaded.*hub.*local folder"):
+        detect_persons(IMAGE, "some/model")
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    with pytest.raises(HrnetppError, match=r"any: cannot be loaded.*transformers.*hrnetpp-lib\[detect\]"):
+        detect_persons(IMAGE, "any")

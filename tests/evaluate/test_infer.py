@@ -10,16 +10,8 @@ from torch.nn import functional as F
 from hrnetpp_lib.data.annotations import read_coco_detections
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError, Preempted
-from hrnetpp_lib.evaluate.infer import (
-    TTA_VIEWS,
-    Predictions,
-    average,
-    decode_heatmaps,
-    forward,
-    predict,
-    predict_boxes,
-)
-from hrnetpp_lib.model.hrnet import HRNet
+from hrnetpp_lib.evaluate import infer
+from hrnetpp_lib.evaluate.infer import TTA_VIEWS, Predictions, predict
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT, UDP
 from hrnetpp_lib.pose.keypoints import COCO17
@@ -84,10 +76,10 @@ def test_the_official_flip_test_is_an_eighth_of_a_cell_off_and_the_exact_shift_i
 def test_the_flip_test_swaps_pairs():
     crops = torch.zeros(2, 128, 96, 3, dtype=torch.uint8)
     crops[:, 60:68, 20:28, 1] = 255  # green: keypoint 1, left of the middle
-    maps = forward(BrightnessNetwork(), crops, CARD)
+    maps = infer.forward(BrightnessNetwork(), crops, CARD)
     # The mirrored picture shows green as keypoint 1 again, which comes back as keypoint 2.
     assert maps[0, 1].max() == pytest.approx(maps[0, 2].max().item(), rel=0.1)
-    single = forward(BrightnessNetwork(), crops, CARD, flip=False)
+    single = infer.forward(BrightnessNetwork(), crops, CARD, flip=False)
     assert single[0, 2].max() < 0.01 and maps.shape == (2, 17, 32, 24)
 
 
@@ -100,41 +92,38 @@ def test_tta_returns_the_mean_of_its_views():
 def test_average_by_hand_and_of_other_boxes():
     a = Predictions(np.zeros((2, 17, 2)), np.ones((2, 17)), HW)
     b = Predictions(np.full((2, 17, 2), 4.0), np.full((2, 17), 0.5), HW)
-    mean = average([a, b])
+    mean = infer.average([a, b])
     assert (mean.keypoints == 2).all() and (mean.scores == 0.75).all() and mean.input_hw == HW
-    with pytest.raises(ValueError, match="same boxes"):
-        average([a, Predictions(np.zeros((3, 17, 2)), np.ones((3, 17)), HW)])
-    with pytest.raises(ValueError, match="same boxes"):
-        average([a, replace(b, input_hw=(64, 64))])
+    for other in (Predictions(np.zeros((3, 17, 2)), np.ones((3, 17)), HW), replace(b, input_hw=(64, 64))):
+        with pytest.raises(ValueError, match="same boxes"):
+            infer.average([a, other])
 
 
-def test_predictions_round_trip(tmp_path):
+def test_predictions_round_trip_and_an_end_asked_for_is_no_damage(tmp_path, monkeypatch):
     saved = Predictions(np.random.rand(3, 17, 2), np.random.rand(3, 17).astype(np.float32), HW)
     saved.save(tmp_path / "new" / "p.npz")
     loaded = Predictions.load(tmp_path / "new" / "p.npz")
     assert np.array_equal(loaded.keypoints, saved.keypoints) and np.array_equal(loaded.scores, saved.scores)
     assert loaded.input_hw == HW and loaded.scores.dtype == np.float32
 
+    def interrupted(path):
+        raise Preempted("SIGTERM")
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"scores": np.ones((3, 14))},
-        {"scores": np.ones((3, 17), int)},
-        {"keypoints": np.ones((3, 17, 3))},
-        {"keypoints": np.full((3, 17, 2), np.nan)},
-        {"keypoints": np.full((3, 17, 2), "text")},
-        {"keypoints": np.array([{}])},
-        {"input_hw": np.array([96.0, 64.0])},
-        {"input_hw": np.array([96, 64, 32])},
-        {"input_hw": np.array([0, 64])},
-    ],
-)
-def test_other_arrays_are_no_predictions(tmp_path, change):
+    monkeypatch.setattr(np, "load", interrupted)
+    with pytest.raises(Preempted):
+        Predictions.load(tmp_path / "new" / "p.npz")
+
+
+def test_other_arrays_are_no_predictions(tmp_path):
     arrays = {"keypoints": np.ones((3, 17, 2)), "scores": np.ones((3, 17)), "input_hw": np.array(HW)}
-    np.savez(tmp_path / "p.npz", **arrays | change)
-    with pytest.raises(HrnetppError, match=r"p\.npz.*delete it to predict anew"):
-        Predictions.load(tmp_path / "p.npz")
+    text, objects, nan = np.full((3, 17, 2), "text"), np.array([{}]), np.full((3, 17, 2), np.nan)
+    wrong = [{"keypoints": array} for array in (np.ones((3, 17, 3)), text, objects, nan)]
+    wrong += [{"scores": array} for array in (np.ones((3, 14)), np.ones((3, 17), int))]
+    wrong += [{"input_hw": np.array(sizes)} for sizes in ([96.0, 64.0], [96, 64, 32], [0, 64])]
+    for change in wrong:
+        np.savez(tmp_path / "p.npz", **arrays | change)
+        with pytest.raises(HrnetppError, match=r"p\.npz.*delete it to predict anew"):
+            Predictions.load(tmp_path / "p.npz")
 
 
 def test_torn_flipped_foreign_and_missing_files_are_no_predictions(tmp_path):
@@ -154,39 +143,21 @@ def test_torn_flipped_foreign_and_missing_files_are_no_predictions(tmp_path):
         Predictions.load(path)
 
 
-def test_being_asked_to_end_is_no_damaged_file(tmp_path, monkeypatch):
-    Predictions(np.zeros((3, 17, 2)), np.zeros((3, 17)), HW).save(tmp_path / "p.npz")
-
-    def interrupted(path):
-        raise Preempted("SIGTERM")
-
-    monkeypatch.setattr(np, "load", interrupted)
-    with pytest.raises(Preempted):
-        Predictions.load(tmp_path / "p.npz")
-
-
-def test_an_unknown_decoder_is_refused():
-    with pytest.raises(HrnetppError, match="decoder 'other' is unknown"):
-        decode_heatmaps(torch.zeros(2, 3, 8, 6), replace(CARD, decoder="other"))
-
-
 def test_no_box_gives_no_pose_and_bad_input_is_refused():
-    image = dotted_image({0: DOT})
-    assert predict(BrightnessNetwork(), image, np.zeros((0, 4)), card=CARD).shape == (0, 17, 3)
-    with pytest.raises(HrnetppError, match="uint8 RGB"):
-        predict(BrightnessNetwork(), image.astype(np.float32), BOX, card=CARD)
-    with pytest.raises(HrnetppError, match=r"\(N, 4\)"):
-        predict(BrightnessNetwork(), image, BOX[0], card=CARD)
-    for no_boxes in ("1,2,3,4", [[1, 2, 3, 4], [5]], [[None] * 4, [{}] * 4], 7):
-        with pytest.raises(HrnetppError, match=r"\(N, 4\)"):
-            predict(BrightnessNetwork(), image, no_boxes, card=CARD)
-    for box in ([-30, 5, 20, 40], [0, 0, 0, 9], [5, 5, 9, -3], [np.nan, 1, 2, 3], [0, 0, np.inf, 9]):
-        boxes = np.array([[9, 9, 60, 80], box], float)
-        with pytest.raises(HrnetppError, match=r"box \[.*has no area in the image of 320x240 px"):
-            predict(BrightnessNetwork(), image, boxes, card=CARD)
-    for box in ([0, 0, 1e300, 1e300], [0, 0, 1e-200, 9], [-1e7, 0, 1e8, 9]):
-        with pytest.raises(HrnetppError, match="has no area"):
-            predict(BrightnessNetwork(), image, np.array([box]), card=CARD)
+    image, model = dotted_image({0: DOT}), BrightnessNetwork()
+    assert predict(model, image, np.zeros((0, 4)), card=CARD).shape == (0, 17, 3)
+    bad = [(image.astype(np.float32), BOX, "uint8 RGB")]
+    no_boxes = (BOX[0], "1,2,3,4", [[1, 2, 3, 4], [5]], [[None] * 4, [{}] * 4], 7)
+    bad += [(image, boxes, r"\(N, 4\)") for boxes in no_boxes]
+    empty = [[-30, 5, 20, 40], [0, 0, 0, 9], [5, 5, 9, -3], [np.nan, 1, 2, 3], [0, 0, np.inf, 9]]
+    empty += [[0, 0, 1e300, 1e300], [0, 0, 1e-200, 9], [-1e7, 0, 1e8, 9]]
+    wrong = r"box \[.*has no area in the image of 320x240 px"
+    bad += [(image, np.array([[9, 9, 60, 80], box], float), wrong) for box in empty]
+    for picture, boxes, message in bad:
+        with pytest.raises(HrnetppError, match=message):
+            predict(model, picture, boxes, card=CARD)
+    with pytest.raises(HrnetppError, match="decoder 'other' is unknown"):
+        predict(model, image, BOX, card=replace(CARD, decoder="other"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -195,19 +166,17 @@ def test_a_corrupt_picture_is_named_in_one_line(tmp_path, workers):
     image = np.array([b"dots.png"]), np.array([1]), np.array([[240, 320]], np.int32), np.zeros(1, np.int32)
     person = np.array([1]), BOX, np.ones(1), np.ones(1), np.zeros((1, 17, 3), np.float32)
     table = PersonTable("dots", COCO17, tmp_path, *image, *person, {})
-    card = ModelCard(input_hw=(96, 64))
     with pytest.raises(HrnetppError) as caught:
-        predict_boxes(HRNet(8, blocks_per_branch=1, modules=(1, 1, 1)), card, table, workers=workers)
+        infer.predict_boxes(BrightnessNetwork(), CARD, table, workers=workers)
     assert str(caught.value).startswith(str(tmp_path / "dots.png")) and "\n" not in str(caught.value)
 
 
 def test_real_detections_go_through_the_whole_path(real_data):
     folder = real_data / "coco_test"
     boxes = read_coco_detections(folder / "test_coco_det_AP_H_56.json", folder / "test_coco.json", folder)
-    torch.manual_seed(0)
-    network = HRNet(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1)
-    found = predict_boxes(network, replace(CARD, input_hw=(64, 64)), boxes)
+    network = BrightnessNetwork()
+    found = infer.predict_boxes(network, replace(CARD, input_hw=(64, 64)), boxes)
     assert found.keypoints.shape == (118, 17, 2) and np.isfinite(found.keypoints).all()
     assert found.input_hw == (64, 64)
-    nobody = predict_boxes(network, CARD, boxes.select([]))
+    nobody = infer.predict_boxes(network, CARD, boxes.select([]))
     assert nobody.keypoints.shape == (0, 17, 2) and nobody.scores.shape == (0, 17)

@@ -14,35 +14,26 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.metrics import (
-    COCO_METRICS,
-    ai_challenger_ap,
-    bbox_ap,
-    coco_ap,
-    keypoint_similarity,
-    oks,
-    oks_nms,
-    rescore,
-    rescore_and_suppress,
-)
+from hrnetpp_lib.evaluate import ai_challenger_ap, bbox_ap, coco_ap, oks, oks_nms, rescore
+from hrnetpp_lib.evaluate.metrics import COCO_METRICS, keypoint_similarity
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 poses = arrays(np.float64, (17, 2), elements=st.floats(-500, 500))
 area = st.floats(50, 1e5)
+MINI = "coco_mini/annotations/person_keypoints_train2017.json"
 
 
 def test_similarity_by_hand():
     true = np.array([[10.0, 20.0, 2], [5.0, 5.0, 2], [0.0, 0.0, 2]])
     found = np.array([[[13.0, 24.0], [5.0, 5.0], [0.0, 1.0]]])
-    # sigma 0.25, 0.1, 0.05 and area 50: variances 0.25, 0.04, 0.01 and squared distances 25, 0, 1
+    pair, sigmas = (true, found), (0.25, 0.1, 0.05)
+    # area 50: variances 0.25, 0.04, 0.01 and squared distances 25, 0, 1
     expected = [math.exp(-25 / (2 * 50 * 0.25)), 1.0, math.exp(-1 / (2 * 50 * 0.01))]
-    assert keypoint_similarity(true, found, np.array([50.0]), (0.25, 0.1, 0.05)) == pytest.approx(
-        np.array([expected])
-    )
-    assert oks(true, found, np.array([50.0]), (0.25, 0.1, 0.05)) == pytest.approx([sum(expected) / 3])
-    some = oks(true, found, 50.0, (0.25, 0.1, 0.05), np.array([True, False, True]))
+    assert keypoint_similarity(*pair, np.array([50.0]), sigmas) == pytest.approx(np.array([expected]))
+    assert oks(*pair, np.array([50.0]), sigmas) == pytest.approx([sum(expected) / 3])
+    some = oks(*pair, 50.0, sigmas, np.array([True, False, True]))
     assert some == pytest.approx([(expected[0] + expected[2]) / 2])
-    assert oks(true, found, 50.0, (0.25, 0.1, 0.05), np.zeros(3, bool)) == [0.0]
+    assert oks(*pair, 50.0, sigmas, np.zeros(3, bool)) == [0.0]
 
 
 @given(poses, poses, area, st.floats(0.1, 10), st.floats(-300, 300))
@@ -52,21 +43,20 @@ def test_oks_properties(a, b, size, zoom, shift):
     value = oks(a, b, size, sigmas)
     assert 0 <= value <= 1 and value == oks(b, a, size, sigmas)
     assert oks(a * zoom + shift, b * zoom + shift, size * zoom**2, sigmas) == pytest.approx(value, abs=1e-6)
-    closer = oks(a, a + (b - a) / 2, size, sigmas)
-    assert closer >= value
+    assert oks(a, a + (b - a) / 2, size, sigmas) >= value
 
 
 def slow_nms(keypoints, areas, scores, threshold, sigmas) -> list[int]:
     """The rule one number at a time."""
     waiting, kept = [int(i) for i in np.asarray(scores).argsort()[::-1]], []
     while waiting:
-        best = waiting.pop(0)
-        kept.append(best)
+        kept.append(best := waiting.pop(0))
         for other in list(waiting):
-            total = 0.0
-            for (x, y, _), (u, v, _), sigma in zip(keypoints[best], keypoints[other], sigmas, strict=True):
-                mean_area = (areas[best] + areas[other]) / 2
-                total += math.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * (2 * sigma) ** 2 * mean_area))
+            variances = [(2 * sigma) ** 2 * (areas[best] + areas[other]) / 2 for sigma in sigmas]
+            keypoint_pairs = zip(keypoints[best], keypoints[other], variances, strict=True)
+            total = sum(
+                math.exp(-((x - u) ** 2 + (y - v) ** 2) / 2 / s) for (x, y, _), (u, v, _), s in keypoint_pairs
+            )
             if total / len(sigmas) > threshold:
                 waiting.remove(other)
     return kept
@@ -99,26 +89,10 @@ def test_nms_by_hand():
     # Suppression asks for more than the threshold: a similarity of exactly 1 passes a threshold of 1.
     assert oks_nms(keypoints, areas, np.array([5, 4, 3, 2, 1]), threshold=1.0).tolist() == [0, 1, 2, 3, 4]
     assert oks_nms(keypoints[:0], areas[:0], np.zeros(0)).tolist() == []
-
-
-def test_nms_measures_against_the_mean_area():
-    pose = np.zeros((14, 3))
-    moved = pose + [6.0, 8.0, 0.0]
-    sigmas = np.full(14, 0.05)
-    # exp(-100 / (2 * 0.01 * A)) > 0.5 if A > 7213
+    # A pair is measured against its mean area A: exp(-100 / (2 * 0.01 * A)) > 0.5 if A > 7213.
+    moved = np.stack([np.zeros((14, 3)), np.tile([6.0, 8.0, 0.0], (14, 1))])
     for areas, kept in (((4000, 10500), [1]), ((4000, 10400), [1, 0]), ((14426, 2), [1])):
-        found = oks_nms(np.stack([pose, moved]), np.array(areas), np.array([1.0, 2.0]), 0.5, sigmas)
-        assert found.tolist() == kept
-
-
-@given(st.integers(0, 999), st.randoms(use_true_random=False))
-def test_nms_does_not_depend_on_the_order_of_the_poses(seed, random):
-    keypoints, areas = crowd(seed, 3, 5)
-    scores = np.random.default_rng(seed).permutation(15) / 15
-    shuffled = np.array(random.sample(range(15), 15))
-    kept = oks_nms(keypoints, areas, scores)
-    again = shuffled[oks_nms(keypoints[shuffled], areas[shuffled], scores[shuffled])]
-    assert kept.tolist() == again.tolist()
+        assert oks_nms(moved, np.array(areas), np.array([1, 2]), 0.5, np.full(14, 0.05)).tolist() == kept
 
 
 def test_rescore_by_hand():
@@ -128,59 +102,17 @@ def test_rescore_by_hand():
     assert rescore(keypoint_scores, np.array([1, 1, 1]), threshold=0.5) == pytest.approx([0.9, 0, 0])
 
 
-def test_rescoring_and_suppression_by_hand():
-    rng = np.random.default_rng(0)
-    pose = rng.uniform(0, 100, (17, 2))
-    keypoints = np.stack([pose, pose + 1000, pose, pose]).astype(np.float32)
-    keypoint_scores = np.full((4, 17), 0.5, np.float32)
-    keypoint_scores[2] = 0.75
-    image_ids, bbox_scores = np.array([7, 7, 7, 3]), np.array([0.8, 1.0, 0.8, 0.4])
-    found = rescore_and_suppress(image_ids, keypoints, keypoint_scores, bbox_scores, np.full(4, 1e4))
-    assert len(found) == 3 and found.image_ids.tolist() == [7, 7, 3]
-    assert found.scores == pytest.approx([0.6, 0.5, 0.2])
-    assert np.array_equal(found.keypoints[0], keypoints[2]) and (found.keypoint_scores[0] == 0.75).all()
-
-
-def test_suppression_knows_other_keypoints_and_none():
-    keypoints, ones = np.zeros((2, 14, 2)), np.ones((2, 14))
-    # exp(-d^2 / (2 * A * (2 sigma)^2)) of 14 keypoints with sigmas of 0.011 to 0.039 each
-    keypoints[1, :, 0] = np.sqrt(-np.log(0.91) * 2 * 4e3) * 2 * np.array(AIC14.oks_sigmas)
-    columns = keypoints, ones, np.ones(2), np.full(2, 4e3), AIC14
-    assert len(rescore_and_suppress(np.zeros(2), *columns)) == 1
-    keypoints[1] *= np.sqrt(np.log(0.89) / np.log(0.91))
-    assert len(rescore_and_suppress(np.zeros(2), *columns)) == 2
-    empty = rescore_and_suppress(np.zeros(0), *(column[:0] for column in columns[:4]), AIC14)
-    assert empty.keypoints.shape == (0, 14, 2) and len(empty) == 0
-
-
-def test_keypoints_that_are_not_scored_change_nothing_but_are_kept():
-    rng = np.random.default_rng(0)
-    keypoints, keypoint_scores = rng.uniform(0, 99, (6, 17, 2)), rng.uniform(0.3, 1, (6, 17))
-    keypoints[3:] = keypoints[:3]
-    scored = np.arange(17) >= 5
-    wild, wild_scores = keypoints.copy(), keypoint_scores.copy()
-    wild[:, :5] += rng.normal(0, 500, (6, 5, 2))
-    wild_scores[:, :5] = 5
-    rest = (np.ones(6), np.full(6, 4e3))
-    plain = rescore_and_suppress(np.zeros(6, int), keypoints, keypoint_scores, *rest, scored=scored)
-    found = rescore_and_suppress(np.zeros(6, int), wild, wild_scores, *rest, scored=scored)
-    assert len(plain) == 3 and plain.scores.tolist() == found.scores.tolist()
-    assert len(rescore_and_suppress(np.zeros(6, int), wild, wild_scores, *rest)) == 6
-    assert plain.scores[0] == pytest.approx(keypoint_scores[:, 5:].mean(axis=1).max())
-    assert (found.keypoint_scores[:, :5] == 5).all()
-
-
-def truth_of(persons: int = 1, box_area: float = 5000.0) -> dict:
+def truth_of(persons: int = 1) -> dict:
     """COCO annotations of one image with persons side by side, all keypoints visible."""
     annotations = []
     for number in range(persons):
         rng = np.random.default_rng(number)
         triples = np.column_stack([rng.uniform(0, 80, (17, 2)) + [1000 * number, 0], np.full(17, 2)])
-        record = {"id": number + 1, "image_id": 9, "category_id": 1, "iscrowd": 0, "area": box_area}
+        record = {"id": number + 1, "image_id": 9, "category_id": 1, "iscrowd": 0, "area": 5000.0}
         record |= {"bbox": [1000 * number, 0, 80, 80], "num_keypoints": 17}
         annotations.append(record | {"keypoints": triples.ravel().tolist()})
-    image = {"id": 9, "width": 3000, "height": 80}
-    return {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    categories = [{"id": 1, "name": "person"}]
+    return {"images": [{"id": 9, "width": 3000}], "annotations": annotations, "categories": categories}
 
 
 def result_of(person: dict, score: float = 1.0, shift: np.ndarray | float = 0.0) -> dict:
@@ -189,15 +121,12 @@ def result_of(person: dict, score: float = 1.0, shift: np.ndarray | float = 0.0)
     return record | {"keypoints": triples.ravel().tolist()}
 
 
-def shift_to(similarity: float, box_area: float = 5000.0) -> np.ndarray:
-    """(17, 1) px by which each keypoint must be off for this similarity."""
-    return np.sqrt(-np.log(similarity) * 2 * box_area) * 2 * np.array(COCO17.oks_sigmas)[:, None]
-
-
 def test_coco_ap_by_hand(capsys):
     truth = truth_of()
     person = truth["annotations"][0]
-    metrics = coco_ap(truth, [result_of(person, shift=shift_to(0.72))])
+    # px by which each keypoint is off for a similarity of 0.72
+    shift = np.sqrt(-np.log(0.72) * 2 * 5000) * 2 * np.array(COCO17.oks_sigmas)[:, None]
+    metrics = coco_ap(truth, [result_of(person, shift=shift)])
     assert tuple(metrics) == COCO_METRICS and capsys.readouterr().out == ""
     # 0.72 reaches 0.5 to 0.7, five of ten thresholds; 5000 px^2 is a medium person, there is no large one
     expected = {"AP": 0.5, "AP50": 1, "AP75": 0, "APM": 0.5, "APL": -1}
@@ -213,130 +142,78 @@ def test_coco_ap_over_two_persons_and_twenty_results():
     wrong = [result_of(first, score=0.9, shift=5000.0 + 100 * i) for i in range(20)]
     assert coco_ap(truth, [*wrong[:19], result_of(second, 0.1)])["AR"] == pytest.approx(0.5)
     assert coco_ap(truth, [*wrong, result_of(second, 0.1)])["AR"] == 0  # the 21st of an image is not seen
+    assert coco_ap(truth, []) == dict.fromkeys(COCO_METRICS, 0.0)
+    for first["id"], second["id"] in ((0, 1), (5, 5)):  # they do not matter
+        assert coco_ap(truth, [result_of(first), result_of(second)])["AP"] == pytest.approx(1)
+        assert bbox_ap(truth, [first | {"score": 1}, second | {"score": 1}]) == pytest.approx(1)
 
 
-def test_coco_ap_reads_files_and_leaves_results_with_boxes_alone(tmp_path):
+def test_coco_ap_reads_files_arrays_and_numpy_numbers_and_no_boxes_and_leaves_all_alone(tmp_path):
     truth = truth_of()
-    wrong = result_of(truth["annotations"][0], score=2, shift=500.0)
-    results = [wrong | {"bbox": [0, 0, 1, 1]}, result_of(truth["annotations"][0])]
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    before = copy.deepcopy((truth, results))
+    right = result_of(truth["annotations"][0])
+    wrong = result_of(truth["annotations"][0], score=2, shift=500.0) | {"bbox": [0, 0, 1, 1]}
+    before = copy.deepcopy((truth, results := [wrong, right]))
+    for name, content in (("truth", truth), ("results", results)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     assert coco_ap(tmp_path / "truth.json", str(tmp_path / "results.json")) == coco_ap(truth, results)
     assert (truth, results) == before
     # By its keypoints the wrong one is of medium size too, by the box that it brings along it is tiny.
     assert coco_ap(truth, results)["APM"] == pytest.approx(0.5)
+    numbers = {"keypoints": np.array(right["keypoints"]), "score": np.float32(1), "image_id": np.int64(9)}
+    assert coco_ap(truth, [right | numbers]) == coco_ap(truth, [right])
 
 
-def test_no_result_scores_zero():
-    assert coco_ap(truth_of(), []) == dict.fromkeys(COCO_METRICS, 0.0)
+TRUE, FOUND = 0, 1  # the list that a wrong record is in, and its number there
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_id": 10}, "result 1: image_id 10 is not in the ground truth"),
-        ({"category_id": 2}, "result 1: category_id 2 is not"),
-        ({"score": float("nan")}, r"results: .*\[1\].score"),
-        ({"score": None}, r"\[1\].score"),
-        ({"score": "0.5"}, r"\[1\].score"),
-        ({"score": [0.5]}, r"\[1\].score"),
-        ({"score": 1e308}, r"\[1\].score"),
-        ({"image_id": [9]}, r"\[1\].image_id"),
-        ({"image_id": 2**63}, r"\[1\].image_id"),
-        ({"image_id": "\ud800"}, "cannot be written as json"),
-        ({"keypoints": [[1.0, 2.0, 1.0]] * 17}, r"\[1\].keypoints"),
-        ({"keypoints": ["1"] * 51}, r"\[1\].keypoints"),
-        ({"keypoints": [1.0, float("inf"), 1.0] * 17}, r"\[1\].keypoints\[1\]"),
-        ({"keypoints": [1e39] * 51}, r"\[1\].keypoints\[0\]"),
-        ({"keypoints": [1.0] * 42}, r"\[1\].keypoints"),
-        ({"keypoints": "none"}, r"\[1\].keypoints"),
-        ({"extra": object()}, "cannot be written as json"),
-    ],
-)
-def test_bad_results_are_refused(change, message):
-    truth = truth_of()
-    good = result_of(truth["annotations"][0])
-    with pytest.raises(HrnetppError, match=message):
-        coco_ap(truth, [good, good | change])
+def refused(which: int, field: str, *values: object) -> list[tuple[int, dict, str]]:
+    """Values that are named by their record and field."""
+    return [(which, {field: value}, rf"\[{which}\].{field}") for value in values]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("which", "change", "message"),
     [
-        ({"area": None}, r"ground truth: .*annotations\[0\].area"),
-        ({"area": -1.0}, r"annotations\[0\].area"),
-        ({"bbox": [0, 0, -5, 5]}, "annotation 0.*negative size"),
-        ({"bbox": [0, 0, 5]}, r"annotations\[0\].bbox"),
-        ({"image_id": 10}, "annotation 0: its image or category is not listed"),
-        ({"category_id": 7}, "annotation 0: its image or category is not listed"),
-        ({"num_keypoints": -1}, r"annotations\[0\].num_keypoints"),
-        ({"iscrowd": 2}, r"annotations\[0\].iscrowd"),
-        ({"iscrowd": "no"}, r"annotations\[0\].iscrowd"),
-        ({"num_keypoints": 1.5}, r"annotations\[0\].num_keypoints"),
+        (FOUND, {"image_id": 10}, "result 1: image_id 10 is not in the ground truth"),
+        (FOUND, {"category_id": 2}, "result 1: category_id 2 is not"),
+        (FOUND, {"image_id": "\ud800"}, "cannot be written as json"),
+        (FOUND, {"extra": object()}, "cannot be written as json"),
+        (FOUND, {"keypoints": [1.0, float("inf"), 1.0] * 17}, r"results: .*\[1\].keypoints\[1\]"),
+        (FOUND, {"keypoints": [1e39] * 51}, r"\[1\].keypoints\[0\]"),
+        *refused(FOUND, "score", float("nan"), None, "0.5", [0.5], 1e308),
+        *refused(FOUND, "image_id", [9], 2**63),
+        *refused(FOUND, "keypoints", [[1.0, 2.0, 1.0]] * 17, ["1"] * 51, [1.0] * 42, "none"),
+        (TRUE, {"bbox": [0, 0, -5, 5]}, "annotation 0.*negative size"),
+        (TRUE, {"image_id": 10}, "annotation 0: its image or category is not listed"),
+        (TRUE, {"category_id": 7}, "annotation 0: its image or category is not listed"),
+        (TRUE, {"area": None}, r"ground truth: .*annotations\[0\].area"),
+        *refused(TRUE, "area", -1.0),
+        *refused(TRUE, "bbox", [0, 0, 5]),
+        *refused(TRUE, "num_keypoints", -1, 1.5),
+        *refused(TRUE, "iscrowd", 2, "no"),
     ],
 )
-def test_bad_truth_is_refused(change, message):
+def test_bad_records_are_refused(which, change, message):
     truth = truth_of()
-    results = [result_of(truth["annotations"][0])]
-    truth["annotations"][0] |= change
+    results = [result_of(truth["annotations"][0]) for _ in range(2)]
+    (truth["annotations"], results)[which][which] |= change
     with pytest.raises(HrnetppError, match=message):
         coco_ap(truth, results)
 
 
 def test_bad_files_are_refused(tmp_path):
     truth = truth_of()
-    results = [result_of(truth["annotations"][0])]
-    with pytest.raises(HrnetppError, match="categories"):
-        coco_ap({k: v for k, v in truth.items() if k != "categories"}, results)
-    with pytest.raises(HrnetppError, match=r"nothing\.json.*path"):
-        coco_ap(tmp_path / "nothing.json", results)
     (tmp_path / "half.json").write_text('[{"image_id": 1')
-    with pytest.raises(HrnetppError, match=r"half\.json"):
-        coco_ap(truth, tmp_path / "half.json")
-    with pytest.raises(HrnetppError, match="got `array`"):
-        coco_ap(results, results)
     os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(HrnetppError, match="no regular file"):
-        coco_ap(truth, tmp_path / "pipe.json")
-
-
-def test_arrays_and_numpy_numbers_in_records_are_fine():
-    truth = truth_of()
-    result = result_of(truth["annotations"][0])
-    as_arrays = result | {
-        "keypoints": np.array(result["keypoints"]),
-        "score": np.float32(1),
-        "image_id": np.int64(9),
-    }
-    assert coco_ap(truth, [as_arrays]) == coco_ap(truth, [result])
-
-
-@pytest.mark.parametrize(
-    "file", ["coco_mini/annotations/person_keypoints_train2017.json", "coco_test/test_coco.json"]
-)
-def test_ground_truth_scores_one(real_data, file):
-    truth = json.loads((real_data / file).read_text())
-    results = [
-        {"image_id": a["image_id"], "category_id": 1, "keypoints": a["keypoints"], "score": 0.5}
-        for a in truth["annotations"]
-        if a["num_keypoints"] > 0 and not a["iscrowd"]
+    bad = [({k: v for k, v in truth.items() if k != "categories"}, [], "categories")]
+    bad += [(tmp_path / "nothing.json", [], r"nothing\.json.*path"), ([], [], "got `array`")]
+    bad += [
+        (truth, tmp_path / "half.json", r"half\.json"),
+        (truth, tmp_path / "pipe.json", "no regular file"),
     ]
-    assert len(results) >= 12
-    assert coco_ap(real_data / file, results) == pytest.approx(dict.fromkeys(COCO_METRICS, 1.0))
-    assert coco_ap(truth, results[1:])["AR"] == pytest.approx(1 - 1 / len(results))
-
-
-@pytest.mark.parametrize("ids", [(0, 1), (5, 5)])
-def test_the_ids_of_annotations_do_not_matter(ids):
-    truth = truth_of(2)
-    for person, number in zip(truth["annotations"], ids, strict=True):
-        person["id"] = number
-    poses = [result_of(person) for person in truth["annotations"]]
-    boxes = [
-        {k: p[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1} for p in truth["annotations"]
-    ]
-    assert coco_ap(truth, poses)["AP"] == pytest.approx(1) and bbox_ap(truth, boxes) == pytest.approx(1)
+    for gt, results, message in bad:
+        with pytest.raises(HrnetppError, match=message):
+            coco_ap(gt, results)
 
 
 def noisy_results(truth: dict, strength: float) -> list[dict]:
@@ -351,35 +228,31 @@ def noisy_results(truth: dict, strength: float) -> list[dict]:
 
 
 def test_coco_ap_is_a_plain_cocoeval_run_on_real_persons(real_data):
-    file = real_data / "coco_mini" / "annotations" / "person_keypoints_train2017.json"
     aps = [1.0]
     for strength in (0.02, 0.08, 0.2):
-        results = noisy_results(json.loads(file.read_text()), strength)
-        coco = COCO(file)
+        coco = COCO(real_data / MINI)
+        results = noisy_results(coco.dataset, strength)
         plain = COCOeval(coco, coco.loadRes(results), "keypoints")
         plain.evaluate()
         plain.accumulate()
         plain.summarize()
-        metrics = coco_ap(file, results)
+        metrics = coco_ap(real_data / MINI, results)
         assert list(metrics.values()) == plain.stats.tolist()
         aps.append(metrics["AP"])
     assert sorted(aps, reverse=True) == aps and 0 < aps[-1] < aps[1] < 0.99
 
 
 def test_oks_is_that_of_cocoeval_on_real_persons(real_data):
-    file = real_data / "coco_mini" / "annotations" / "person_keypoints_train2017.json"
-    coco = COCO(file)
+    coco = COCO(real_data / MINI)
     found = coco.loadRes(noisy_results(coco.dataset, 0.05))
-    evaluation = COCOeval(coco, found, "keypoints")
-    compared = 0
+    evaluation, compared = COCOeval(coco, found, "keypoints"), 0
+    evaluation._prepare()
     for image_id in coco.getImgIds():
-        evaluation._prepare()
         theirs = np.array(evaluation.computeOks(image_id, 1))
         persons = coco.loadAnns(coco.getAnnIds(image_id))
         results = sorted(found.loadAnns(found.getAnnIds(image_id)), key=lambda result: -result["score"])
         for i, j in np.ndindex(theirs.shape):
-            true = np.reshape(persons[j]["keypoints"], (17, 3))
-            pose = np.reshape(results[i]["keypoints"], (17, 3))
+            true, pose = (np.reshape(r["keypoints"], (17, 3)) for r in (persons[j], results[i]))
             if (labelled := true[:, 2] > 0).any():
                 ours = oks(pose, true, persons[j]["area"], COCO17.oks_sigmas, labelled)
                 assert ours == pytest.approx(theirs[i, j], abs=1e-12)
@@ -396,86 +269,81 @@ def test_bbox_ap(real_data):
     others = [found | {"category_id": 3, "score": 0.9}, found | {"image_id": 8, "score": 0.9}]
     assert bbox_ap(truth, [found, *others]) == pytest.approx(0.7)  # IoU 0.82
     assert bbox_ap(truth, others) == 0.0
-    with pytest.raises(HrnetppError, match=r"detections: .*\[0\].bbox"):
-        bbox_ap(truth, [found | {"bbox": [1, 2, 3]}])
-    with pytest.raises(HrnetppError, match=r"\[0\].*score|score.*\[0\]"):
-        bbox_ap(truth, [{k: v for k, v in found.items() if k != "score"}])
+    for field, wrong in (("bbox", [1, 2, 3]), ("score", None)):
+        with pytest.raises(HrnetppError, match=rf"detections: .*\[0\].{field}"):
+            bbox_ap(truth, [found | {field: wrong}])
     file = real_data / "coco_test" / "test_coco.json"
     boxes = [a for a in json.loads(file.read_text())["annotations"] if not a["iscrowd"]]
     assert bbox_ap(file, [box | {"score": 1} for box in boxes]) == pytest.approx(1)
-    real = bbox_ap(file, real_data / "coco_test" / "test_coco_det_AP_H_56.json")
-    assert 0.5 < real < 1
+    assert 0.5 < bbox_ap(file, file.with_name("test_coco_det_AP_H_56.json")) < 1
 
 
 def aic_record(image_id: str, humans: dict[str, np.ndarray], boxes: dict[str, list] | None = None) -> dict:
-    record = {
-        "image_id": image_id,
-        "keypoint_annotations": {n: p.ravel().tolist() for n, p in humans.items()},
-    }
+    poses = {name: pose.ravel().tolist() for name, pose in humans.items()}
+    record = {"image_id": image_id, "keypoint_annotations": poses}
     return record if boxes is None else record | {"human_annotations": boxes}
 
 
-def aic_pose(seed: int, visibility: int = 1) -> np.ndarray:
-    return np.column_stack([np.random.default_rng(seed).uniform(0, 200, (14, 2)), np.full(14, visibility)])
+def aic_pose(visibility: int = 1) -> np.ndarray:
+    return np.column_stack([np.random.default_rng(0).uniform(0, 200, (14, 2)), np.full(14, visibility)])
+
+
+def aic_ap(truth: np.ndarray, *found: np.ndarray, box: tuple[int, ...] = (10, 20, 110, 220)) -> float:
+    """AP of poses predicted in an image of one person."""
+    humans = {f"h{number}": pose for number, pose in enumerate(found)}
+    return ai_challenger_ap([aic_record("a", {"p": truth}, {"p": box})], [aic_record("a", humans)])["AP"]
 
 
 BOX = [10, 20, 110, 220]
+WRONG_BOXES = {}, {"other": BOX}, {"human1": BOX, "other": BOX}, {"human1": [9, 9, 5, 20]}
+# px by which keypoints must be off for a similarity of 0.72 where the area is 1
+OFF = np.sqrt(-np.log(0.72) * 2) * 2 * np.array(AIC14.oks_sigmas)
 
 
 def test_ai_challenger_ap_by_hand():
-    pose = aic_pose(0)
+    pose = aic_pose()
     moved = pose.copy()
-    # Box area + 1 is 20001; KS 0.72 at sqrt(-ln 0.72 * 2 * 20001) * delta, so OKS 0.72: 0.5 to 0.7 pass
-    moved[:, 1] += np.sqrt(-np.log(0.72) * 2 * 20001) * 2 * np.array(AIC14.oks_sigmas)
+    moved[:, 1] += np.sqrt(20001) * OFF  # the box's area and one; 0.5 to 0.7 pass
     truth = [aic_record("a", {"human1": pose}, {"human1": BOX})]
-    assert ai_challenger_ap(truth, [aic_record("a", {"h": moved})]) == pytest.approx(
-        {"AP": 0.5, "AP50": 1.0, "AP75": 0.0}
-    )
-    far = aic_record("a", {"x": moved + 500, "y": moved, "z": moved + 900})
-    assert ai_challenger_ap(truth, [far])["AP"] == pytest.approx(0.5 / 3)  # three predicted for one
+    expected = {"AP": 0.5, "AP50": 1.0, "AP75": 0.0}
+    assert ai_challenger_ap(truth, [aic_record("a", {"h": moved})]) == pytest.approx(expected)
+    assert aic_ap(pose, moved + 500, moved, moved + 900) == pytest.approx(0.5 / 3)  # three for one
     assert ai_challenger_ap(truth, [])["AP"] == 0
     assert ai_challenger_ap(truth, [aic_record("b", {"h": pose})])["AP"] == 0  # another image's is not seen
-
-
-def test_ai_challenger_area_has_one_px_more():
-    truth = [aic_record("a", {"human1": aic_pose(0)}, {"human1": [5, 5, 5, 5]})]
-    moved = aic_pose(0)
-    moved[:, 0] += np.sqrt(-np.log(0.72) * 2) * 2 * np.array(AIC14.oks_sigmas)
-    assert ai_challenger_ap(truth, [aic_record("a", {"h": moved})])["AP"] == pytest.approx(0.5)
+    for twice in ((truth * 2, []), (truth, [aic_record("a", {"h": pose})] * 2)):
+        with pytest.raises(HrnetppError, match=r"(annotation|result) 1.*once"):
+            ai_challenger_ap(*twice)
+    moved[:, 1] = pose[:, 1] + OFF
+    assert aic_ap(pose, moved, box=(5, 5, 5, 5)) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("right", "threshold"), [(7, 0.5), (9, 0.75)])
 def test_ai_challenger_thresholds_are_strict(right, threshold):
     # Of 14 or 12 visible keypoints so many are exact and the rest infinitely far: the mean is the threshold.
-    pose = aic_pose(0)
+    pose = aic_pose()
     pose[round(right / threshold) :, 2] = 2
     moved = pose.copy()
     moved[right:, :2] += 1e6
-    truth = [aic_record("a", {"human1": pose}, {"human1": BOX})]
-    passed = ai_challenger_ap(truth, [aic_record("a", {"h": moved})])["AP"]
+    passed = aic_ap(pose, moved)
     assert passed == pytest.approx((threshold - 0.5) / 0.5)  # one threshold fewer than with >=
     moved[right, :2] = pose[right, :2]
-    assert ai_challenger_ap(truth, [aic_record("a", {"h": moved})])["AP"] > passed
+    assert aic_ap(pose, moved) > passed
 
 
 def test_ai_challenger_counts_only_visible_keypoints():
-    truth = aic_pose(0)
+    truth = aic_pose()
     truth[3:, 2] = [2, 3] * 5 + [2]
     wrong = truth.copy()
     wrong[3:, :2] += 300
-    boxes = {"human1": BOX}
-    metrics = ai_challenger_ap([aic_record("a", {"human1": truth}, boxes)], [aic_record("a", {"h": wrong})])
-    assert metrics["AP"] == 1
-    hidden = [aic_record("a", {"human1": aic_pose(0, visibility=2)}, boxes)]
-    assert ai_challenger_ap(hidden, [aic_record("a", {"h": aic_pose(0)})])["AP"] == 0
+    assert aic_ap(truth, wrong) == 1
+    assert aic_ap(aic_pose(visibility=2), aic_pose()) == 0
 
 
 def test_ai_challenger_prediction_may_serve_two_and_keys_are_unordered():
-    pose, box = aic_pose(0), {"human1": BOX, "human2": [0, 0, 1, 1]}
+    pose, box = aic_pose(), {"human1": BOX, "human2": [0, 0, 1, 1]}
     truth = [aic_record("a", {"human2": pose + [50, 0, 0], "human1": pose}, box)]
-    near = pose.copy()
-    near[:, 0] += 1.5  # far too much for a box of 1 px^2
-    assert ai_challenger_ap(truth, [aic_record("a", {"h": near})])["AP50"] == 0.5
+    near = [aic_record("a", {"h": pose + [1.5, 0, 0]})]  # far too much for a box of 1 px^2
+    assert ai_challenger_ap(truth, near)["AP50"] == 0.5
     twins = [aic_record("a", {"human2": pose, "human1": pose}, {"human1": BOX, "human2": BOX})]
     assert ai_challenger_ap(twins, [aic_record("a", {"h": pose})])["AP"] == 1
 
@@ -486,25 +354,20 @@ def slow_ai_challenger_ap(truth: list, predicted: list) -> float:
     similarities, denominator = [], 0
     for record in truth:
         candidates = by_image.get(record["image_id"], {})
-        persons = record["keypoint_annotations"]
-        denominator += max(len(persons), len(candidates))
-        for name, person in persons.items():
+        denominator += max(len(record["keypoint_annotations"]), len(candidates))
+        for name, person in record["keypoint_annotations"].items():
             x1, y1, x2, y2 = record["human_annotations"][name]
             best = 0.0
             for pose in candidates.values():
                 terms = []
-                for k in range(14):
-                    if person[3 * k + 2] == 1:
-                        squared = (person[3 * k] - pose[3 * k]) ** 2 + (
-                            person[3 * k + 1] - pose[3 * k + 1]
-                        ) ** 2
-                        delta = 2 * AIC14.oks_sigmas[k]
-                        terms.append(math.exp(-squared / (2 * delta**2 * ((x2 - x1) * (y2 - y1) + 1))))
+                for k in (k for k in range(14) if person[3 * k + 2] == 1):
+                    squared = sum((person[i] - pose[i]) ** 2 for i in (3 * k, 3 * k + 1))
+                    variance = (2 * AIC14.oks_sigmas[k]) ** 2
+                    terms.append(math.exp(-squared / (2 * variance * ((x2 - x1) * (y2 - y1) + 1))))
                 best = max(best, sum(terms) / len(terms) if terms else 0.0)
             similarities.append(best)
-    return (
-        sum(sum(s > t for s in similarities) / denominator for t in np.linspace(0.5, 0.95, 10).tolist()) / 10
-    )
+    thresholds = np.linspace(0.5, 0.95, 10).tolist()
+    return sum(sum(s > t for s in similarities) / denominator for t in thresholds) / 10
 
 
 def test_ai_challenger_on_the_official_example(real_data):
@@ -515,42 +378,30 @@ def test_ai_challenger_on_the_official_example(real_data):
     assert ai_challenger_ap(*files)["AP"] == pytest.approx(1 - 9 / 2761, abs=1e-12)
     assert slow_ai_challenger_ap(truth, predicted) == pytest.approx(1 - 9 / 2761, abs=1e-12)
     rng = np.random.default_rng(0)
-    for record in predicted[::2]:
-        for name, pose in list(record["keypoint_annotations"].items()):
+    for poses in (record["keypoint_annotations"] for record in predicted[::2]):
+        for name, pose in list(poses.items()):
             moved = np.reshape(pose, (14, 3)) + rng.normal(0, rng.uniform(0, 9), (14, 3))
-            record["keypoint_annotations"][name] = moved.ravel().tolist()
-            if rng.random() < 0.1:
-                record["keypoint_annotations"][name + "again"] = pose
+            poses |= {name: moved.ravel().tolist()} | ({f"{name}again": pose} if rng.random() < 0.1 else {})
     value = ai_challenger_ap(truth, predicted)["AP"]
-    assert 0.3 < value < 0.95
-    assert value == pytest.approx(slow_ai_challenger_ap(truth, predicted), abs=1e-12)
+    assert 0.3 < value < 0.95 and value == pytest.approx(slow_ai_challenger_ap(truth, predicted), abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("truth_change", "result_change"),
     [
-        ({"human_annotations": {}}, {}),
-        ({"human_annotations": {"other": BOX}}, {}),
-        ({"human_annotations": {"human1": BOX, "other": BOX}}, {}),
+        *(({"human_annotations": boxes}, {}) for boxes in WRONG_BOXES),
         ({"keypoint_annotations": {"human1": [1.0] * 41}}, {}),
-        ({"human_annotations": {"human1": [9, 9, 5, 20]}}, {}),
         ({"image_id": 3}, {}),
-        ({}, {"keypoint_annotations": {"h": [1.0] * 84}}),
-        ({}, {"keypoint_annotations": {"h": [float("nan")] * 42}}),
-        ({}, {"keypoint_annotations": {"h": [1e39] * 42}}),
+        *(
+            ({}, {"keypoint_annotations": {"h": pose}})
+            for pose in ([1.0] * 84, [float("nan")] * 42, [1e39] * 42)
+        ),
         ({}, {"keypoint_annotations": None}),
     ],
 )
 def test_bad_ai_challenger_records_are_refused(truth_change, result_change):
-    truth = aic_record("a", {"human1": aic_pose(0)}, {"human1": BOX}) | truth_change
-    result = aic_record("a", {"h": aic_pose(0)}) | result_change
-    with pytest.raises(
-        HrnetppError, match=r"annotation( 0|s: .*\[0\])" if truth_change else r"results: .*\[0\]"
-    ):
+    truth = aic_record("a", {"human1": aic_pose()}, {"human1": BOX}) | truth_change
+    result = aic_record("a", {"h": aic_pose()}) | result_change
+    message = r"annotation( 0|s: .*\[0\])" if truth_change else r"results: .*\[0\]"
+    with pytest.raises(HrnetppError, match=message):
         ai_challenger_ap([truth], [result])
-
-
-def test_ai_challenger_image_twice_is_refused():
-    truth = aic_record("a", {"human1": aic_pose(0)}, {"human1": BOX})
-    with pytest.raises(HrnetppError, match="result 1.*once"):
-        ai_challenger_ap([truth], [aic_record("a", {"h": aic_pose(0)})] * 2)
