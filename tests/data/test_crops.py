@@ -81,8 +81,7 @@ def test_mirroring_swaps_left_and_right(tmp_path):
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path):
-    table = dotted_table(tmp_path)
-    twice = table.select(np.array([0, 0]))
+    twice = dotted_table(tmp_path).select(np.array([0, 0]))
     first, again, other_seed = (TrainCrops.of_run(twice, run, 3) for run in (RUN, RUN, replace(RUN, seed=1)))
     same = again[1]
     assert all(np.array_equal(mine, yours) for mine, yours in zip(first[1], same, strict=True))
@@ -131,13 +130,9 @@ def test_outside_of_the_image_is_black_and_bad_boxes_are_refused(tmp_path):
 
 
 def test_bad_pictures_are_replaced_on_request_and_always_by_the_same_person(tmp_path):
-    table = dotted_table(tmp_path)
-    table = replace(
-        table.select(np.array([0, 0, 0])),
-        image_files=np.array([b"dots.png", b"torn.jpg"]),
-        image_ids=np.array([7, 8]),
-        image_index=np.array([0, 1, 0], np.int32),
-    )
+    files, image_index = np.array([b"dots.png", b"torn.jpg"]), np.array([0, 1, 0], np.int32)
+    three = dotted_table(tmp_path).select(np.array([0, 0, 0]))
+    table = replace(three, image_files=files, image_ids=np.array([7, 8]), image_index=image_index)
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no more")
     with pytest.raises(HrnetppError, match="torn.jpg"):
         TrainCrops.of_run(table, RUN)[1]
