@@ -7,16 +7,17 @@ from pathlib import Path
 # Spinning OpenMP threads slow tiny networks down by an order of magnitude; read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 import scipy.io  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real photographs and annotations; tests that need it are skipped where it is absent."""
-    folder = Path(
-        os.environ.get("HRNETPP_TEST_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data")
-    )
+    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("HRNETPP_TEST_DATA", beside))
     if not folder.is_dir():
         pytest.skip(f"real test data not found at {folder}; set HRNETPP_TEST_DATA to its folder")
     return folder
@@ -36,3 +37,18 @@ def lspe_source(real_data, tmp_path_factory) -> Path:
                 if int(name[2:7]) in chosen:
                     (source / "images" / name).write_bytes(images.read(name))
     return source
+
+
+@pytest.fixture
+def write_source(tmp_path):
+    """Writes that public form, with pictures of 60 x 80 px and more: all, those of some numbers, or none."""
+
+    def write(joints, numbers=None, name="joints", **options):
+        scipy.io.savemat(tmp_path / "joints.mat", {name: joints}, **options)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        for number in range(1, joints.shape[2] + 1) if numbers is None else numbers:
+            image = np.full((60 + number // 5000, 80, 3), 90, np.uint8)
+            cv2.imwrite(str(tmp_path / f"images/im{number:05d}.jpg"), image)
+        return tmp_path / "joints.mat", tmp_path / "images"
+
+    return write

@@ -1,7 +1,7 @@
 """COCO, AI Challenger and Leeds annotation files, read into one flat and validated table of persons.
 
-Each format is a schema, which the parser holds a file against: kinds, lengths and ranges of all that is read,
-so that every number fits the array that it goes into. What ties records together is checked on the arrays.
+A schema of each format bounds what the parser takes, so that every number fits the array that it goes into;
+what ties records together is checked on the arrays.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from hrnetpp_lib.data.lspe import read_lspe as read_lspe
-from hrnetpp_lib.data.persons import CocoTruth, PersonTable
+from hrnetpp_lib.data.persons import CocoTruth, PersonTable, first_few
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import read_json
-from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 _MOST = 2.0**24  # px; beyond it float32 leaves out whole numbers
 _Number = Annotated[float, Meta(ge=-_MOST, le=_MOST)]
@@ -75,12 +75,13 @@ class _Detection(Struct, gc=False):
     score: _Number
 
 
+_ChallengerPose = Annotated[list[_Number], Meta(min_length=3 * len(AIC14), max_length=3 * len(AIC14))]
+
+
 class _ChallengerImage(Struct, gc=False):
     image_id: _Name
     human_annotations: dict[str, _Box]
-    keypoint_annotations: dict[
-        str, Annotated[list[_Number], Meta(min_length=3 * len(AIC14), max_length=3 * len(AIC14))]
-    ]
+    keypoint_annotations: dict[str, _ChallengerPose]
 
 
 @contextlib.contextmanager
@@ -110,17 +111,15 @@ def read_coco(json_path: str | Path, image_dir: str | Path, require_keypoints: b
 
 
 def labelled_persons(truth: CocoTruth, require_keypoints: bool = True) -> PersonTable:
-    """Persons to train on or to take the true boxes of.
+    """Persons to train on or to take the true boxes of: clipped to the image, those without area dropped.
 
-    Boxes are clipped to the image; those without area are dropped. `dropped` counts what was left out, by the
-    first reason that applies: other_category, crowd, empty_box, no_keypoints.
-
-    Args:
-        truth: All persons of a file.
-        require_keypoints: Drop persons without a labelled keypoint.
+    `dropped` counts what was left out, by the first to apply: other_category, crowd, empty_box, no_keypoints.
     """
-    bboxes = _clip(truth.bboxes_xywh, truth.image_hw[truth.image_index])
-    keypoints = truth.keypoints.astype(np.float32)
+    start = np.maximum(truth.bboxes_xywh[:, :2], 0)
+    # DEVIATION: boxes are clipped to the whole image; the official loader takes a pixel off true ones.
+    image_wh = truth.image_hw[truth.image_index][:, ::-1]
+    end = np.minimum(truth.bboxes_xywh[:, :2] + truth.bboxes_xywh[:, 2:], image_wh)
+    bboxes, keypoints = np.hstack([start, end - start]), truth.keypoints.astype(np.float32)
     keypoints[keypoints[..., 2] == 0] = 0
     columns = {field.name: getattr(truth, field.name) for field in fields(PersonTable)}
     table = PersonTable(**columns | {"bboxes_xywh": bboxes, "keypoints": keypoints})
@@ -131,18 +130,10 @@ def labelled_persons(truth: CocoTruth, require_keypoints: bool = True) -> Person
 
 @_no_collection()
 def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
-    """All persons of a COCO person_keypoints file, for its metric; nothing is dropped but other categories.
-
-    Args:
-        json_path: For example person_keypoints_val2017.json.
-        image_dir: Folder of its images.
-
-    Raises:
-        HrnetppError: If the file or folder is missing, the json is broken, or a record is not well formed.
-    """
+    """As `read_coco`, but all persons as they are, for its metric; only other categories are dropped."""
     path, folder = Path(json_path), _existing_folder(image_dir)
     file = read_json(path, _CocoFile, "is it COCO ground truth with keypoints? Correct it or get it again")
-    images, (known, category) = _coco_images(path, file), _categories(path, file)
+    images, known, category = _coco_images(path, file)
     ids = _unique(path, "annotation", np.array([annotation.id for annotation in file.annotations], np.int64))
     categories = np.array([annotation.category_id for annotation in file.annotations], np.int64)
     _forbid(path, "annotation", ids, ~np.isin(categories, known), "its category_id is not a category's")
@@ -152,25 +143,16 @@ def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     wrong = np.array([len(person.keypoints) != 3 * len(COCO17) for person in persons], bool)
     _forbid(path, "annotation", ids, wrong, f"its keypoints are not {3 * len(COCO17)} numbers")
     keypoints = _numbers((person.keypoints for person in persons), (len(persons), len(COCO17), 3))
-    _forbid(path, "annotation", ids, _other_than(keypoints, (0, 1, 2)), "a keypoint's v is not 0, 1 or 2")
+    wrong = ~np.isin(keypoints[..., 2], (0, 1, 2)).all(1)
+    _forbid(path, "annotation", ids, wrong, "a keypoint's v is not 0, 1 or 2")
     counts = np.array([person.num_keypoints for person in persons], np.int64)
     _forbid(path, "annotation", ids, counts < 0, "it has no num_keypoints")
-    return CocoTruth(
-        name=str(path),
-        skeleton=COCO17,
-        image_dir=folder,
-        **images,
-        image_index=image_index,
-        person_ids=ids,
-        bboxes_xywh=_numbers((person.bbox for person in persons), (len(persons), 4)),
-        bbox_scores=np.ones(len(persons)),
-        areas=np.array([person.area for person in persons], np.float64),
-        keypoints=keypoints,
-        dropped={"other_category": len(file.annotations) - len(persons)},
-        num_keypoints=counts,
-        crowd=np.array([person.iscrowd for person in persons], bool),
-        category_id=category,
-    )
+    bboxes, scores = _numbers((person.bbox for person in persons), (len(persons), 4)), np.ones(len(persons))
+    areas = np.array([person.area for person in persons], np.float64)
+    crowd = np.array([person.iscrowd for person in persons], bool)
+    dropped = {"other_category": len(file.annotations) - len(persons)}
+    source = (str(path), COCO17, folder, *images.values(), image_index, ids)
+    return CocoTruth(*source, bboxes, scores, areas, keypoints, dropped, counts, crowd, category)
 
 
 @_no_collection()
@@ -198,11 +180,11 @@ def read_coco_detections(
     """
     path, folder = Path(json_path), _existing_folder(image_dir)
     if isinstance(gt_json, CocoTruth):
-        images = {column: getattr(gt_json, column) for column in _IMAGE_COLUMNS}
+        images = {column: getattr(gt_json, column) for column in ("image_files", "image_ids", "image_hw")}
         gt_json, category = gt_json.name, gt_json.category_id
     else:
         file = read_json(Path(gt_json), _CocoImages, "is it COCO ground truth? Correct it or get it again")
-        images, (_, category) = _coco_images(Path(gt_json), file), _categories(Path(gt_json), file)
+        images, _, category = _coco_images(Path(gt_json), file)
     remedy = "is it a COCO result list of boxes? Correct it or write it again"
     detections = read_json(path, list[_Detection], remedy)
     other = np.array([detection.category_id != category for detection in detections], bool)
@@ -210,15 +192,15 @@ def read_coco_detections(
     image_index = _find(image_ids, images["image_ids"])
     unknown = sorted({image_ids[number] for number in np.flatnonzero((image_index < 0) & ~other)})
     if unknown and not allow_unknown_images:
-        first = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise HrnetppError(
-            f"{path}: {len(unknown)} image ids are not in {gt_json}: {first}; use the ground truth of the "
-            "same split, or (from Python) pass allow_unknown_images=True to evaluate on a subset"
+            f"{path}: {len(unknown)} image ids are not in {gt_json}: {first_few(unknown)}; use the ground "
+            "truth of the same split, or (from Python) pass allow_unknown_images=True to evaluate on a subset"
         )
     bboxes = _numbers((detection.bbox for detection in detections), (len(detections), 4))
     scores = np.array([detection.score for detection in detections], np.float64)
     nowhere = np.zeros((len(detections), len(COCO17), 3), np.float32)
-    table = _number(path, COCO17, folder, images, image_index, bboxes, scores, nowhere)
+    source = (str(path), COCO17, folder, *images.values(), image_index)
+    table = _numbered(source, bboxes, bbox_scores=scores, keypoints=nowhere)
     reasons = {"other_category": other, "unknown_image": image_index < 0}
     reasons |= {"below_score_threshold": scores < score_threshold, "empty_box": (bboxes[:, 2:] <= 0).any(1)}
     return _drop(table, reasons)
@@ -233,100 +215,68 @@ def read_ai_challenger(
     Persons keep the file's own order, in which human3 may precede human1; person_ids number them from 0.
     Labelled keypoints outside their box are kept. `dropped` counts empty_box and no_keypoints.
 
-    Args:
-        json_path: For example keypoint_train_annotations_20170909.json.
-        image_dir: Folder of its images.
-        require_keypoints: Drop persons without a labelled keypoint, as training does.
-
-    Raises:
-        HrnetppError: If the file or folder is missing, the json is broken, or a record is not well formed.
+    Args, and Raises: HrnetppError, as of `read_coco`.
 
     Reference: Wu et al., AI Challenger, arXiv 1711.06475.
     """
     path, folder = Path(json_path), _existing_folder(image_dir)
     remedy = "is it a list of AI Challenger's annotations? Correct it or get it again"
     images = read_json(path, list[_ChallengerImage], remedy)
-    image_ids = _unique(path, "image", _file_names(path, [image.image_id for image in images]))
-    strange = [image.human_annotations.keys() != image.keypoint_annotations.keys() for image in images]
+    names = [image.image_id for image in images]
+    image_ids = np.array([name.encode() for name in names], np.bytes_)
+    columns = _images(path, names, image_ids, np.full((len(names), 2), -1, np.int32))
+    wrong = [image.human_annotations.keys() != image.keypoint_annotations.keys() for image in images]
     problem = "human_annotations and keypoint_annotations do not name the same humans"
-    _forbid(path, "image", image_ids, np.array(strange, bool), problem)
+    _forbid(path, "image", image_ids, np.array(wrong, bool), problem)
     humans = [(image, human) for image in images for human in image.human_annotations]
     image_index = np.repeat(np.arange(len(images)), [len(image.human_annotations) for image in images])
     bboxes = _numbers((image.human_annotations[human] for image, human in humans), (len(humans), 4))
     bboxes[:, 2:] -= bboxes[:, :2]  # the file holds corners; no pixel is added
     rows = (image.keypoint_annotations[human] for image, human in humans)
     keypoints = _numbers(rows, (len(humans), len(AIC14), 3))
-    wrong = _other_than(keypoints, (1, 2, 3))
+    wrong = ~np.isin(keypoints[..., 2], (1, 2, 3)).all(1)
     _forbid(path, "image", image_ids[image_index], wrong, "a keypoint's v is not 1, 2 or 3")
     keypoints[..., 2] = _AIC_TO_COCO_VISIBILITY[keypoints[..., 2].astype(np.int8)]
     keypoints[keypoints[..., 2] == 0] = 0
-    columns = (np.char.add(image_ids, b".jpg"), image_ids, np.full((len(image_ids), 2), -1, np.int32))
-    images = dict(zip(_IMAGE_COLUMNS, columns, strict=True))
-    scores, keypoints = np.ones(len(bboxes)), keypoints.astype(np.float32)
-    table = _number(path, AIC14, folder, images, image_index.astype(np.int32), bboxes, scores, keypoints)
+    columns["image_files"] = np.char.add(image_ids, b".jpg")
+    source = (str(path), AIC14, folder, *columns.values(), image_index.astype(np.int32))
+    table = _numbered(
+        source, bboxes, bbox_scores=np.ones(len(bboxes)), keypoints=keypoints.astype(np.float32)
+    )
     unlabelled = ~(keypoints[..., 2] > 0).any(1) & require_keypoints
     return _drop(table, {"empty_box": (bboxes[:, 2:] <= 0).any(1), "no_keypoints": unlabelled})
 
 
-def _number(
-    path: Path,
-    skeleton: Skeleton,
-    folder: Path,
-    images: dict[str, np.ndarray],
-    image_index: np.ndarray,
-    bboxes: np.ndarray,
-    scores: np.ndarray,
-    keypoints: np.ndarray,
-) -> PersonTable:
-    """A table whose persons are numbered as in the file, and have the areas of their boxes."""
-    return PersonTable(
-        name=str(path),
-        skeleton=skeleton,
-        image_dir=folder,
-        **images,
-        image_index=image_index,
-        person_ids=np.arange(len(bboxes)),
-        bboxes_xywh=bboxes,
-        bbox_scores=scores,
-        areas=bboxes[:, 2] * bboxes[:, 3],
-        keypoints=keypoints,
-        dropped={},
-    )
+def _numbered(source: tuple, bboxes: np.ndarray, **columns: np.ndarray) -> PersonTable:
+    """A table (`source`: name to image_index) of persons numbered as in the file, with their boxes' areas."""
+    areas = bboxes[:, 2] * bboxes[:, 3]
+    return PersonTable(*source, np.arange(len(bboxes)), bboxes, areas=areas, dropped={}, **columns)
 
 
-def _coco_images(path: Path, file: _CocoImages) -> dict[str, np.ndarray]:
-    """The image columns of the table, for a COCO file."""
-    names = _file_names(path, [image.file_name for image in file.images])
-    ids = _unique(path, "image", np.array([image.id for image in file.images], np.int64))
-    sides = np.array([(image.height, image.width) for image in file.images], np.int32).reshape(-1, 2)
-    return dict(zip(_IMAGE_COLUMNS, (names, ids, sides), strict=True))
-
-
-def _categories(path: Path, file: _CocoImages) -> tuple[np.ndarray, int]:
-    """All category ids of a COCO file, and the one named person."""
+def _coco_images(path: Path, file: _CocoImages) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+    """The image columns of a COCO file, all its category ids, and the one named person."""
     ids = _unique(path, "category", np.array([category.id for category in file.categories], np.int64))
     names = [category.name for category in file.categories]
     if names.count("person") != 1:
-        found = ", ".join(map(repr, names[:5])) or "none"
+        found = first_few([repr(name) for name in names]) or "none"
         raise HrnetppError(f"{path}: one category must be named 'person', found {found}; correct them")
-    return ids, int(ids[names.index("person")])
+    image_ids = np.array([image.id for image in file.images], np.int64)
+    image_hw = np.array([(image.height, image.width) for image in file.images], np.int32).reshape(-1, 2)
+    columns = _images(path, [image.file_name for image in file.images], image_ids, image_hw)
+    return columns, ids, int(ids[names.index("person")])
 
 
-def _file_names(path: Path, names: list[str]) -> np.ndarray:
-    """(I,) bytes, UTF-8; none of them leads out of the image folder."""
+def _images(path: Path, names: list[str], ids: np.ndarray, image_hw: np.ndarray) -> dict[str, np.ndarray]:
+    """The image columns of a table, in its order; no name leads out of the image folder."""
     for name in filter(_NO_NAME.search, names):
         raise HrnetppError(f"{path}: {name!r} names no file within the image folder; correct it")
-    return np.array([name.encode() for name in names], np.bytes_)
+    files = np.array([name.encode() for name in names], np.bytes_)
+    return {"image_files": files, "image_ids": _unique(path, "image", ids), "image_hw": image_hw}
 
 
 def _numbers(rows: Iterable[Sequence[float]], shape: tuple[int, ...]) -> np.ndarray:
     """Lists of numbers, whose lengths are right already, as one float64 array."""
     return np.fromiter(chain.from_iterable(rows), np.float64, int(np.prod(shape))).reshape(shape)
-
-
-def _other_than(keypoints: np.ndarray, visibilities: tuple[int, ...]) -> np.ndarray:
-    """(N,) bool: poses (N, K, 3) with a visibility of another value."""
-    return ~np.isin(keypoints[..., 2], visibilities).all(1)
 
 
 def _find(values: list[int], known: np.ndarray) -> np.ndarray:
@@ -355,14 +305,6 @@ def _existing_folder(folder: str | Path) -> Path:
     if not os.path.isdir(folder):
         raise HrnetppError(f"{folder}: there is no such image folder; check the path")
     return Path(folder)
-
-
-def _clip(bboxes_xywh: np.ndarray, image_hw: np.ndarray) -> np.ndarray:
-    """Boxes cut to their images; width or height is not positive where nothing is left."""
-    start = np.maximum(bboxes_xywh[:, :2], 0)
-    # DEVIATION: boxes are clipped to the whole image; the official loader takes a pixel off true ones.
-    end = np.minimum(bboxes_xywh[:, :2] + bboxes_xywh[:, 2:], image_hw[:, ::-1])
-    return np.hstack([start, end - start])
 
 
 def _drop(table: PersonTable, reasons: dict[str, np.ndarray]) -> PersonTable:

@@ -9,17 +9,11 @@
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from hrnetpp_lib.data.annotations import (
-    labelled_persons,
-    read_ai_challenger,
-    read_coco,
-    read_coco_detections,
-    read_coco_truth,
-)
+from hrnetpp_lib.data import annotations
+from hrnetpp_lib.data.annotations import labelled_persons, read_ai_challenger, read_coco, read_coco_truth
 from hrnetpp_lib.data.lspe import write_lspe
 from hrnetpp_lib.data.persons import PersonTable, concat, split_by_image
 from hrnetpp_lib.data.synthetic import write_dataset
@@ -39,21 +33,13 @@ class Metric(Enum):
 
 @dataclass(frozen=True)
 class StageData:
-    """What one training stage reads.
+    """What one training stage reads."""
 
-    Attributes:
-        train: Labelled persons.
-        val: Boxes to predict on, with the labels where the boxes are the true ones.
-        truth: The true persons of val's images, which the metric counts; a `CocoTruth` for COCO's.
-        metric: The dataset's own metric.
-        boxes: Where val's boxes come from, for every number measured on them.
-    """
-
-    train: PersonTable
-    val: PersonTable
-    truth: PersonTable
-    metric: Metric
-    boxes: str
+    train: PersonTable  # labelled persons
+    val: PersonTable  # boxes to predict on, with the labels where the boxes are the true ones
+    truth: PersonTable  # the true persons of val's images, which the metric counts; COCO's is a `CocoTruth`
+    metric: Metric  # the dataset's own
+    boxes: str  # where val's boxes come from, for every number measured on them
 
     @property
     def trained_keypoints(self) -> np.ndarray:
@@ -82,63 +68,46 @@ class DataPaths:
     def boxes_json(self, profile: Profile) -> Path | None:
         return self.coco / "person_detection_results" / profile.boxes if profile.boxes else None
 
-    def ai_challenger(self, split: Literal["train", "validation"]) -> tuple[Path, Path]:
+    def ai_challenger(self, split: str) -> tuple[Path, Path]:
         """Annotations and image folder."""
         folder_day, json_day = ("20170902", "20170909") if split == "train" else ("20170911", "20170911")
         folder = self.root / "ai_challenger" / f"ai_challenger_keypoint_{split}_{folder_day}"
-        return (
-            folder / f"keypoint_{split}_annotations_{json_day}.json",
-            folder / f"keypoint_{split}_images_{folder_day}",
-        )
+        json_name = f"keypoint_{split}_annotations_{json_day}.json"
+        return folder / json_name, folder / f"keypoint_{split}_images_{folder_day}"
 
     def sets(self) -> dict[str, tuple[Path, Path]]:
         """Annotations and image folder of each of the four sets."""
-        coco = {
-            f"coco_{split}": (self.coco_json(split), self.coco_images(split)) for split in ("train", "val")
-        }
-        return {f"ai_challenger_{s}": self.ai_challenger(s) for s in ("train", "validation")} | coco
+        challenger = {f"ai_challenger_{s}": self.ai_challenger(s) for s in ("train", "validation")}
+        coco = {f"coco_{s}": (self.coco_json(s), self.coco_images(s)) for s in ("train", "val")}
+        return challenger | coco
 
 
 def data_paths(profile: Profile, root: Path) -> DataPaths:
-    """Where a profile's files lie: made ones below its own name, real ones where several profiles share them.
-
-    Args:
-        profile: Says which data.
-        root: The project's data folder.
-    """
+    """Where below the data folder a profile's files lie; profiles share real ones, and each makes its own."""
     return DataPaths(root / {"synthetic": profile.name, "lspet": "lspet", "public": "coco"}[profile.data])
 
 
 def prepare_data(profile: Profile, root: Path) -> DataPaths:
-    """Make the profile's files where we can make them, and check that they are there.
+    """Make the profile's files below the data folder where we can, and check that all are there.
 
-    Args:
-        profile: Says which data.
-        root: The project's data folder; see `data_paths`.
-
-    Raises:
-        HrnetppError: If files are missing that must be downloaded; the message says which and where to.
+    Raises: HrnetppError if files must be downloaded, which, and where to.
     """
     paths = data_paths(profile, root)
     if profile.data == "synthetic":
         places, counts = (lambda folder: DataPaths(folder).sets()), profile.synthetic_persons
         write_dataset(paths.root, places, *counts, seed=0, processes=2)
-    missing = missing_files(profile, paths)
-    if missing:
-        raise HrnetppError(
-            f"profile {profile.name!r}: not found: {'; '.join(map(str, missing))}. To get them: "
-            f"{how_to_get(profile)}. Or try --profile mini, which makes its own data"
-        )
+    if missing := missing_files(profile, paths):
+        places = "; ".join(map(str, missing))
+        remedy = f"To get them: {how_to_get(profile)}. Or try --profile mini, which makes its own data"
+        raise HrnetppError(f"profile {profile.name!r}: not found: {places}. {remedy}")
     return paths
 
 
 def how_to_get(profile: Profile) -> str:
     """What somebody does who lacks the data of a profile that cannot make its own."""
     if profile.data == "lspet":
-        return (
-            "download joints.mat and the images of Leeds Sports Pose Extended, and give "
-            "python -m hrnetpp_lib convert-lspe joints.mat images/"
-        )
+        what = "download joints.mat and the images of Leeds Sports Pose Extended, and give"
+        return f"{what} python -m hrnetpp_lib convert-lspe joints.mat images/"
     return (
         "download AI Challenger, COCO 2017 and its person detections to these places, and the weights by "
         "hrnetpp_lib.model.weights.download (README, 'The ladder')"
@@ -146,19 +115,9 @@ def how_to_get(profile: Profile) -> str:
 
 
 def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images: bool = False) -> Path:
-    """Write the photographs of Leeds Sports Pose Extended into the folders that the readers know.
+    """`write_lspe` into the data folder `root`; the folder written, whole or not at all.
 
-    Args:
-        joints_mat: The dataset's joints.mat.
-        images: Folder of its images, or of zip archives of them.
-        root: The project's data folder.
-        skip_missing_images: Whether to count images that are not there instead of refusing to go on.
-
-    Returns:
-        The folder written, whole or not at all.
-
-    Raises:
-        HrnetppError: If something is missing or broken, or the folder is there already.
+    Raises: HrnetppError if something is missing or broken, or the folder is there already.
     """
     target = root / "lspet"
     with whole_folder(target) as part:
@@ -173,7 +132,7 @@ def missing_files(profile: Profile, paths: DataPaths) -> list[Path]:
     """Files and folders that the profile's stages read and that are not there."""
     files = [path for pair in paths.sets().values() for path in pair]
     weights = profile.imagenet_weights
-    files += [path for path in (paths.boxes_json(profile), weights and paths.root / weights) if path]
+    files += filter(None, (paths.boxes_json(profile), weights and paths.root / weights))
     return [path for path in files if not path.exists()]
 
 
@@ -181,10 +140,10 @@ def load_coco(profile: Profile, paths: DataPaths) -> StageData:
     """COCO train persons, and val boxes of the profile's detector or, without one, of the ground truth."""
     sets, boxes = paths.sets(), paths.boxes_json(profile)
     train, truth = read_coco(*sets["coco_train"]), read_coco_truth(*sets["coco_val"])
-    if boxes is None:
-        return StageData(train, labelled_persons(truth), truth, Metric.COCO_AP, GROUND_TRUTH_BOXES)
-    val = read_coco_detections(boxes, truth, truth.image_dir)
-    return StageData(train, val, truth, Metric.COCO_AP, boxes.name)
+    val, source = labelled_persons(truth), GROUND_TRUTH_BOXES
+    if boxes:
+        val, source = annotations.read_coco_detections(boxes, truth, truth.image_dir), boxes.name
+    return StageData(train, val, truth, Metric.COCO_AP, source)
 
 
 def load_ai_challenger(profile: Profile, paths: DataPaths) -> StageData:
@@ -196,11 +155,7 @@ def load_ai_challenger(profile: Profile, paths: DataPaths) -> StageData:
 
 
 def load_stage_data(dataset: str, profile: Profile, paths: DataPaths) -> StageData:
-    """The data of a training stage's `dataset` field.
-
-    Raises:
-        HrnetppError: If there is no such dataset, or a file is missing or broken.
-    """
+    """The data of a training stage's `dataset` field. Raises: HrnetppError for another, or a broken file."""
     loaders = {"coco": load_coco, "ai_challenger": load_ai_challenger}
     if dataset not in loaders:
         raise HrnetppError(f"no dataset is called {dataset!r}; choose one of {', '.join(loaders)}")

@@ -1,5 +1,6 @@
 """Leeds Sports Pose Extended: real photographs that play both AI Challenger and COCO at a small scale."""
 
+import contextlib
 import os
 import struct
 import zipfile
@@ -23,18 +24,17 @@ _SEGMENT_SHARE_OF_BOX = 0.53  # COCO areas are outlines, which are here not draw
 _MOST_MAT_BYTES = 2**26  # 20 times the public file
 _MATRIX, _COMPRESSED = 14, 15  # MATLAB's numbers for what an element is
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_LAST_AIC, _LAST_TRAIN = 5000, 9000
+# Validation images that show the same photograph as a training image.
 _TWINS_IN_TRAINING = (9054, 9082, 9130, 9195, 9345, 9410)
-"""Validation images that show the same photograph as a training image."""
 
 
 def read_lspe(joints_mat: str | Path, images: str | Path, skip_missing_images: bool = False) -> PersonTable:
     """The one annotated person of each image, as AI Challenger's 14 keypoints, which are the same joints.
 
-    Labels follow the file's flag alone. A labelled keypoint up to 2 px outside its image is clipped to it,
-    one farther outside counts as unlabelled. The box is the keypoints' extent plus a tenth of its longest
-    side (at least 5 px) on every side, clipped; the area is 0.53 of the box. `dropped` counts missing_image
-    and no_keypoints (images), keypoint_outside and keypoint_clipped (keypoints; clipped ones stay).
+    Labels follow the file's flag alone. A keypoint up to 2 px outside its image is clipped to it, one farther
+    outside counts as unlabelled. The box is the keypoints' extent plus a tenth of its longest side (at least
+    5 px) on every side, clipped; the area is 0.53 of the box. `dropped` counts missing_image and no_keypoints
+    (images), keypoint_outside and keypoint_clipped (keypoints; clipped ones stay).
 
     Args:
         joints_mat: The dataset's joints.mat.
@@ -55,53 +55,32 @@ def read_lspe(joints_mat: str | Path, images: str | Path, skip_missing_images: b
     usable = present & (keypoints[..., 2] > 0).any(axis=1)
     numbers, image_hw, keypoints = 1 + np.flatnonzero(usable), image_hw[usable], keypoints[usable]
     bboxes = _boxes(keypoints, image_hw)
-    return PersonTable(
-        name=str(joints_mat),
-        skeleton=AIC14,
-        image_dir=Path(images),
-        image_files=np.array(names, np.bytes_)[usable],
-        image_ids=numbers,
-        image_hw=image_hw,
-        image_index=np.arange(len(numbers), dtype=np.int32),
-        person_ids=numbers,
-        bboxes_xywh=bboxes,
-        bbox_scores=np.ones(len(bboxes)),
-        areas=_SEGMENT_SHARE_OF_BOX * bboxes[:, 2] * bboxes[:, 3],
-        keypoints=keypoints.astype(np.float32),
-        dropped={"missing_image": int((~present).sum()), "no_keypoints": int((present & ~usable).sum())}
-        | repaired,
-    )
+    areas = _SEGMENT_SHARE_OF_BOX * bboxes[:, 2] * bboxes[:, 3]
+    files, image_index = np.array(names, np.bytes_)[usable], np.arange(len(numbers), dtype=np.int32)
+    source = (str(joints_mat), AIC14, Path(images), files, numbers, image_hw, image_index, numbers)
+    counts = {"missing_image": int((~present).sum()), "no_keypoints": int((present & ~usable).sum())}
+    keypoints, scores = keypoints.astype(np.float32), np.ones(len(bboxes))
+    return PersonTable(*source, bboxes, scores, areas, keypoints, counts | repaired)
 
 
 def write_lspe(
-    joints_mat: str | Path,
-    images: str | Path,
-    sets: dict[str, tuple[Path, Path]],
-    skip_missing_images: bool = False,
+    joints_mat: Path, images: Path, sets: dict[str, tuple[Path, Path]], skip_missing_images: bool = False
 ) -> dict[str, int]:
-    """Writes the photographs in the public sets' layout, so that the same training code runs on them.
+    """Write the photographs as the sets of `DataPaths`; persons in each, and what was left out by reason.
 
-    Images 1-5000 become AI Challenger (every tenth its validation part), 5001-9000 COCO train and the rest
-    COCO val, without the six whose twin is in training. COCO's nose, eyes and ears are unlabelled.
-
-    Args:
-        joints_mat: See `read_lspe`.
-        images: See `read_lspe`.
-        sets: Annotation file and image folder of ai_challenger_train, ai_challenger_validation, coco_train
-            and coco_val.
-        skip_missing_images: See `read_lspe`.
-
-    Returns:
-        Persons in each set; and what was left out: near_duplicate besides the reasons of `read_lspe`.
-
-    Raises:
-        HrnetppError: See `read_lspe`; or if a set would be empty.
+    Images 1-5000 become AI Challenger (every tenth its validation part), 5001-9000 COCO train, the rest COCO
+    val, without the six whose twin is in training. Raises: HrnetppError as `read_lspe`; or for an empty set.
     """
-    table, read = read_lspe(joints_mat, images, skip_missing_images), _image_source(Path(images))
-    twin = np.isin(table.person_ids, _TWINS_IN_TRAINING)
-    members = {name: table.select(mask & ~twin) for name, mask in _roles(table.person_ids).items()}
-    empty = [name for name, part in members.items() if not len(part)]
-    if empty:
+    table, read = read_lspe(joints_mat, images, skip_missing_images), _image_source(images)
+    numbers, twin = table.person_ids, np.isin(table.person_ids, _TWINS_IN_TRAINING)
+    aic, val = numbers <= 5000, numbers > 9000
+    # CHOICE: every tenth image is AI Challenger's validation part, so that both of its files have persons;
+    # training pools the two and splits them anew.
+    tenth = numbers % 10 == 0
+    roles = {"ai_challenger_train": aic & ~tenth, "ai_challenger_validation": aic & tenth}
+    roles |= {"coco_train": ~aic & ~val, "coco_val": val}
+    members = {name: table.select(mask & ~twin) for name, mask in roles.items()}
+    if empty := [name for name, part in members.items() if not len(part)]:
         raise HrnetppError(
             f"{images}: no image for {', '.join(empty)}. Images 1-5000 play AI Challenger (every tenth its "
             "validation part), 5001-9000 COCO train, those from 9001 on COCO val; some of each must be there"
@@ -112,18 +91,8 @@ def write_lspe(
         for file in part.image_files[part.image_index]:
             (folder / file.decode()).write_bytes(read(file.decode()))
         write_json(json_path, _to_coco(part) if name.startswith("coco") else _to_ai_challenger(part))
-    counts = {name: len(part) for name, part in members.items()}
-    return counts | table.dropped | {"near_duplicate": int(twin.sum())}
-
-
-def _roles(numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """For each set which images (a mask) play it."""
-    aic, val = numbers <= _LAST_AIC, numbers > _LAST_TRAIN
-    # CHOICE: every tenth image is AI Challenger's validation part, so that both of its files have persons;
-    # training pools the two and splits them anew.
-    tenth = numbers % 10 == 0
-    challenger = {"ai_challenger_train": aic & ~tenth, "ai_challenger_validation": aic & tenth}
-    return challenger | {"coco_train": ~aic & ~val, "coco_val": val}
+    counts = {"near_duplicate": int(twin.sum())}
+    return {name: len(part) for name, part in members.items()} | table.dropped | counts
 
 
 def _image_sizes(names: list[str], images: Path, skip_missing_images: bool) -> np.ndarray:
@@ -131,38 +100,39 @@ def _image_sizes(names: list[str], images: Path, skip_missing_images: bool) -> n
     read = _image_source(images)
     image_hw = np.zeros((len(names), 2), np.int32)
     for index, name in enumerate(names):
-        data = read(name)
-        if data is not None:
+        if (data := read(name)) is not None:
             image_hw[index] = decode_image(data, images / name).shape[:2]
     missing = np.flatnonzero(image_hw[:, 0] == 0)
     if len(missing) and not skip_missing_images:
-        raise HrnetppError(
-            f"{images}: {len(missing)} of the {len(names)} images of joints.mat are missing, first "
-            f"{names[missing[0]]}; complete the folder, or leave them out with --skip-missing-images "
-            "(skip_missing_images=True)"
-        )
+        first = names[missing[0]]
+        problem = f"{len(missing)} of the {len(names)} images of joints.mat are missing, first {first}"
+        remedy = "complete the folder, or leave them out: --skip-missing-images (skip_missing_images=True)"
+        raise HrnetppError(f"{images}: {problem}; {remedy}")
     return image_hw
+
+
+@contextlib.contextmanager
+def _downloaded(problem: str) -> Iterator[None]:
+    """Around a parser of a downloaded file, which has as many errors as there are ways to break one."""
+    try:
+        yield
+    except Exception as error:
+        raise HrnetppError(f"{problem} ({str(error)[:200]}); download it again") from None
 
 
 def _load_joints(path: Path) -> np.ndarray:
     """(I, 14, 3) float64 x, y, flag of all images, in the file's own order of joints."""
     data = read_bytes(path, "it comes with the dataset, beside images/", _MOST_MAT_BYTES)
-    try:
+    with _downloaded(f"{path}: no MATLAB 5 file with an array 'joints'"):
         joints = _matlab_array(data, b"joints")
-    except (struct.error, zlib.error, KeyError, ValueError, IndexError) as error:
-        reason = f"no MATLAB 5 file with an array 'joints' ({error})"
-        raise HrnetppError(f"{path}: {reason}; download it again") from None
     if joints.ndim != 3 or joints.shape[:2] != (len(AIC14), 3):
-        raise HrnetppError(
-            f"{path}: 'joints' must be (14, 3, images), found {joints.shape}; use the file of LSP *Extended*"
-        )
+        wrong = f"'joints' must be (14, 3, images), found {joints.shape}"
+        raise HrnetppError(f"{path}: {wrong}; use the file of LSP *Extended*")
     joints = joints.transpose(2, 0, 1)
     wrong = ~(np.isfinite(joints).all((1, 2)) & np.isin(joints[..., 2], (0, 1)).all(1))
     if wrong.any():
-        raise HrnetppError(
-            f"{path}: image {wrong.argmax() + 1} has a joint that is not finite or whose flag is not 0 or 1; "
-            "download the file again"
-        )
+        problem = f"image {wrong.argmax() + 1} has a joint that is not finite or whose flag is not 0 or 1"
+        raise HrnetppError(f"{path}: {problem}; download the file again")
     return joints
 
 
@@ -206,32 +176,22 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 def _image_source(images: Path) -> Callable[[str], bytes | None]:
     """A function from an image's name to its bytes, None if it is in neither the folder nor an archive."""
     if not os.path.isdir(images):
-        raise HrnetppError(
-            f"{images}: there is no such folder; it must hold im00001.jpg ... or zip archives of them"
-        )
+        raise HrnetppError(f"{images}: there is no such folder; it must hold im00001.jpg ... or zips of them")
     archive_of = {}
     for path in sorted(images.glob("*.zip")):
         check_file(path, "it must be a zip archive of the images")
-        try:
+        with _downloaded(f"{path}: not a complete zip archive"):
             archive = zipfile.ZipFile(path)
-        except Exception as error:  # as many kinds as there are ways to break an archive
-            raise HrnetppError(
-                f"{path}: not a complete zip archive ({str(error)[:200]}); download it again"
-            ) from None
         archive_of |= dict.fromkeys(archive.namelist(), archive)
 
     def read(name: str) -> bytes | None:
         archive = archive_of.get(name)
         if archive is None:
             return read_bytes(images / name, "", MOST_IMAGE_BYTES) if os.path.isfile(images / name) else None
-        try:
+        with _downloaded(f"{archive.filename}: {name} in it is damaged"):
             if archive.getinfo(name).file_size > MOST_IMAGE_BYTES:
                 raise ValueError("larger than any image")
             return archive.read(name)
-        except Exception as error:
-            raise HrnetppError(
-                f"{archive.filename}: {name} in it is damaged ({str(error)[:200]}); download it again"
-            ) from None
 
     return read
 
@@ -265,13 +225,10 @@ def _to_ai_challenger(table: PersonTable) -> list[dict]:
     visibility = np.where(table.keypoints[..., 2:] > 0, 1, 3)
     keypoints = np.dstack([table.keypoints[..., :2], visibility]).reshape(len(table), -1)
     corners = np.hstack([table.bboxes_xywh[:, :2], table.bboxes_xywh[:, :2] + table.bboxes_xywh[:, 2:]])
+    names = [table.image_path(person).stem for person in range(len(table))]
     return [
-        {
-            "image_id": table.image_path(person).stem,
-            "human_annotations": {"human1": corners[person].tolist()},
-            "keypoint_annotations": {"human1": keypoints[person].tolist()},
-        }
-        for person in range(len(table))
+        {"image_id": name, "human_annotations": {"human1": box}, "keypoint_annotations": {"human1": pose}}
+        for name, box, pose in zip(names, corners.tolist(), keypoints.tolist(), strict=True)
     ]
 
 
@@ -284,17 +241,9 @@ def _to_coco(table: PersonTable) -> dict:
         height, width = table.image_hw[table.image_index[person]].tolist()
         file_name = table.image_path(person).name
         images.append({"id": number, "file_name": file_name, "height": height, "width": width})
-        annotations.append(
-            {
-                "id": number,
-                "image_id": number,
-                "category_id": 1,
-                "iscrowd": 0,
-                "bbox": table.bboxes_xywh[person].tolist(),
-                "area": float(table.areas[person]),
-                "num_keypoints": int((keypoints[person, :, 2] > 0).sum()),
-                "keypoints": keypoints[person].ravel().tolist(),
-            }
-        )
+        record = {"id": number, "image_id": number, "category_id": 1, "iscrowd": 0}
+        record |= {"bbox": table.bboxes_xywh[person].tolist(), "area": float(table.areas[person])}
+        record["num_keypoints"] = int((keypoints[person, :, 2] > 0).sum())
+        annotations.append(record | {"keypoints": keypoints[person].ravel().tolist()})
     category = {"id": 1, "name": "person", "supercategory": "person", "keypoints": list(COCO17.names)}
     return {"images": images, "annotations": annotations, "categories": [category]}

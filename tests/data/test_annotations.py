@@ -73,9 +73,6 @@ def write(tmp_path):
     return write_json
 
 
-# -------------------- COCO ground truth
-
-
 def test_coco_table(write):
     path, folder = write(coco_document())
     table = read_coco(path, folder)
@@ -91,44 +88,33 @@ def test_coco_table(write):
     assert table.areas.tolist() == [50] and table.bbox_scores.tolist() == [1]
     assert table.keypoints.shape == (1, 17, 3) and table.keypoints.dtype == np.float32
     assert table.keypoints[0, 16].tolist() == [26, 36.5, 2]
-
-
-def test_coco_keeps_unlabelled_persons_on_request_and_zeroes_unlabelled_keypoints(write):
-    table = read_coco(*write(coco_document()), require_keypoints=False)
-    assert table.person_ids.tolist() == [7, 9] and table.dropped["no_keypoints"] == 0
-    assert table.keypoints[1].tolist() == [[0, 0, 0]] * 17
+    kept = read_coco(path, folder, require_keypoints=False)
+    assert kept.person_ids.tolist() == [7, 9] and kept.dropped["no_keypoints"] == 0
+    assert kept.keypoints[1].tolist() == [[0, 0, 0]] * 17  # unlabelled ones lose their coordinates
 
 
 @pytest.mark.parametrize("size", [{"area": 0}, {"bbox": [1, 1, 0, 5]}, {"bbox": [1, 1, 5, -2]}])
 def test_coco_boxes_without_area_are_counted(write, size):
-    document = coco_document()
-    document["annotations"][0] |= size
-    assert read_coco(*write(document)).dropped["empty_box"] == 2
+    assert read_coco(*write(changed(**size))).dropped["empty_box"] == 2
 
 
-def break_coco(**changes):
+def changed(part="annotations", record=0, without=None, **changes):
+    """The COCO document with one record changed."""
     document = coco_document()
-    document["annotations"][0] |= changes
+    document[part][record] |= changes
+    document[part][record].pop(without, None)
     return document
 
 
-def without(field, part="annotations"):
-    document = coco_document()
-    del document[part][0][field]
-    return document
+def image(**changes):
+    return changed("images", 1, **changes)
 
 
-def edit_coco(find, put):
+def edited(find, put):
     """The document as text with one place changed: for what Python's json cannot write."""
     text = json.dumps(coco_document())
     assert find in text
     return text.replace(find, put, 1)
-
-
-def image(**changes):
-    document = coco_document()
-    document["images"][1] |= changes
-    return document
 
 
 BAD_COCO = {
@@ -139,96 +125,69 @@ BAD_COCO = {
     "no utf-8": (json.dumps(coco_document()).encode().replace(b"thirty", b"\xff\xfe"), "utf-8"),
     "no images": ({"annotations": [], "categories": []}, "missing required field `images`"),
     "no annotations": (coco_document() | {"annotations": None}, r"Expected `array`.*\$.annotations"),
-    "annotation no object": (
-        coco_document() | {"annotations": ["x"]},
-        r"Expected `object`.*annotations\[0\]",
-    ),
+    "text": (coco_document() | {"annotations": ["x"]}, r"Expected `object`.*annotations\[0\]"),
     "no person": (coco_document() | {"categories": [{"id": 1, "name": "dog"}]}, "'person', found 'dog'"),
-    "category": (break_coco(category_id=2), "annotation 7: its category_id"),
-    "no keypoints": (without("keypoints"), "annotation 7: its keypoints are not 51 numbers"),
-    "no bbox": (without("bbox"), r"missing required field `bbox` - at `\$.annotations\[0\]`"),
-    "no iscrowd": (without("iscrowd"), "missing required field `iscrowd`"),
-    "no num_keypoints": (without("num_keypoints"), "annotation 7: it has no num_keypoints"),
-    "no area": (without("area"), "missing required field `area`"),
-    "no id": (without("id"), "missing required field `id`"),
-    "no file_name": (without("file_name", "images"), "missing required field `file_name`.*images"),
+    "category": (changed(category_id=2), "annotation 7: its category_id"),
+    "no keypoints": (changed(without="keypoints"), "annotation 7: its keypoints are not 51 numbers"),
+    "no num_keypoints": (changed(without="num_keypoints"), "annotation 7: it has no num_keypoints"),
+    "no file_name": (changed("images", without="file_name"), "missing required field `file_name`.*images"),
     "image size": (image(height=0), r"Expected `int` >= 1 - at `\$.images\[1\].height`"),
     "image size beyond int32": (image(width=2**32 + 480), r"Expected `int` <= .*images\[1\].width"),
-    "short keypoints": (break_coco(keypoints=keypoints(14)), "annotation 7: its keypoints are not 51"),
-    "text keypoints": (break_coco(keypoints=["1"] * 51), r"Expected `float`, got `str`.*keypoints\[0\]"),
-    "nan": (edit_coco("90.5", "NaN"), "malformed"),
-    "beyond float32": (edit_coco("90.5", "1e39"), r"Expected `float` <= 16777216.0 .*bbox\[1\]"),
-    "400 digits": (edit_coco("90.5", "9" * 400), r"out of range - at `\$.annotations\[0\].bbox\[1\]"),
-    "short box": (break_coco(bbox=[1, 2, 3]), "of length 4.*bbox"),
-    "negative area": (break_coco(area=-1), r"Expected `float` >= 0.*area"),
-    "v": (break_coco(keypoints=keypoints(17, 3)), "annotation 7: a keypoint's v is not 0, 1 or 2"),
-    "half v": (break_coco(keypoints=keypoints(17, 1.5)), "annotation 7: a keypoint's v is not"),
-    "image": (break_coco(image_id=31), "annotation 7: its image_id is not among"),
-    "fractional id": (break_coco(image_id=30.5), "Expected `int`, got `float`"),
-    "true id": (break_coco(image_id=True), "Expected `int`, got `bool`"),
-    "huge id": (break_coco(id=2**63), r"Expected `int` <= .*annotations\[0\].id"),
-    "crowd": (break_coco(iscrowd=2), r"2 - at `\$.annotations\[0\].iscrowd`"),
-    "twice": (break_coco(id=9), "annotation 9: this id occurs twice"),
+    "short keypoints": (changed(keypoints=keypoints(14)), "annotation 7: its keypoints are not 51"),
+    "text keypoints": (changed(keypoints=["1"] * 51), r"Expected `float`, got `str`.*keypoints\[0\]"),
+    "nan": (edited("90.5", "NaN"), "malformed"),
+    "beyond float32": (edited("90.5", "1e39"), r"Expected `float` <= 16777216.0 .*bbox\[1\]"),
+    "400 digits": (edited("90.5", "9" * 400), r"out of range - at `\$.annotations\[0\].bbox\[1\]"),
+    "short box": (changed(bbox=[1, 2, 3]), "of length 4.*bbox"),
+    "negative area": (changed(area=-1), r"Expected `float` >= 0.*area"),
+    "v": (changed(keypoints=keypoints(17, 3)), "annotation 7: a keypoint's v is not 0, 1 or 2"),
+    "half v": (changed(keypoints=keypoints(17, 1.5)), "annotation 7: a keypoint's v is not"),
+    "image": (changed(image_id=31), "annotation 7: its image_id is not among"),
+    "fractional id": (changed(image_id=30.5), "Expected `int`, got `float`"),
+    "true id": (changed(image_id=True), "Expected `int`, got `bool`"),
+    "huge id": (changed(id=2**63), r"Expected `int` <= .*annotations\[0\].id"),
+    "crowd": (changed(iscrowd=2), r"2 - at `\$.annotations\[0\].iscrowd`"),
+    "twice": (changed(id=9), "annotation 9: this id occurs twice"),
     "image twice": (image(id=40), "image 40: this id occurs twice"),
-    "lone surrogate": (edit_coco("thirty", "\\ud800"), "a.json: "),
+    "lone surrogate": (edited("thirty", "\\ud800"), "a.json: "),
     "endless name": (image(file_name="x" * 256), "of length <= 255"),
+} | {
+    f"no {field}": (changed(without=field), f"missing required field `{field}` - at `.*annotations.0")
+    for field in ("bbox", "iscrowd", "area", "id")
 }
-LEADING_OUTSIDE = (
-    "../x.jpg",
-    "a/../../x.jpg",
-    "/x.jpg",
-    "..",
-    "a/..",
-    "C:/x.jpg",
-    "..\\x.jpg",
-    "\\\\x",
-    "a\0.jpg",
-)
 
 
-@pytest.mark.parametrize("name", LEADING_OUTSIDE)
+OUTSIDE = ("../x.jpg", "a/../../x.jpg", "/x.jpg", "..", "a/..", "C:/x.jpg", r"..\x.jpg", r"\\x", "a\0.jpg")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_names_that_lead_out_of_the_image_folder_are_refused(write, name):
     with pytest.raises(HrnetppError, match=r"a\.json: .* names no file within the image folder"):
         read_coco(*write(image(file_name=name)))
     with pytest.raises(HrnetppError, match="names no file within"):
-        read_ai_challenger(*write(break_aic(image={"image_id": name})))
+        read_ai_challenger(*write(changed_aic(image_id=name)))
 
 
-@pytest.mark.parametrize("name", ["a..b.jpg", "..a/b.jpg", "train/ä.jpg", "a.jpg.."])
-def test_other_names_are_kept(write, name):
-    assert read_coco(*write(image(file_name=name))).image_files[1].decode() == name
+def test_other_names_are_kept(write):
+    for name in ("a..b.jpg", "..a/b.jpg", "train/ä.jpg", "a.jpg.."):
+        assert read_coco(*write(image(file_name=name))).image_files[1].decode() == name
 
 
-@pytest.mark.parametrize("document, message", BAD_COCO.values(), ids=BAD_COCO)
-def test_bad_coco_is_named(write, document, message):
-    path, folder = write(document)
-    with pytest.raises(HrnetppError, match=message) as caught:
-        read_coco(path, folder)
-    assert str(path) in str(caught.value)
-
-
-def test_missing_json_and_folder(write):
+def test_missing_json_and_folder_pipes_and_endless_files(write):
     path, folder = write(coco_document())
-    with pytest.raises(HrnetppError, match=r"nowhere\.json: there is no such file"):
-        read_coco(folder / "nowhere.json", folder)
-    with pytest.raises(HrnetppError, match="no regular file"):
-        read_coco(folder, folder)
     with pytest.raises(HrnetppError, match="nothing: there is no such image folder"):
         read_coco(path, folder / "nothing")
-
-
-def test_pipes_and_endless_files_are_not_opened(tmp_path):
-    os.mkfifo(tmp_path / "pipe.json")
-    (tmp_path / "zero.json").symlink_to("/dev/zero")
-    for name in ("pipe", "zero"):
-        with pytest.raises(HrnetppError, match=f"{name}.json: is no regular file"):
-            read_coco(tmp_path / f"{name}.json", tmp_path)
+    os.mkfifo(folder / "pipe.json")
+    (folder / "zero.json").symlink_to("/dev/zero")
+    (folder / "folder.json").mkdir()
+    for name in ("pipe", "zero", "folder", "nowhere"):
+        problem = "there is no such file" if name == "nowhere" else "is no regular file"
+        with pytest.raises(HrnetppError, match=rf"{name}\.json: {problem}"):
+            read_coco(folder / f"{name}.json", folder)
 
 
 def test_truth_is_the_file_as_it_is(write):
-    document = coco_document()
-    document["annotations"][1] |= {"num_keypoints": 3}
-    truth = read_coco_truth(*write(document))
+    truth = read_coco_truth(*write(document := changed(record=1, num_keypoints=3)))
     assert truth.person_ids.tolist() == [7, 8, 9, 10] and truth.dropped == {"other_category": 1}
     assert truth.bboxes_xywh[0].tolist() == [-4, 90.5, 30, 20] and truth.keypoints.dtype == np.float64
     assert truth.crowd.tolist() == [False, True, False, False]
@@ -238,17 +197,10 @@ def test_truth_is_the_file_as_it_is(write):
     assert table.fingerprint() == read_coco(*write(document)).fingerprint() and type(table) is not type(truth)
 
 
-# -------------------- COCO detections
-
-
 def detections():
     person = {"category_id": 1, "image_id": 30, "bbox": [1.5, 2, 3, 4], "score": 0.25}
-    return [
-        person | {"category_id": 18},
-        person | {"bbox": [-5, -6, 300, 200]},
-        person | {"image_id": 50, "bbox": [1, 2, 0, 4]},
-        person | {"image_id": 40, "score": 0.75},
-    ]
+    large, empty = {"bbox": [-5, -6, 300, 200]}, {"image_id": 50, "bbox": [1, 2, 0, 4]}
+    return [person | own for own in ({"category_id": 18}, large, empty, {"image_id": 40, "score": 0.75})]
 
 
 def read_detections(write, document, **options):
@@ -262,15 +214,10 @@ def test_detections_table(write):
     assert table.areas.tolist() == [60000, 12] and table.bbox_scores.tolist() == [0.25, 0.75]
     assert table.person_ids.tolist() == [1, 3] and table.image_index.tolist() == [1, 0]
     assert table.keypoints.shape == (2, 17, 3) and not table.keypoints.any()
-    assert table.dropped == {
-        "other_category": 1,
-        "unknown_image": 0,
-        "below_score_threshold": 0,
-        "empty_box": 1,
-    }
-
-
-def test_detections_below_the_threshold_are_counted(write):
+    reasons = ("other_category", "unknown_image", "below_score_threshold", "empty_box")
+    assert table.dropped == dict(zip(reasons, (1, 0, 0, 1), strict=True))
+    empty = read_detections(write, [])
+    assert len(empty) == 0 and empty.bboxes_xywh.shape == (0, 4) and empty.keypoints.shape == (0, 17, 3)
     table = read_detections(write, detections(), score_threshold=0.5)
     assert table.bbox_scores.tolist() == [0.75] and table.dropped["below_score_threshold"] == 2
     assert len(read_detections(write, detections(), score_threshold=0.75)) == 1  # the threshold itself stays
@@ -278,23 +225,18 @@ def test_detections_below_the_threshold_are_counted(write):
 
 def test_detections_of_unknown_images(write):
     document = detections() + [detections()[1] | {"image_id": number} for number in range(60, 67)]
-    with pytest.raises(
-        HrnetppError, match=r"7 image ids are not in .*: 60, 61, 62, 63, 64, \.\.\.; .*allow_"
-    ):
+    problem = r"7 image ids are not in .*: 60, 61, 62, 63, 64, \.\.\.; .*allow_"
+    with pytest.raises(HrnetppError, match=problem):
         read_detections(write, document)
     table = read_detections(write, document, allow_unknown_images=True)
     assert len(table) == 2 and table.dropped["unknown_image"] == 7
-
-
-def test_unknown_images_of_other_categories_are_no_error(write):
-    table = read_detections(write, detections() + [detections()[0] | {"image_id": 99}])
-    assert table.dropped["other_category"] == 2
+    other = read_detections(write, detections() + [detections()[0] | {"image_id": 99}])
+    assert other.dropped["other_category"] == 2  # whatever image it is in
 
 
 def test_the_truth_serves_as_ground_truth_and_its_category_counts(write):
-    document = coco_document()
+    document = changed(record=4, keypoints=keypoints(17), num_keypoints=17)
     document["categories"] = [{"id": 1, "name": "dog"}, {"id": 18, "name": "person"}]
-    document["annotations"][4] |= {"keypoints": keypoints(17), "num_keypoints": 17}
     path, folder = write(document, "swapped.json")
     boxes = write(detections(), "boxes.json")[0]
     for truth in (path, read_coco_truth(path, folder)):
@@ -304,11 +246,6 @@ def test_the_truth_serves_as_ground_truth_and_its_category_counts(write):
             write([detections()[0] | {"image_id": 99}], "boxes.json")
             read_coco_detections(boxes, truth, folder)
         write(detections(), "boxes.json")
-
-
-def test_no_detections(write):
-    table = read_detections(write, [])
-    assert len(table) == 0 and table.bboxes_xywh.shape == (0, 4) and table.keypoints.shape == (0, 17, 3)
 
 
 @pytest.mark.parametrize(
@@ -326,14 +263,8 @@ def test_bad_detections_are_named(write, change, message):
     document[1] |= change
     with pytest.raises(HrnetppError, match=message):
         read_detections(write, document)
-
-
-def test_ground_truth_in_place_of_detections(write):
     with pytest.raises(HrnetppError, match="Expected `array`, got `object`.*result list"):
         read_detections(write, coco_document())
-
-
-# -------------------- AI Challenger
 
 
 def test_ai_challenger_table(write):
@@ -347,58 +278,51 @@ def test_ai_challenger_table(write):
     # 1 visible -> 2, 3 unlabelled -> zeros; a label outside the box stays
     assert table.keypoints[1, :3].tolist() == [[10, 20.5, 2], [0, 0, 0], [-3, 2000, 1]]
     assert table.dropped == {"empty_box": 1, "no_keypoints": 1}
-
-
-def test_ai_challenger_keeps_unlabelled_persons_on_request(write):
-    table = read_ai_challenger(*write(aic_document()), require_keypoints=False)
-    assert table.person_ids.tolist() == [0, 1, 3] and table.dropped == {"empty_box": 1, "no_keypoints": 0}
-
-
-def test_empty_ai_challenger_file(write):
+    kept = read_ai_challenger(path, folder, require_keypoints=False)
+    assert kept.person_ids.tolist() == [0, 1, 3] and kept.dropped == {"empty_box": 1, "no_keypoints": 0}
     assert len(read_ai_challenger(*write([]))) == 0
 
 
-def break_aic(human=None, image=None, drop=None):
+def changed_aic(poses=None, **changes):
+    """The AI Challenger document with poses of its first image replaced (None: left out), or other fields."""
     document = aic_document()
-    document[0]["keypoint_annotations"] |= human or {}
-    document[0] |= image or {}
-    if drop:
-        del document[0][drop[0]][drop[1]]
+    all_poses = document[0]["keypoint_annotations"] | (poses or {})
+    document[0]["keypoint_annotations"] = {human: pose for human, pose in all_poses.items() if pose}
+    document[0] |= changes
     return document
 
 
 BAD_AIC = {
     "a dict": ({}, "Expected `array`, got `object`"),
     "no object": ([3], r"Expected `object`, got `int` - at `\$\[0\]`"),
-    "no keypoints": (
-        break_aic(drop=("keypoint_annotations", "human3")),
-        "image abc: .*do not name the same humans",
-    ),
-    "no box": (break_aic(drop=("human_annotations", "human1")), "image abc: .*do not name the same humans"),
+    "no keypoints": (changed_aic({"human3": None}), "image abc: .*do not name the same humans"),
+    "no box": (changed_aic(human_annotations={"human3": [5, 6, 25, 46]}), "image abc: .*not name the same"),
     "wrong length": (
-        break_aic({"human3": keypoints(13, 1)}),
+        changed_aic({"human3": keypoints(13, 1)}),
         r"of length >= 42 .*0\].keypoint_annotations",
     ),
-    "v": (break_aic({"human1": keypoints(14, 0)}), "image abc: a keypoint's v is not 1, 2 or 3"),
-    "v 4": (break_aic({"human1": keypoints(14, 4)}), "image abc: a keypoint's v is not 1, 2 or 3"),
-    "no image_id": (break_aic(image={"image_id": None}), "Expected `str`, got `null`"),
+    "v": (changed_aic({"human1": keypoints(14, 0)}), "image abc: a keypoint's v is not 1, 2 or 3"),
+    "v 4": (changed_aic({"human1": keypoints(14, 4)}), "image abc: a keypoint's v is not 1, 2 or 3"),
+    "no image_id": (changed_aic(image_id=None), "Expected `str`, got `null`"),
     "image_id twice": (aic_document() + aic_document()[1:], "image de: this id occurs twice"),
     "huge box": (
-        break_aic(image={"human_annotations": {"human1": [0, 1e39, 1, 1], "human3": [0, 0, 1, 1]}}),
+        changed_aic(human_annotations={"human1": [0, 1e39, 1, 1], "human3": [0, 0, 1, 1]}),
         r"<= 16777216.0 .*\$\[0\].human_annotations",
     ),
 }
 
 
-@pytest.mark.parametrize("document, message", BAD_AIC.values(), ids=BAD_AIC)
-def test_bad_ai_challenger_is_named(write, document, message):
+@pytest.mark.parametrize(
+    "read, document, message",
+    [(read_coco, *case) for case in BAD_COCO.values()]
+    + [(read_ai_challenger, *case) for case in BAD_AIC.values()],
+    ids=[*BAD_COCO, *(f"aic {name}" for name in BAD_AIC)],
+)
+def test_bad_files_are_named(write, read, document, message):
     path, folder = write(document)
     with pytest.raises(HrnetppError, match=message) as caught:
-        read_ai_challenger(path, folder)
+        read(path, folder)
     assert str(path) in str(caught.value)
-
-
-# -------------------- real files
 
 
 def test_real_coco_mini(real_data):
@@ -440,22 +364,16 @@ def test_real_ai_challenger_sample_equals_its_coco_version(real_data):
     coco = json.loads((folder / "test_aic_mmpose_coco_style.json").read_text())
     names = {image["id"]: image["file_name"] for image in coco["images"]}
     expected = [(names[a["image_id"]], a["bbox"], a["keypoints"]) for a in coco["annotations"]]
-    found = [
-        (
-            table.image_path(person).name,
-            table.bboxes_xywh[person].tolist(),
-            table.keypoints[person].ravel().tolist(),
-        )
-        for person in range(len(table))
-    ]
+    files = [table.image_path(person).name for person in range(len(table))]
+    poses = table.keypoints.reshape(len(table), -1).tolist()
+    found = list(zip(files, table.bboxes_xywh.tolist(), poses, strict=True))
     assert len(found) == 9 and sorted(found) == sorted(expected)
 
 
 def test_real_ai_challenger_example_counts(real_data):
     folder = real_data / "aic_sample"
-    table = read_ai_challenger(
-        folder / "official_example" / "keypoint_annotations_example.json", folder / "images"
-    )
+    example = folder / "official_example" / "keypoint_annotations_example.json"
+    table = read_ai_challenger(example, folder / "images")
     assert len(table) == 2761 and len(table.image_files) == 1000 and not any(table.dropped.values())
     assert np.bincount(table.keypoints[..., 2].astype(int).ravel()).tolist() == [5918, 8578, 24158]
     with pytest.raises(HrnetppError, match=r"997 of 1000 images of .* are missing"):

@@ -4,23 +4,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 
-import cv2
 import numpy as np
 import pytest
-import scipy.io
 
-from hrnetpp_lib.data.layout import (
-    GROUND_TRUTH_BOXES,
-    DataPaths,
-    Metric,
-    convert_lspe,
-    data_paths,
-    load_ai_challenger,
-    load_coco,
-    load_stage_data,
-    missing_files,
-    prepare_data,
-)
+from hrnetpp_lib.data import layout
+from hrnetpp_lib.data.layout import DataPaths, Metric, convert_lspe, load_coco, load_stage_data, prepare_data
 from hrnetpp_lib.data.persons import check_images
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import read_json
@@ -35,7 +23,7 @@ def paths(tmp_path_factory) -> DataPaths:
 
 
 def test_synthetic_data_are_made_once(paths):
-    assert missing_files(PROFILE, paths) == []
+    assert layout.missing_files(PROFILE, paths) == []
     stamp = paths.coco_json("train").stat().st_mtime_ns
     assert prepare_data(PROFILE, paths.root.parent) == paths
     assert paths.coco_json("train").stat().st_mtime_ns == stamp
@@ -46,13 +34,15 @@ def test_coco_val_has_the_detectors_boxes_or_the_true_ones(paths):
     assert len(detected.train) == 10 and detected.boxes == PROFILE.boxes and detected.metric is Metric.COCO_AP
     assert not detected.val.keypoints.any() and (detected.val.bbox_scores < 1).all()
     true = load_coco(replace(PROFILE, boxes=None), paths)
-    assert true.boxes == GROUND_TRUTH_BOXES and (true.val.bbox_scores == 1).all() and len(true.val) == 5
+    assert (
+        true.boxes == layout.GROUND_TRUTH_BOXES and len(true.val) == 5 and (true.val.bbox_scores == 1).all()
+    )
 
 
 def test_ai_challenger_is_pooled_and_split_by_image(paths):
     data = load_stage_data("ai_challenger", PROFILE, paths)
     assert len(data.train) + len(data.val) == 12 and len(data.val) >= 3
-    assert data.metric is Metric.AI_CHALLENGER_AP and data.boxes == GROUND_TRUTH_BOXES
+    assert data.metric is Metric.AI_CHALLENGER_AP and data.boxes == layout.GROUND_TRUTH_BOXES
     assert not set(data.train.image_index) & set(data.val.image_index)
     assert all(data.train.image_path(i).is_file() for i in range(len(data.train)))
 
@@ -64,58 +54,43 @@ def test_missing_public_data_are_named_with_a_way_out(tmp_path):
         assert part in str(error.value)
 
 
-def small_lspe(folder) -> None:
-    """A public-style folder of Leeds Sports Pose Extended with six pictures of the three roles."""
-    (folder / "images").mkdir(parents=True)
-    joints = np.zeros((14, 3, 10000))
-    numbers = [1, 10, 5001, 5002, 9001, 9002]
-    for number in range(1, 10001):
-        joints[:, 0, number - 1] = np.linspace(20, 60, 14)
-        joints[:, 1, number - 1] = np.linspace(90, 15, 14)
-        joints[:, 2, number - 1] = 1
-    for number in numbers:
-        cv2.imwrite(str(folder / "images" / f"im{number:05d}.jpg"), np.full((120, 90, 3), 90, np.uint8))
-    scipy.io.savemat(folder / "joints.mat", {"joints": joints})
+@pytest.fixture
+def small_lspe(write_source):
+    """Two pictures of each role."""
+    return write_source(np.ones((14, 3, 10_000)), (1, 10, 5001, 5002, 9001, 9002))
 
 
-def test_lspe_needs_its_source_and_all_of_its_pictures(tmp_path):
+def test_lspe_needs_its_source_and_all_of_its_pictures(tmp_path, small_lspe):
     with pytest.raises(HrnetppError, match="convert-lspe joints.mat images/"):
         prepare_data(LSPET, tmp_path)
     with pytest.raises(HrnetppError, match="joints.mat: there is no such file"):
-        convert_lspe(tmp_path / "joints.mat", tmp_path, tmp_path)
-    small_lspe(tmp_path / "source")
-    with pytest.raises(HrnetppError, match="nowhere: there is no such folder"):
-        convert_lspe(tmp_path / "source" / "joints.mat", tmp_path / "source" / "nowhere", tmp_path)
+        convert_lspe(tmp_path / "images/joints.mat", tmp_path, tmp_path)
     with pytest.raises(HrnetppError, match="9994 of the 10000 images"):
-        convert_lspe(tmp_path / "source" / "joints.mat", tmp_path / "source" / "images", tmp_path)
+        convert_lspe(*small_lspe, tmp_path)
     assert not (tmp_path / "lspet").exists()
 
 
-def test_lspe_plays_all_three_roles_and_is_converted_once(tmp_path):
-    small_lspe(tmp_path / "source")
-    arguments = (tmp_path / "source" / "joints.mat", tmp_path / "source" / "images", tmp_path)
-    assert convert_lspe(*arguments, skip_missing_images=True) == tmp_path / "lspet"
+def test_lspe_plays_all_three_roles_and_is_converted_once(tmp_path, small_lspe):
+    assert convert_lspe(*small_lspe, tmp_path, skip_missing_images=True) == tmp_path / "lspet"
     with pytest.raises(HrnetppError, match="is there already"):
-        convert_lspe(*arguments, skip_missing_images=True)
-    paths = prepare_data(LSPET, tmp_path)
-    coco = load_coco(LSPET, paths)
-    assert len(coco.train) == 2 and len(coco.val) == 2 and coco.boxes == GROUND_TRUTH_BOXES
+        convert_lspe(*small_lspe, tmp_path, skip_missing_images=True)
+    coco = load_coco(LSPET, paths := prepare_data(LSPET, tmp_path))
+    assert len(coco.train) == 2 and len(coco.val) == 2 and coco.boxes == layout.GROUND_TRUTH_BOXES
     assert not coco.train.keypoints[:, :5].any() and (coco.train.keypoints[:, 5:, 2] == 2).all()
-    challenger = load_ai_challenger(replace(LSPET, holdout_persons=1), paths)
+    challenger = layout.load_ai_challenger(replace(LSPET, holdout_persons=1), paths)
     assert len(challenger.train) == len(challenger.val) == 1
 
 
-def test_processes_that_convert_together_leave_one_whole_folder(tmp_path):
-    small_lspe(tmp_path / "source")
-    arguments = (tmp_path / "source" / "joints.mat", tmp_path / "source" / "images", tmp_path, True)
+def test_processes_that_convert_together_leave_one_whole_folder(tmp_path, small_lspe):
     with ProcessPoolExecutor(3, get_context("spawn")) as pool:
-        runs = [pool.submit(convert_lspe, *arguments) for _ in range(3)]
+        runs = [pool.submit(convert_lspe, *small_lspe, tmp_path, True) for _ in range(3)]
     failures = [str(run.exception()) for run in runs if run.exception()]
     assert len(failures) == 2 and all("lspet: is there already" in failure for failure in failures)
     coco = load_coco(LSPET, DataPaths(tmp_path / "lspet"))
     check_images(coco.train, decode=True)
     assert len(coco.train) == len(coco.val) == 2
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["lspet", "source"]
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    assert left == {"images", "joints.mat", "lspet"}
 
 
 def test_processes_that_prepare_together_find_whole_data(tmp_path):
@@ -142,12 +117,10 @@ def test_val_is_read_once(paths, monkeypatch):
 
 def test_real_photographs_are_shared_by_profiles(tmp_path, lspe_source):
     """The public file with only the first images at hand: missing ones are counted on request."""
-    source = lspe_source
-    with pytest.raises(HrnetppError, match="images of joints.mat are missing"):
-        convert_lspe(source / "joints.mat", source / "images", tmp_path / "data")
-    root = convert_lspe(source / "joints.mat", source / "images", tmp_path / "data", skip_missing_images=True)
+    arguments = (lspe_source / "joints.mat", lspe_source / "images", tmp_path / "data")
+    root = convert_lspe(*arguments, skip_missing_images=True)
     profile = replace(LSPET, holdout_persons=5)
-    assert data_paths(profile, tmp_path / "data").root == root
+    assert layout.data_paths(profile, tmp_path / "data").root == root
     coco, challenger = (load_stage_data(name, profile, DataPaths(root)) for name in ("coco", "ai_challenger"))
     assert (len(coco.train), len(coco.val)) == (10, 5)
     # Nose, eyes and ears are never labelled; all 14 of AI Challenger's keypoints are.

@@ -16,21 +16,17 @@ from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 def make_table(file_names, persons_per_image, folder="images", ids=None, skeleton=AIC14):
     image_index = np.repeat(np.arange(len(file_names)), persons_per_image).astype(np.int32)
     count = len(image_index)
+    files, hw = np.array(file_names, np.bytes_), np.full((len(file_names), 2), -1, np.int32)
     return PersonTable(
-        name=f"table {folder}",
-        skeleton=skeleton,
-        image_dir=folder,
-        image_files=np.array(file_names, np.bytes_),
-        image_ids=np.array(ids or file_names, None if ids else np.bytes_),
-        image_hw=np.full((len(file_names), 2), -1, np.int32),
-        image_index=image_index,
-        person_ids=np.arange(count),
-        bboxes_xywh=np.arange(4.0 * count).reshape(count, 4),
-        bbox_scores=np.ones(count),
-        areas=np.ones(count),
-        keypoints=np.full((count, len(skeleton), 3), 2, np.float32),
-        dropped={"crowd": count},
+        *(f"table {folder}", skeleton, folder, files, files if ids is None else np.array(ids), hw),
+        *(image_index, np.arange(count), np.arange(4.0 * count).reshape(count, 4), np.ones(count)),
+        *(np.ones(count), np.full((count, len(skeleton), 3), 2, np.float32), {"crowd": count}),
     )
+
+
+def names_of(table):
+    """Files that some person is in."""
+    return {table.image_files[i] for i in table.image_index}
 
 
 def test_select_takes_indices_and_masks():
@@ -38,13 +34,7 @@ def test_select_takes_indices_and_masks():
     by_index, by_mask = table.select([3, 1]), table.select(np.array([False, True, False, True]))
     assert by_index.person_ids.tolist() == [3, 1] and by_index.image_index.tolist() == [2, 1]
     assert by_mask.person_ids.tolist() == [1, 3] and len(by_mask.image_files) == 3
-    assert (
-        by_mask.bboxes_xywh.tolist() == [[4, 5, 6, 7], [12, 13, 14, 15]] and by_mask.keypoints.shape[0] == 2
-    )
-
-
-def split_names(table):
-    return [{part.image_files[i] for i in part.image_index} for part in split_by_image(table, 4)]
+    assert by_mask.bboxes_xywh.tolist() == [[4, 5, 6, 7], [12, 13, 14, 15]] and len(by_mask.keypoints) == 2
 
 
 @settings(deadline=None)
@@ -68,26 +58,22 @@ def test_split_holds_out_whole_images_and_no_more_than_needed(images, random, ho
     assert not set(train.image_index) & set(holdout.image_index)
     assert len(holdout) >= holdout_persons
     if len(holdout):  # without its last image it would be too few
-        last = max(
-            {table.image_files[i] for i in holdout.image_index}, key=lambda name: hashlib.sha1(name).digest()
-        )
+        last = max(names_of(holdout), key=lambda name: hashlib.sha1(name).digest())
         assert sum(table.image_files[i] != last for i in holdout.image_index) < holdout_persons
-    shuffled = images.copy()
-    random.shuffle(shuffled)
+    shuffled = random.sample(images, len(images))
     again = split_by_image(make_table(*zip(*shuffled, strict=True)), holdout_persons)[1]
-    assert {again.image_files[i] for i in again.image_index} == {
-        holdout.image_files[i] for i in holdout.image_index
-    }
+    assert names_of(again) == names_of(holdout)
 
 
 def test_split_does_not_depend_on_folders_and_keeps_equal_names_together():
-    names = [f"{number}.jpg" for number in range(9)]
-    plain = split_names(make_table(names, [1] * 9))
-    moved = split_names(make_table([f"train/{name}" for name in names], [1] * 9))
-    assert [{name.split(b"/")[1] for name in part} for part in moved] == plain
-    twice = split_names(make_table([f"{folder}/{name}" for folder in "tv" for name in names], [1] * 18))
-    bare = [{name.split(b"/")[1] for name in part} for part in twice]
-    assert not bare[0] & bare[1] and len(twice[1]) == 2 * len(bare[1])
+    def bare_names(*folders):
+        names = [f"{folder}{number}.jpg" for folder in folders for number in range(9)]
+        parts = split_by_image(make_table(names, [1] * len(names)), 4)
+        return [{os.path.basename(name) for name in names_of(part)} for part in parts], len(parts[1])
+
+    assert bare_names("") == bare_names("train/")
+    (train, holdout), persons = bare_names("t/", "v/")
+    assert not train & holdout and persons == 2 * len(holdout)
 
 
 def test_concat_makes_paths_relative_to_the_common_folder(tmp_path):
@@ -101,13 +87,8 @@ def test_concat_makes_paths_relative_to_the_common_folder(tmp_path):
     assert table.dropped == {"crowd": 5} and table.keypoints.shape == (5, 14, 3)
     assert table.bboxes_xywh[3:].tolist() == second.bboxes_xywh.tolist()
     assert table.image_ids.tolist() == [b"a.jpg", b"b.jpg", b"longer/c.jpg"]
-
-
-def test_concat_in_one_folder_keeps_names(tmp_path):
-    tables = [make_table([name], [1], tmp_path) for name in ("a.jpg", "b.jpg")]
-    assert (
-        concat(tables).image_files.tolist() == [b"a.jpg", b"b.jpg"] and concat(tables).image_dir == tmp_path
-    )
+    same = concat([make_table([name], [1], tmp_path) for name in ("a.jpg", "b.jpg")])
+    assert same.image_files.tolist() == [b"a.jpg", b"b.jpg"] and same.image_dir == tmp_path
 
 
 def test_concat_refuses_what_does_not_belong_together(tmp_path):
@@ -124,17 +105,13 @@ def test_check_images_counts_the_missing_ones_that_have_persons(tmp_path):
     table = make_table(names, [1, 1, 0, 2, 1, 1, 1, 1], tmp_path)
     for name in names[:2]:
         (tmp_path / name).touch()
-    with pytest.raises(
-        HrnetppError, match=r"5 of 7 images .* missing: 3.jpg, 4.jpg, 5.jpg, 6.jpg, 7.jpg; "
-    ) as caught:
+    missing = r"5 of 7 images .* missing: 3.jpg, 4.jpg, 5.jpg, 6.jpg, 7.jpg; "
+    with pytest.raises(HrnetppError, match=missing) as caught:
         check_images(table)
     assert "2.jpg" not in str(caught.value) and str(tmp_path) in str(caught.value)
     check_images(table.select([0, 1]))
     with pytest.raises(HrnetppError, match=r"2 of 2 images .* cannot be read, the first: .*0\.jpg"):
         check_images(table.select([0, 1]), decode=True)
-
-
-def test_a_pipe_or_an_endless_name_is_no_picture(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(HrnetppError, match=r"2 of 2 images .* are missing: pipe\.jpg, "):
         check_images(make_table(["pipe.jpg", "x" * 400], [1, 1], tmp_path), decode=True)
