@@ -356,6 +356,7 @@ def validate(
     predictions = Predictions(
         np.concatenate([share.keypoints for _, share in shares])[order],
         np.concatenate([share.scores for _, share in shares])[order],
+        card.input_hw,
     )
     return {"metric": data.metric.value, "value": score(predictions, data)["AP"], "boxes": data.boxes}
 
