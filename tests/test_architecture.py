@@ -18,8 +18,6 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 # floor neither imports the other.
 FLOORS = "errors, files, recipe, pose, model data, evaluate, train, draw, explore, app, __main__ __init__"
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS.split(", ")) for room in rooms.split()}
-HEAVY = {"torch", "cv2", "matplotlib", "scipy", "accelerate", "pooch", "papermill", "IPython", "ipywidgets"}
-LIGHT = ("__init__", "__main__", "errors", "files", "recipe", "pose.keypoints")
 # Names that users and checks outside this project rely on (README; published checkpoints; the report).
 PUBLIC_CALLS = {"create_model", "hrnet_w32", "hrnet_w48", "hrnetpp_w32", "hrnetpp_w48", "download", "prepare"}
 
@@ -66,9 +64,6 @@ def public_definitions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef 
                     yield f"{node.name}.{member.name}", member
 
 
-# ---------------------------------------------------------------------------------------- the rooms
-
-
 def test_every_module_has_its_room():
     assert {room_of(name) for name in MODULES} == set(FLOOR_OF)
 
@@ -96,15 +91,6 @@ def test_training_draws_nothing():
     assert not libraries & {"matplotlib", "IPython"}
 
 
-@pytest.mark.parametrize("short", LIGHT)
-def test_light_modules_load_nothing_heavy_at_their_top(short):
-    tree = tree_of(f"hrnetpp_lib.{short}")
-    tops = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = imported(ast.Module(tops, []))
-    assert not {name.split(".")[0] for name in names} & HEAVY
-    assert {name for name in names if name.startswith("hrnetpp_lib.")} <= {f"hrnetpp_lib.{n}" for n in LIGHT}
-
-
 @pytest.mark.parametrize("name", [name for name in MODULES if name.count(".") == 2 and "__init__" in name])
 def test_a_room_says_what_it_is_for_and_hands_nothing_on(name):
     docstring = ast.get_docstring(tree_of(name))
@@ -124,9 +110,6 @@ def test_no_room_or_module_is_called_like_a_public_function_elsewhere_or_like_a_
     assert not {name for name in MODULES if functions.get(name.split(".")[-1], name) != name}
     names = {part for name in MODULES for part in name.split(".")}
     assert not names & {"utils", "util", "misc", "core", "helpers", "common"}
-
-
-# --------------------------------------------------------------------------------------- each module
 
 
 @each_module
@@ -185,9 +168,6 @@ def test_departures_are_marked_with_a_reason():
     lines = [line for path in MODULES.values() for line in path.read_text().splitlines()]
     reasons = [line.split(":", 1)[1] for line in lines if re.match(r"\s*# (CHOICE|DEVIATION):", line)]
     assert len(reasons) > 5 and all(len(reason.split()) >= 4 for reason in reasons), reasons
-
-
-# ------------------------------------------------------------------------------- what nobody needs
 
 
 def test_what_only_tests_use_is_not_in_the_library():

@@ -61,28 +61,16 @@ def refuses(project: Path, message: str, only=(), **parameters) -> None:
     assert log_of(project) == []
 
 
-# -------------------------------------------------------------------------------------------- names
-
-
-@pytest.mark.parametrize("unknown", ["07", ""])
-def test_an_unknown_notebook_is_refused_with_the_known_ones(project, unknown):
-    refuses(project, f"no notebook '{unknown}'; there are 01_first, 02_second", only=["01", unknown])
-
-
-def test_a_folder_without_notebooks_is_named(tmp_path):
-    refuses(tmp_path, "no notebooks there")
-
-
-def test_parameters_that_no_notebook_has_are_refused_with_those_there_are(project):
+def test_unknown_notebooks_and_parameters_are_refused_with_the_known_ones(project, tmp_path_factory):
+    refuses(tmp_path_factory.mktemp("empty"), "no notebooks there")
+    for unknown in ("07", ""):
+        refuses(project, f"no notebook '{unknown}'; there are 01_first, 02_second", only=["01", unknown])
     write_notebook(project, "04_fourth", parameters=f"{PARAMETERS}\ndraws = 5")
     refuses(project, "no notebook has a parameter lr; there are draws, seed", lr=1, seed=2)
     for name in ("profile", "root"):
         refuses(project, f"no notebook has a parameter {name}", **{name: "elsewhere"})
-
-
-@pytest.mark.parametrize("value", ["abc", 1.5, None, True])
-def test_parameters_of_another_type_than_the_default_are_refused(value, project):
-    refuses(project, f"parameter seed is {value!r}; give int, as in seed=0", seed=value)
+    for value in ("abc", 1.5, None, True):  # of another type than the default
+        refuses(project, f"parameter seed is {value!r}; give int, as in seed=0", seed=value)
 
 
 def test_settings_become_python_values():
@@ -108,9 +96,6 @@ def test_a_notebook_that_is_none_or_whose_parameters_are_no_literals_is_named(pr
     refuses(project, "02_second.ipynb: no notebook whose parameters are literals")
 
 
-# ------------------------------------------------------------------------------------------ success
-
-
 def test_notebooks_run_in_order_with_their_parameters(project, capsys, monkeypatch):
     write_notebook(project, "03_without", parameters='profile = "mini"\nroot = ".."\nseed = 7')
     sources = {path: path.read_bytes() for path in (project / "notebooks").iterdir()}
@@ -133,9 +118,6 @@ def test_notebooks_run_in_order_with_their_parameters(project, capsys, monkeypat
         assert str(project) not in copy.read_text() and str(project_root()) not in copy.read_text()
     assert not (project / "out" / "runs" / "smoke" / "reproduce.json").exists()
     assert {path: path.read_bytes() for path in (project / "notebooks").iterdir()} == sources
-
-
-# ------------------------------------------------------------------------------------------ failure
 
 
 def test_a_failure_names_notebook_cell_and_error_and_keeps_the_partial_copy(project):
