@@ -11,6 +11,7 @@ import hrnetpp_lib.app.plan as module
 from hrnetpp_lib.__main__ import main
 from hrnetpp_lib.data import layout
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.metrics import bbox_ap
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.anatomy import count_macs
 from hrnetpp_lib.recipe import COCO, HRNETPP, LSPET, MINI, SMOKE, ablation_runs, three_stages
@@ -116,6 +117,11 @@ def test_a_picture_that_is_gone_or_torn_costs_no_other_line(tmp_path, monkeypatc
     assert f"images of {paths.coco_json('train')} are missing: {first.name}" in text
     assert "loader: not measured: " in text and "unknown, the loader was not measured" in text
     assert "cost of the notebooks' trainings" in text and "GiB free" in text
+
+
+def test_real_boxes_have_their_ap(real_data):
+    folder = real_data / "coco_test"
+    assert 0.3 < bbox_ap(folder / "test_coco.json", folder / "test_coco_det_AP_H_56.json") < 1
 
 
 def test_by_default_it_plans_mini_here(monkeypatch, capsys):
