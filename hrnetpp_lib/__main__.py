@@ -9,27 +9,23 @@ from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.files import project_root
-from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, Profile, Run, get_profile, read_recipe, three_stages
-
-
-def _root(options: argparse.Namespace) -> Path:
-    return options.output or project_root()
+from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, Run, get_profile, read_recipe, three_stages
 
 
 def reproduce(options: argparse.Namespace) -> None:
     """Run the notebooks headless, and write figures and Table 1."""
-    get_profile(options.profile)  # before the heavy imports
+    profile = get_profile(options.profile)  # before the heavy imports
     from hrnetpp_lib.app.reproduce import parse_parameters, reproduce
 
-    reproduce(options.profile, options.only, parse_parameters(options.set), _root(options))
+    reproduce(profile, options.output, options.only, parse_parameters(options.set))
 
 
 def train(options: argparse.Namespace) -> None:
     """Train the three stages of one architecture, or one recipe; go on with them, or find them trained."""
     from hrnetpp_lib.train.machine import EngineOptions, preemptible, processes
 
-    profile, runs = _runs_to_train(options)
-    root = _root(options)
+    runs, root = _runs_to_train(options), options.output
+    profile = runs[0].profile
     engine = EngineOptions(
         options.accumulate, options.compile, options.skip_bad_images, options.tensorboard, options.save_every
     )
@@ -48,20 +44,18 @@ def train(options: argparse.Namespace) -> None:
         here.destroy_process_group()
 
 
-def _runs_to_train(options: argparse.Namespace) -> tuple[Profile, tuple[Run, ...]]:
+def _runs_to_train(options: argparse.Namespace) -> tuple[Run, ...]:
     """What the options name: the stages of a profile, or the run of a recipe.json."""
     chosen = {name: getattr(options, name) for name in ("profile", "architecture", "seed")}
-    given = [f"--{name}" for name, value in chosen.items() if value is not None]
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if options.recipe and given:
+        raise HrnetppError(f"--recipe {options.recipe} says it all; leave out --{', --'.join(given)}")
     if options.recipe:
-        if given:
-            raise HrnetppError(f"--recipe {options.recipe} says it all; leave out {', '.join(given)}")
-        run = read_recipe(options.recipe)
-        return run.profile, (run,)
-    profile = get_profile("mini" if options.profile is None else options.profile)
-    name = "hrnetpp" if options.architecture is None else options.architecture
+        return (read_recipe(options.recipe),)
+    profile, name = get_profile(given.get("profile", "mini")), given.get("architecture", "hrnetpp")
     if name not in ARCHITECTURES:
         raise HrnetppError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
-    return profile, three_stages(profile, ARCHITECTURES[name], options.seed or 0)
+    return three_stages(profile, ARCHITECTURES[name], given.get("seed", 0))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -73,19 +67,15 @@ def evaluate(options: argparse.Namespace) -> None:
     from hrnetpp_lib.model.weights import load_checkpoint
 
     model, card = load_checkpoint(options.checkpoint)
-    data = load_coco(profile, prepare_data(profile, _root(options) / "data"))
-    if len(card.skeleton) != len(data.val.skeleton):
-        raise HrnetppError(
-            f"{options.checkpoint}: predicts {len(card.skeleton)} keypoints ({card.skeleton.name}), COCO has "
-            f"{len(data.val.skeleton)}; give a checkpoint of stage 2 or 3"
-        )
-    views = TTA_VIEWS if options.tta else SINGLE_VIEW
-    model = model.to(pick_device())
-    metrics = score(predict_boxes(model, card, data.val, not options.no_flip, views), data)
-    print(
-        f"checkpoint {options.checkpoint} ({card.run})\nprofile {profile.name}, data {profile.data}, boxes "
-        f"{data.boxes}, flip {not options.no_flip}, TTA {options.tta}, decoder {card.decoder}"
-    )
+    data = load_coco(profile, prepare_data(profile, options.output / "data"))
+    if (mine := len(card.skeleton)) != (wanted := len(data.val.skeleton)):
+        what = f"predicts {mine} keypoints ({card.skeleton.name}), COCO has {wanted}"
+        raise HrnetppError(f"{options.checkpoint}: {what}; give a checkpoint of stage 2 or 3")
+    flip, views = not options.no_flip, TTA_VIEWS if options.tta else SINGLE_VIEW
+    metrics = score(predict_boxes(model.to(pick_device()), card, data.val, flip, views), data)
+    print(f"checkpoint {options.checkpoint} ({card.run})")
+    print(f"profile {profile.name}, data {profile.data}, boxes {data.boxes}, ", end="")
+    print(f"flip {flip}, TTA {options.tta}, decoder {card.decoder}")
     print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
@@ -103,17 +93,15 @@ def check_data(options: argparse.Namespace) -> None:
     from hrnetpp_lib.data.layout import load_ai_challenger, load_coco, prepare_data
     from hrnetpp_lib.data.persons import check_images
 
-    paths = prepare_data(profile, _root(options) / "data")
+    paths = prepare_data(profile, options.output / "data")
     for load in (load_ai_challenger, load_coco):
         data = load(profile, paths)
         for role, table in (("train", data.train), ("val", data.val)):
             check_images(table, decode=True)
-            labelled = int((table.keypoints[:, :, 2] > 0).sum())
+            counts = f"{len(table)} boxes in {len(set(table.image_index))} images"
+            labelled = f"{(table.keypoints[:, :, 2] > 0).sum()} labelled keypoints"
             dropped = ", ".join(f"{count} {reason}" for reason, count in table.dropped.items() if count)
-            print(
-                f"{table.skeleton.name} {role}: {len(table)} boxes in {len(set(table.image_index))} images, "
-                f"{labelled} labelled keypoints; left out: {dropped or 'nothing'}"
-            )
+            print(f"{table.skeleton.name} {role}: {counts}, {labelled}; left out: {dropped or 'nothing'}")
         print(f"  val boxes: {data.boxes}")
 
 
@@ -121,7 +109,7 @@ def convert_lspe(options: argparse.Namespace) -> None:
     """Lay Leeds Sports Pose Extended out for the profiles on photographs, lspet*."""
     from hrnetpp_lib.data.layout import convert_lspe
 
-    convert_lspe(options.joints, options.images, _root(options) / "data", options.skip_missing_images)
+    convert_lspe(options.joints, options.images, options.output / "data", options.skip_missing_images)
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -129,7 +117,7 @@ def plan(options: argparse.Namespace) -> None:
     profile = get_profile(options.profile)
     from hrnetpp_lib.app.plan import plan
 
-    for line in plan(profile, _root(options), options.gpus):
+    for line in plan(profile, options.output, options.gpus):
         print(line, flush=True)
 
 
@@ -138,16 +126,11 @@ def doctor(options: argparse.Namespace) -> None:
     from hrnetpp_lib.data.layout import data_paths, how_to_get, missing_files
     from hrnetpp_lib.evaluate.table import provenance
 
-    root, facts = _root(options), provenance()
+    root = options.output
     disk = shutil.disk_usage(next(folder for folder in (root, *root.absolute().parents) if folder.exists()))
-    facts = facts["versions"] | {
-        "device": facts["device"],
-        "git revision": facts["git_revision"],
-        "folder": root,
-        "free disk": f"{disk.free / 2**30:.0f} GiB",
-    }
-    for name, fact in facts.items():
-        print(f"{name:17s} {fact}")
+    facts = provenance() | {"folder": root, "free disk": f"{disk.free / 2**30:.0f} GiB"}
+    for name, fact in (facts.pop("versions") | facts).items():
+        print(f"{name.replace('_', ' '):17s} {fact}")
     for profile in PROFILES.values():
         state = "ready"
         if profile.data == "synthetic":
@@ -155,20 +138,6 @@ def doctor(options: argparse.Namespace) -> None:
         elif missing := missing_files(profile, data_paths(profile, root / "data")):
             state = f"lacks {len(missing)} files or folders, first {missing[0]}; {how_to_get(profile)}"
         print(f"profile {profile.name:9s} {state}")
-
-
-def _number(kind: type, least: float, below: float = float("inf")) -> Callable[[str], float]:
-    """A type for argparse: whole or float numbers from `least` on that are less than `below`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not least <= value < below:
-            most = "finite" if below == float("inf") else f"less than {below:,}"
-            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}, and {most}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it where the text is no number
-    return parse
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -181,59 +150,45 @@ def build_parser() -> argparse.ArgumentParser:
         commands[command] = subparsers.add_parser(name, help=text, description=text)
         commands[command].set_defaults(function=command)
 
-    def option(name: str, *takers: Callable, **settings: object) -> None:
+    def option(name: str, help: str, *takers: Callable, **settings: object) -> None:
         for command in takers:
-            commands[command].add_argument(name, **settings)
+            commands[command].add_argument(name, help=help, **settings)
 
     data = (reproduce, train, evaluate, check_data, plan)
-    text = "smoke, mini (default), lspet_cpu, lspet or coco"
-    option("--profile", *data, default="mini", help=text)
+    option("--profile", "smoke, mini (default), lspet_cpu, lspet or coco", *data, default="mini")
     commands[train].set_defaults(profile=None)  # to know what is given beside --recipe
     text = "folder of data, runs and figures; default: the checkout, else the current folder"
-    option("--output", *data, convert_lspe, doctor, type=Path, help=text)
-    option("--only", reproduce, action="append", metavar="03", help="notebook by its number; may be repeated")
-    option("--set", reproduce, action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
-    _add_training(option)
-    option("--checkpoint", evaluate, type=Path, required=True, help="a model.safetensors")
-    option("--tta", evaluate, action="store_true", help="average over the five views")
-    option("--no-flip", evaluate, action="store_true", help="leave the mirrored crop out")
-    option("image", predict, type=Path)
-    text = "a model.safetensors; default: a finished stage 3 of HRNet++ below runs/"
-    option("--checkpoint", predict, type=Path, help=text)
-    text = "persons in image px (--boxes=... if it begins with a minus); default: the whole image"
-    option("--boxes", predict, metavar='"x,y,w,h ..."', help=text)
-    option("--detector", predict, metavar="MODEL", help="find persons by a transformers model (extra detect)")
-    text = "gets the poses as json and drawn; by default nothing is written"
-    option("--output-dir", predict, type=Path, help=text)
-    option("joints", convert_lspe, type=Path, help="joints.mat")
-    option("images", convert_lspe, type=Path, help="folder of im00001.jpg ..., or of zip archives of them")
-    option("--skip-missing-images", convert_lspe, action="store_true", help="count what lacks, and go on")
-    option("--gpus", plan, type=_number(int, 1), default=1, metavar="N", help="that share each batch")
+    option("--output", text, *data, convert_lspe, doctor, type=Path, default=project_root())
+    repeated = {"action": "append", "default": []}
+    option("--only", "notebook by its number; may be repeated", reproduce, metavar="03", **repeated)
+    option("--set", "a notebook parameter", reproduce, metavar="NAME=VALUE", **repeated)
+    option("--architecture", "hrnetpp (default), hrnet, hrnet+se, ...", train)
+    option("--seed", "default 0", train, type=int)
+    option("--recipe", "train this recipe.json instead of a profile's stages", train, type=Path)
+    option("--accumulate", "cut batches into N parts", train, type=int, default=1, metavar="N")
+    option("--compile", "try torch.compile", train, action="store_true")
+    option("--skip-bad-images", "replace persons of unreadable images", train, action="store_true")
+    option("--tensorboard", "write TensorBoard's files (extra watch)", train, action="store_true")
+    option("--save-every", "between saved states", train, type=float, default=600, metavar="SECONDS")
+    option("--checkpoint", "a model.safetensors", evaluate, type=Path, required=True)
+    option("--tta", "average over the five views", evaluate, action="store_true")
+    option("--no-flip", "leave the mirrored crop out", evaluate, action="store_true")
+    option("image", "a photograph", predict, type=Path)
+    option("--checkpoint", "default: a finished stage 3 of HRNet++ below runs/", predict, type=Path)
+    option("--boxes", "in px (= before a minus); default: the whole image", predict, metavar='"x,y,w,h ..."')
+    option("--detector", "find persons by a transformers model (extra detect)", predict, metavar="MODEL")
+    option("--output-dir", "gets the poses as json and drawn; default: neither", predict, type=Path)
+    option("joints", "joints.mat", convert_lspe, type=Path)
+    option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)
+    option("--skip-missing-images", "count what lacks, and go on", convert_lspe, action="store_true")
+    option("--gpus", "that share each batch", plan, type=int, default=1, metavar="N")
     return parser
 
 
-def _add_training(option: Callable[..., None]) -> None:
-    option("--architecture", train, help="hrnetpp (default), hrnet, hrnet+se, ...")
-    option("--seed", train, type=_number(int, 0, 2**64), help="default 0")
-    option("--recipe", train, type=Path, help="train this recipe.json instead of a profile's stages")
-    text = "cut batches into N parts"
-    option("--accumulate", train, type=_number(int, 1), default=1, metavar="N", help=text)
-    option("--compile", train, action="store_true", help="try torch.compile")
-    option("--skip-bad-images", train, action="store_true", help="replace persons of unreadable images")
-    option("--tensorboard", train, action="store_true", help="write TensorBoard's files (extra watch)")
-    text = "between saved states"
-    option("--save-every", train, type=_number(float, 0), default=600, metavar="SECONDS", help=text)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        The exit status: 2 for bad input, told in one line on stderr; 75 after SIGTERM; 141 where nobody reads
-        on, as in `| head`.
-    """
-    options = build_parser().parse_args(arguments)
+    """Run one command; returns 2 for bad input, 75 after SIGTERM, 141 where nobody reads on (`| head`)."""
     try:
+        options = build_parser().parse_args(arguments)
         options.function(options)
         sys.stdout.flush()
     except Preempted as error:

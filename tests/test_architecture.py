@@ -9,33 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY = ROOT / "hrnetpp_lib"
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(LIBRARY.rglob("*.py"))
-}
-SOURCES = sorted(
-    path
-    for folder in ("hrnetpp_lib", "tests", "benchmarks", "tools")
-    for path in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = ("hrnetpp_lib", "tests", "benchmarks", "tools")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+PATHS = [path for path in SOURCES if path.is_relative_to(ROOT / "hrnetpp_lib")]
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PATHS}
 
-# A room imports from floors below its own, and within itself without going in circles.
-FLOORS = (
-    ("errors",),
-    ("files",),
-    ("recipe",),
-    ("pose",),
-    ("model", "data"),  # neighbours: neither imports the other
-    ("evaluate",),
-    ("train",),
-    ("draw",),
-    ("explore",),
-    ("app",),
-    ("__main__", "__init__"),
-)
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-HEAVY = {"torch", "cv2", "matplotlib", "scipy", "accelerate", "pooch", "papermill", "IPython", "ipywidgets"}
-LIGHT = ("__init__", "__main__", "errors", "files", "recipe", "pose.keypoints")
+# A room imports from floors below its own, and within itself without going in circles. Of neighbours on one
+# floor neither imports the other.
+FLOORS = "errors, files, recipe, pose, model data, evaluate, train, draw, explore, app, __main__ __init__"
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS.split(", ")) for room in rooms.split()}
 # Names that users and checks outside this project rely on (README; published checkpoints; the report).
 PUBLIC_CALLS = {"create_model", "hrnet_w32", "hrnet_w48", "hrnetpp_w32", "hrnetpp_w48", "download", "prepare"}
 
@@ -49,8 +31,7 @@ def tree_of(name: str) -> ast.Module:
 
 def room_of(name: str) -> str:
     """'hrnetpp_lib.pose.heatmap' -> 'pose'; the package's own __init__ is a room of its own."""
-    parts = name.split(".")
-    return parts[1]
+    return name.split(".")[1]
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -83,9 +64,6 @@ def public_definitions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef 
                     yield f"{node.name}.{member.name}", member
 
 
-# ---------------------------------------------------------------------------------------- the rooms
-
-
 def test_every_module_has_its_room():
     assert {room_of(name) for name in MODULES} == set(FLOOR_OF)
 
@@ -95,8 +73,6 @@ def test_imports_exist_and_go_down(name):
     mine = room_of(name)
     for other in ours(name):
         assert other in MODULES, f"{name} imports {other}, which is not there"
-        if name == "hrnetpp_lib.__main__" and other == "hrnetpp_lib.__init__":
-            continue
         theirs = room_of(other)
         assert theirs == mine or FLOOR_OF[theirs] < FLOOR_OF[mine], f"{name} imports {other} of a room above"
 
@@ -110,19 +86,9 @@ def test_no_circles():
 
 
 def test_training_draws_nothing():
-    for name in MODULES:
-        if FLOOR_OF[room_of(name)] <= FLOOR_OF["train"]:
-            assert not {entry.split(".")[0] for entry in imported(tree_of(name))} & {"matplotlib", "IPython"}
-
-
-@pytest.mark.parametrize("short", LIGHT)
-def test_light_modules_load_nothing_heavy_at_their_top(short):
-    tops = [
-        node for node in tree_of(f"hrnetpp_lib.{short}").body if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    names = imported(ast.Module(tops, []))
-    assert not {name.split(".")[0] for name in names} & HEAVY
-    assert {name for name in names if name.startswith("hrnetpp_lib.")} <= {f"hrnetpp_lib.{n}" for n in LIGHT}
+    below = [name for name in MODULES if FLOOR_OF[room_of(name)] <= FLOOR_OF["train"]]
+    libraries = {entry.split(".")[0] for name in below for entry in imported(tree_of(name))}
+    assert not libraries & {"matplotlib", "IPython"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.count(".") == 2 and "__init__" in name])
@@ -136,20 +102,14 @@ def test_a_room_says_what_it_is_for_and_hands_nothing_on(name):
 def test_no_room_or_module_is_called_like_a_public_function_elsewhere_or_like_a_grab_bag():
     functions = {
         public: name
-        for name in MODULES
-        if name != "hrnetpp_lib.__main__"  # whose functions are the commands
+        for name in sorted(set(MODULES) - {"hrnetpp_lib.__main__"})  # whose functions are the commands
         for public, _ in public_definitions(tree_of(name))
     }
-    rooms = {name.split(".")[1] for name in MODULES}
-    assert not rooms & set(functions), "a room and a function of one name"
+    assert not set(FLOOR_OF) & set(functions), "a room and a function of one name"
     # A module may hold the one function that it is named after.
-    clash = {name for name in MODULES if functions.get(name.split(".")[-1], name) != name}
-    assert not clash
+    assert not {name for name in MODULES if functions.get(name.split(".")[-1], name) != name}
     names = {part for name in MODULES for part in name.split(".")}
     assert not names & {"utils", "util", "misc", "core", "helpers", "common"}
-
-
-# --------------------------------------------------------------------------------------- each module
 
 
 @each_module
@@ -160,34 +120,25 @@ def test_functions_are_short(name):
             assert length <= 50, f"{name}: {node.name} has {length} lines"
 
 
-def says_it_all(name: str, node: ast.AST) -> bool:
-    """A network's forward, and one-line accessors whose name and types say it all."""
-    return name.endswith(".forward") or (isinstance(node, ast.FunctionDef) and len(node.body) == 1)
-
-
 @each_module
 def test_everything_public_has_a_docstring(name):
     assert ast.get_docstring(tree_of(name)), f"{name} does not say what it is"
     for public, node in public_definitions(tree_of(name)):
         text = ast.get_docstring(node)
-        assert text or says_it_all(public, node), f"{name}: {public} has no docstring"
+        # A network's forward, and one-line accessors: name and types say it all.
+        clear = public.endswith(".forward") or (isinstance(node, ast.FunctionDef) and len(node.body) == 1)
+        assert text or clear, f"{name}: {public} has no docstring"
         assert not text or text.split("\n")[0].endswith((".", ":")), f"{name}: {public}"
 
 
 @each_module
-def test_raises_sections_are_kept(name):
-    if name == "hrnetpp_lib.__main__":
-        return  # commands print what they raise
+def test_public_functions_say_what_they_raise(name):
     for public, node in public_definitions(tree_of(name)):
         if isinstance(node, ast.FunctionDef) and "." not in public:  # a class may say it once for its methods
-            raised = {
-                inner.exc.func.id
-                for inner in ast.walk(node)
-                if isinstance(inner, ast.Raise)
-                and isinstance(inner.exc, ast.Call)
-                and hasattr(inner.exc.func, "id")
-            }
-            if raised & {"HrnetppError", "ValueError"}:
+            calls = [inner.exc for inner in ast.walk(node) if isinstance(inner, ast.Raise)]
+            raised = {getattr(getattr(call, "func", None), "id", None) for call in calls}
+            # Commands print what they raise.
+            if raised & {"HrnetppError", "ValueError"} and name != "hrnetpp_lib.__main__":
                 assert "Raises:" in (ast.get_docstring(node) or ""), f"{name}: {public} raises {raised}"
 
 
@@ -198,13 +149,10 @@ def test_no_hidden_state(name):
 
 @each_module
 def test_nothing_prints_but_what_reports_to_people(name):
-    calls = [n for n in ast.walk(tree_of(name)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-    if any(call.func.id == "print" for call in calls):
-        reports = {"train", "app", "__main__"}
-        assert room_of(name) in reports or name in ("hrnetpp_lib.data.layout", *SYNTHETIC), name
-
-
-SYNTHETIC = [name for name in MODULES if name.startswith("hrnetpp_lib.data.synthetic")]
+    calls = [node.func for node in ast.walk(tree_of(name)) if isinstance(node, ast.Call)]
+    if any(isinstance(call, ast.Name) and call.id == "print" for call in calls):
+        reports = room_of(name) in ("train", "app", "__main__")
+        assert reports or name.startswith(("hrnetpp_lib.data.layout", "hrnetpp_lib.data.synthetic"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.relative_to(ROOT).parts))
@@ -217,37 +165,21 @@ def test_no_path_of_this_machine_and_no_torchvision(path):
 
 
 def test_departures_are_marked_with_a_reason():
-    marks = [
-        (name, line.split(":", 1)[1])
-        for name, path in MODULES.items()
-        for line in path.read_text().splitlines()
-        if re.match(r"\s*# (CHOICE|DEVIATION):", line)
-    ]
-    assert len(marks) > 5
-    assert all(len(reason.split()) >= 4 for _, reason in marks), marks
-
-
-# ------------------------------------------------------------------------------- what nobody needs
-
-
-def words_of(paths: list[Path]) -> set[str]:
-    return {word for path in paths for word in re.findall(r"\w+", path.read_text())}
+    lines = [line for path in MODULES.values() for line in path.read_text().splitlines()]
+    reasons = [line.split(":", 1)[1] for line in lines if re.match(r"\s*# (CHOICE|DEVIATION):", line)]
+    assert len(reasons) > 5 and all(len(reason.split()) >= 4 for reason in reasons), reasons
 
 
 def test_what_only_tests_use_is_not_in_the_library():
     """A public name is used in its own module, or elsewhere in the library, or by notebooks and tools."""
-    outside = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    outside += [path for path in SOURCES if path.parts[len(ROOT.parts)] in ("benchmarks", "tools")]
-    used = words_of(outside) | PUBLIC_CALLS
-    names = {
-        name: {node.name for public, node in public_definitions(tree_of(name)) if "." not in public}
-        for name in MODULES
-    }
-    for tree in map(tree_of, MODULES):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
-                used.add(node.id if isinstance(node, ast.Name) else node.attr)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
-                used.add(node.value)  # forward references, and the package's lazy names
-    unused = {name: sorted(mine - used) for name, mine in names.items() if mine - used}
-    assert not unused, f"used by tests alone, or by nobody: {unused}"
+    outside = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb")]
+    outside += [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+    used = {word for path in outside for word in re.findall(r"\w+", path.read_text())} | PUBLIC_CALLS
+    for node in (node for name in MODULES for node in ast.walk(tree_of(name))):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+            used.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            used.add(node.value)  # forward references, and the package's lazy names
+    for name in MODULES:
+        tops = {node.name for public, node in public_definitions(tree_of(name)) if "." not in public}
+        assert tops <= used, f"{name}: used by tests alone, or by nobody: {sorted(tops - used)}"

@@ -1,6 +1,7 @@
 """The ways to install the project agree with one another and with what is installed here."""
 
 import ast
+import contextlib
 import re
 import subprocess
 import sys
@@ -30,66 +31,45 @@ def bounds(requirements: list[str]) -> dict[str, str]:
     return {canonical(name): bound for name, bound in split}
 
 
-def pins() -> dict[str, str]:
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in PINNED)
-    return {canonical(name): number for name, number in (line.split("==") for line in PINNED)}
-
-
 def as_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
+EXTRAS = {name: bounds(packages) for name, packages in PROJECT["optional-dependencies"].items()}
 DEPENDENCIES = bounds(PROJECT["dependencies"])
-TEST_EXTRA = bounds(PROJECT["optional-dependencies"]["test"])
+ASKED = DEPENDENCIES | EXTRAS["test"]
+PINS = {canonical(line.split("==")[0]): line.split("==")[1] for line in PINNED}
 
 
 def test_conda_and_pip_ask_for_the_same_packages():
     listed = [entry for entry in CONDA["dependencies"] if isinstance(entry, str)]
     conda = bounds([entry for entry in listed if ">=" in entry])
-    assert conda == {
-        CONDA_NAMES.get(name, name): bound for name, bound in (DEPENDENCIES | TEST_EXTRA).items()
-    }
-    assert set(listed) - {entry for entry in listed if ">=" in entry} == {"python=3.11", "pip"}
-
-
-def test_conda_installs_the_project_itself_and_nothing_else_by_pip():
+    assert conda == {CONDA_NAMES.get(name, name): bound for name, bound in ASKED.items()}
+    assert {entry for entry in listed if ">=" not in entry} == {"python=3.11", "pip"}
+    # The project itself, and nothing else, is installed by pip.
     (pip,) = [entry["pip"] for entry in CONDA["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["--no-deps --editable ."]
-    assert CONDA["channels"][0] == "conda-forge"
-
-
-def test_the_promised_packages_are_all_there():
+    assert pip == ["--no-deps --editable ."] and CONDA["channels"][0] == "conda-forge"
     asked = {"torch", "jupyterlab", "matplotlib", "numpy", "opencv-python", "pycocotools"}
     assert asked <= set(DEPENDENCIES)
 
 
 def test_python_versions_agree():
-    assert PROJECT["requires-python"] == ">=3.11"
-    assert "python=3.11" in CONDA["dependencies"]
-    assert "PYTHON ?= python3.11" in MAKEFILE
+    assert PROJECT["requires-python"] == ">=3.11" and "PYTHON ?= python3.11" in MAKEFILE
     assert sys.version_info >= (3, 11)
 
 
 def test_every_dependency_is_pinned_within_its_bound():
-    pinned = pins()
-    for name, bound in (DEPENDENCIES | TEST_EXTRA).items():
-        assert name in pinned, name
-        assert as_numbers(pinned[name]) >= as_numbers(bound), name
-    assert pinned["torch"] == "2.13.0"
-
-
-def test_pins_are_sorted_and_unique():
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in PINNED)
     assert [line.lower() for line in PINNED] == sorted({line.lower() for line in PINNED})
-    assert len(pins()) == len(PINNED)
+    assert len(PINS) == len(PINNED)
+    assert {name for name, bound in ASKED.items() if as_numbers(PINS[name]) < as_numbers(bound)} == set()
+    assert PINS["torch"] == "2.13.0"
 
 
 def test_what_is_imported_is_declared():
     """Every library that a file imports is a dependency, an extra, or comes with one."""
-    declared = DEPENDENCIES | TEST_EXTRA | {"nbformat": "", "nbclient": "", "traitlets": "", "ipython": ""}
-    for names in PROJECT["optional-dependencies"].values():
-        declared |= bounds(names)
-    distributions = packages_distributions()
-    used = set()
+    declared = {"nbformat", "nbclient", "traitlets", "ipython", *DEPENDENCIES}.union(*EXTRAS.values())
+    distributions, used = packages_distributions(), set()
     for path in (ROOT / "hrnetpp_lib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -97,10 +77,11 @@ def test_what_is_imported_is_declared():
             elif isinstance(node, ast.ImportFrom):
                 used.add(node.module.split(".")[0])
     used -= set(sys.stdlib_module_names) | {"hrnetpp_lib"}
-    distribution_of = {name: canonical(distributions.get(name, [name])[0]) for name in used}
-    assert not {name for name, home in distribution_of.items() if home not in declared}
-    unused = set(DEPENDENCIES) - set(distribution_of.values())
-    assert unused == {"jupyterlab"}, "it runs the notebooks and is imported nowhere; what else is?"
+    homes = {canonical(distributions.get(name, [name])[0]) for name in used}
+    assert homes <= declared
+    assert set(DEPENDENCIES) - homes == {"jupyterlab"}, (
+        "it runs the notebooks and is imported nowhere; what else is?"
+    )
 
 
 def test_what_make_installed_is_what_is_pinned():
@@ -108,39 +89,28 @@ def test_what_make_installed_is_what_is_pinned():
     if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
         pytest.skip("not the environment that make installs")
     installed = {}
-    for name in pins():
-        try:
+    for name in PINS:
+        with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name).partition("+")[0]  # torch 2.13.0+cpu is 2.13.0
-        except PackageNotFoundError:
-            continue
-    assert set(DEPENDENCIES) | set(TEST_EXTRA) <= set(installed)
-    assert installed == {name: pins()[name] for name in installed}
+    assert set(ASKED) <= set(installed)
+    assert installed == {name: PINS[name] for name in installed}
 
 
 def test_the_two_commands_of_the_readme_exist():
-    for target in ("reproduce", "test"):
-        assert re.search(rf"^{target}: \.venv/ready$", MAKEFILE, flags=re.MULTILINE)
-        planned = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert {"reproduce": "-m hrnetpp_lib reproduce --profile mini", "test": "-m pytest"}[
-            target
-        ] in planned.stdout
+    for arguments, command in (
+        ("reproduce", "-m hrnetpp_lib reproduce --profile mini"),
+        ("reproduce PROFILE=smoke", "--profile smoke"),
+        ("test", "-m pytest"),
+    ):
+        assert re.search(rf"^{arguments.split()[0]}: \.venv/ready$", MAKEFILE, flags=re.MULTILINE)
+        make = subprocess.run(["make", "-n", *arguments.split()], cwd=ROOT, capture_output=True, text=True)
+        assert make.returncode == 0 and command in make.stdout
     assert "-c constraints.txt" in MAKEFILE
 
 
-def test_make_passes_the_profile_on():
-    planned = subprocess.run(
-        ["make", "-n", "reproduce", "PROFILE=smoke"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "--profile smoke" in planned.stdout
-
-
-@pytest.mark.parametrize("name", ["environment.yml", "pyproject.toml", "constraints.txt", "Makefile"])
-def test_torchvision_is_nowhere(name):
-    assert "torchvision" not in (ROOT / name).read_text()
-
-
-def test_torchvision_is_not_loaded():
-    code = (
-        "import sys, hrnetpp_lib.app.workspace, hrnetpp_lib.app.photo; sys.exit('torchvision' in sys.modules)"
-    )
+def test_torchvision_is_nowhere():
+    for name in ("environment.yml", "pyproject.toml", "constraints.txt", "Makefile"):
+        assert "torchvision" not in (ROOT / name).read_text()
+    imports = "sys, hrnetpp_lib.app.workspace, hrnetpp_lib.app.photo"
+    code = f"import {imports}; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -26,27 +26,22 @@ def test_generated_parts_are_up_to_date():
 
 
 def test_the_table_has_a_column_per_profile_with_results(tmp_path):
-    figures = [
-        {"metrics": {"AP": 0.5}, "interval": [0.4, 0.6], "difference": d}
-        for d in [None] + [[0.1, 0, 0.2]] * 5
-    ]
+    row = {"metrics": {"AP": 0.5}, "interval": [0.4, 0.6], "difference": None}
+    rows = [row] + [row | {"difference": [0.1, 0, 0.2]}] * 5
     for name in ("smoke", "lspet", "mini"):
-        write_json(tmp_path / name / "results.json", {"data": f"{name} data", "rows": figures})
+        write_json(tmp_path / name / "results.json", {"data": f"{name} data", "rows": rows})
     lines = table_of_profiles(tmp_path)
     assert lines[:3] == ["* `mini`: mini data", "* `lspet`: lspet data", ""]
-    assert lines[3].startswith(
-        "| method | report: AP | [`mini`](figures/mini/table_1.md): AP | minus first row | [`lspet`]"
-    )
+    head = "| method | report: AP | [`mini`](figures/mini/table_1.md): AP | minus first row | [`lspet`]"
+    assert lines[3].startswith(head)
     assert lines[5] == "| Original HRNet-W48 | 76.3 | 50.0 [40.0, 60.0] |  | 50.0 [40.0, 60.0] |  |"
     assert lines[6].startswith("| HRNet++ (heatmap) | 76.5 | 50.0 [40.0, 60.0] | +10.0 [+0.0, +20.0] | 50.0")
     assert len(lines) == 11
 
 
 def test_every_mark_in_the_code_is_listed():
-    marks = sum(
-        len(re.findall(r"# (?:CHOICE|DEVIATION):", path.read_text()))
-        for path in (ROOT / "hrnetpp_lib").rglob("*.py")
-    )
+    texts = [path.read_text() for path in (ROOT / "hrnetpp_lib").rglob("*.py")]
+    marks = sum(len(re.findall(r"# (?:CHOICE|DEVIATION):", text)) for text in texts)
     assert len(list_choices(ROOT / "hrnetpp_lib")) == marks > 5
 
 
@@ -54,10 +49,9 @@ def test_a_mark_names_its_room_and_may_go_on_over_lines(tmp_path):
     (tmp_path / "room").mkdir()
     text = "x = 1\n    # CHOICE: first line,\n    # second line.\n# DEVIATION: another.\ny = 2  # not this\n"
     (tmp_path / "room" / "a.py").write_text(text)
-    assert list_choices(tmp_path) == [
-        "* choice, `room/a.py`: first line, second line.",
-        "* deviation, `room/a.py`: another.",
-    ]
+    choice, deviation = list_choices(tmp_path)
+    assert choice == "* choice, `room/a.py`: first line, second line."
+    assert deviation == "* deviation, `room/a.py`: another."
 
 
 def test_missing_marker_is_named():
@@ -66,14 +60,14 @@ def test_missing_marker_is_named():
 
 
 def test_it_runs_as_a_file(tmp_path):
-    (tmp_path / "README.md").write_text(README)
-    shutil.copytree(ROOT / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png"))
-    for name in ("hrnetpp_lib", "tools"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "pyproject.toml").touch()
-    command, paths = [sys.executable, "tools/readme.py"], {"PYTHONPATH": str(tmp_path)}
+    for name in ("hrnetpp_lib", "tools", "figures"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.png")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "hrnetpp_lib" / "new.py").write_text("# CHOICE: this one is new here.\n")
-    subprocess.run(command, cwd=tmp_path, env=os.environ | paths, check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "tools/readme.py"], cwd=tmp_path, env=environment, check=True)
     assert "\n* choice, `new.py`: this one is new here.\n" in (tmp_path / "README.md").read_text()
 
 
@@ -84,32 +78,22 @@ def test_links_lead_to_files():
 
 def test_every_module_is_in_the_tree_in_its_room():
     (tree,) = [block for block in README.split("```") if block.startswith("\nhrnetpp_lib/\n")]
+    rooms, room = {"": ""}, ""
     # A room's line starts with two spaces, its name and a slash; lines that go on are indented deeper.
-    lines = tree.split("hrnetpp_lib/\n")[1].splitlines()
-    rooms: dict[str, str] = {}
-    for line in lines:
-        if start := re.match(r"  (\w+)/", line):
-            rooms[current := start[1]] = ""
-        elif re.match(r"  \w", line):
-            current = ""
-        if line.startswith("  "):
-            rooms[current] = f"{rooms.get(current, '')} {line}"
+    for line in tree.split("hrnetpp_lib/\n")[1].splitlines():
+        if start := re.match(r"  (?:(\w+)/|\w)", line):
+            room = start[1] or ""
+        rooms[room] = f"{rooms.get(room, '')} {line}"
     for path in (ROOT / "hrnetpp_lib").rglob("[a-z]*.py"):
-        room, *inside = path.relative_to(ROOT / "hrnetpp_lib").parts
-        room = room if inside else ""
-        assert re.search(rf"\b{path.stem}\b", rooms.get(room, "")), f"{room}/{path.name}"
-
-
-def commands_of(text: str) -> list[str]:
-    """Lines of README's shell blocks and of its code spans that call the package."""
-    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    lines += re.findall(r"`(python -m hrnetpp_lib[^`]*)`", text)
-    return [line.partition("  #")[0] for line in lines if "-m hrnetpp_lib " in line]
+        room = path.parent.name if path.parent != ROOT / "hrnetpp_lib" else ""
+        assert re.search(rf"\b{path.stem}\b", rooms.get(room, "")), path
 
 
 def test_every_command_is_understood():
-    commands = commands_of(README)
+    """In README's shell blocks and code spans."""
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)).splitlines()
+    lines += re.findall(r"`(python -m hrnetpp_lib[^`]*)`", README)
+    commands = [line.partition("  #")[0] for line in lines if "-m hrnetpp_lib " in line]
     assert len(commands) > 6
     for command in commands:
         arguments = shlex.split(command.split("-m hrnetpp_lib ", 1)[1])
@@ -134,6 +118,5 @@ def test_committed_results_are_of_one_clean_commit():
     for path in set((ROOT / "figures").glob("*/results.json")) - {ROOT / "figures/smoke/results.json"}:
         content = json.loads(path.read_text())
         assert re.fullmatch(r"[0-9a-f]{7,40}", content["provenance"]["git_revision"])
-        assert all(
-            re.fullmatch("[0-9a-f]{64}", digest) for row in content["rows"] for digest in row["runs"].values()
-        )
+        digests = [digest for row in content["rows"] for digest in row["runs"].values()]
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)

@@ -1,13 +1,9 @@
-"""What a profile's trainings would take on this machine: what is there, how fast it is, what it costs.
-
-Every number is measured here, counted in the data, or computed from such; those that come from the report
-because the data are absent say so.
-"""
+"""What a profile's trainings would take here: measured, counted, or the report's numbers, which say so."""
 
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,15 +11,8 @@ from pathlib import Path
 import torch
 from torch.utils.benchmark import Timer
 
+from hrnetpp_lib.data import layout
 from hrnetpp_lib.data.crops import Sample, TrainCrops, usable_workers
-from hrnetpp_lib.data.layout import (
-    StageData,
-    data_paths,
-    load_ai_challenger,
-    load_coco,
-    missing_files,
-    prepare_data,
-)
 from hrnetpp_lib.data.persons import PersonTable, check_images
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import pick_device
@@ -44,55 +33,47 @@ _FLOP = 6  # of a multiply-accumulate: two, forward once and backward twice
 
 def notebook_runs(profile: Profile) -> tuple[Run, ...]:
     """Every training of the notebooks, each once: two networks' heatmap stages, stage 3, ablations, alpha."""
-    *plain, _ = three_stages(profile, HRNET)
-    chain = three_stages(profile)
+    (*plain, _), chain = three_stages(profile, HRNET), three_stages(profile)
     scaled = replace(STAGE3, alpha=60 * (profile.heatmap_sigma / 3) ** 2)  # as in notebook 6
     alpha = resolve(scaled, profile, previous=chain[1])
     return tuple({run.name: run for run in (*plain, *chain, *ablation_runs(profile), alpha)}.values())
 
 
 def plan(profile: Profile, root: Path, gpus: int) -> Iterator[str]:
-    """Lines of the plan, as they become known.
+    """Lines of the plan, as they become known, for `gpus` devices that share each batch; data/ is in `root`.
 
-    Args:
-        profile: The budget.
-        root: Holds data/ and runs/.
-        gpus: How many devices would share each batch.
-
-    Raises:
-        HrnetppError: If a batch cannot be divided among the GPUs, or a file that is there is broken.
+    Raises: HrnetppError if a batch cannot be divided among the GPUs, or a file that is there is broken.
     """
-    runs, heatmap_run, share = notebook_runs(profile), three_stages(profile)[1], profile.batch_size // gpus
+    if gpus < 1:
+        raise HrnetppError(f"{gpus} GPUs: must be at least 1")
     number_of_steps(f"profile {profile.name}", profile.batch_size, profile.batch_size, gpus)
+    heatmap_run, share = three_stages(profile)[1], profile.batch_size // gpus
     yield f"profile {profile.name}: {profile.describe_size()}, batch {profile.batch_size} = {gpus} x {share}"
-    data: dict[str, StageData] = {}
-    yield from _check_data(profile, root, data)
+    data = yield from _check_data(profile, root)
     persons = {name: (reported[0], "the report's number") for name, reported in REPORTED.items()}
     persons |= {name: (len(there.train), "counted") for name, there in data.items()}
-    device = pick_device()
     yield "\nspeed (this takes seconds on a GPU, minutes on a CPU)"
-    model_rate = yield from _measure_model(heatmap_run, share, device)
-    loader_rate = yield from _measure_loader(heatmap_run, data["coco"].train if "coco" in data else None)
-    yield from _cost(runs, persons, model_rate, device, gpus)
+    model_rate = yield from _measure_model(heatmap_run, share)
+    loader_rate = (yield from _measure_loader(heatmap_run, data["coco"].train)) if "coco" in data else None
+    yield from _cost(notebook_runs(profile), persons, model_rate, gpus)
     yield _bottleneck(profile, model_rate, loader_rate, gpus)
     there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     yield f"disk: {shutil.disk_usage(there).free / 2**30:.0f} GiB free below {root}"
 
 
-def _check_data(profile: Profile, root: Path, data: dict[str, StageData]) -> Iterator[str]:
-    """What is there and what is not; fills `data` with the sets that can be read."""
-    paths = data_paths(profile, root / "data")
+def _check_data(profile: Profile, root: Path) -> Generator[str, None, dict[str, layout.StageData]]:
+    """Lines of what is there and what is not; returns the sets that can be read."""
+    paths, data = layout.data_paths(profile, root / "data"), {}
     if profile.data == "synthetic":
-        prepare_data(profile, root / "data")
+        layout.prepare_data(profile, root / "data")
     yield "\ndata"
-    missing = missing_files(profile, paths)
+    missing = layout.missing_files(profile, paths)
     yield from (f"  missing: {path}" for path in missing)
-    for name, load in (("ai_challenger", load_ai_challenger), ("coco", load_coco)):
-        if any(path.relative_to(paths.root).parts[0] == name for path in missing):
-            continue
-        data[name] = load(profile, paths)
-        tables = {"train": data[name].train, "val": data[name].val}
-        for (role, table), reported in zip(tables.items(), REPORTED[name], strict=True):
+    absent = {path.relative_to(paths.root).parts[0] for path in missing}
+    for name in [name for name in REPORTED if name not in absent]:
+        data[name] = layout.load_stage_data(name, profile, paths)
+        for role, reported in zip(("train", "val"), REPORTED[name], strict=True):
+            table = getattr(data[name], role)
             line = f"  {name} {role}: {len(table)} persons or boxes in {len(set(table.image_index))} images"
             if profile.data == "public" and reported:
                 line += f" (report: {reported}; {len(table) - reported:+d})"
@@ -101,14 +82,15 @@ def _check_data(profile: Profile, root: Path, data: dict[str, StageData]) -> Ite
                 check_images(table)
             except HrnetppError as error:
                 yield f"    {error}"
-    boxes = paths.boxes_json(profile)
-    if "coco" in data and boxes:
+    if "coco" in data and (boxes := paths.boxes_json(profile)):
         yield f"  {boxes.name}: person box AP {100 * bbox_ap(paths.coco_json('val'), boxes):.1f} on val"
+    return data
 
 
-def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
+def _measure_model(run: Run, share: int) -> Generator[str, None, float]:
     """Lines; returns crops per second of one device, on random crops."""
-    profile, on_gpu = run.profile, device.type == "cuda"
+    profile, device = run.profile, pick_device()
+    on_gpu = device.type == "cuda"
     model = build_model(run, len(COCO17))
     macs = count_macs(model, profile.input_hw)
     crops = share if on_gpu else max(2, min(share, int(_CPU_MACS // macs)))
@@ -129,8 +111,7 @@ def _measure_model(run: Run, share: int, device: torch.device) -> Iterator[str]:
     yield f"  model on {name}, steps of {crops} crops, {profile.precision}: {rate:.2f} crops/s"
     if profile.precision == "bf16" and imitates_bf16(device):
         yield f"  {SLOW_BF16}"
-    flop = _FLOP * macs
-    yield f"  = {flop * rate / 1e12:.3f} TFLOP/s ({flop / 1e9:.3g} GFLOP a training crop)"
+    yield f"  = {_FLOP * macs * rate / 1e12:.3f} TFLOP/s ({_FLOP * macs / 1e9:.3g} GFLOP a training crop)"
     if on_gpu:
         yield f"  memory: {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most"
     return rate
@@ -144,11 +125,8 @@ def random_batch(profile: Profile, crops: int) -> Sample:
     return Sample(image, peaks, ones, torch.rand(*keypoints, 2), ones, torch.zeros(crops), torch.zeros(crops))
 
 
-def _measure_loader(run: Run, train: PersonTable | None) -> Iterator[str]:
+def _measure_loader(run: Run, train: PersonTable) -> Generator[str, None, float | None]:
     """Lines; returns crops per second of one loader process, None where that cannot be measured."""
-    if train is None:
-        yield "  loader: not measured, COCO's images are missing"
-        return None
     workers = usable_workers(run.profile.workers)
     batches = EpochBatches(len(train), min(run.profile.batch_size, len(train)), run.seed)
     started = time.perf_counter()
@@ -164,45 +142,31 @@ def _measure_loader(run: Run, train: PersonTable | None) -> Iterator[str]:
     return each
 
 
-def _cost(
-    runs: tuple[Run, ...], persons: dict[str, tuple[int, str]], rate: float, device: torch.device, gpus: int
-) -> Iterator[str]:
+def _cost(runs: tuple[Run, ...], persons: dict[str, tuple], rate: float, gpus: int) -> Iterator[str]:
     """Samples, hours and disk of every training, and of all."""
-    unit = "GPU-hours" if device.type == "cuda" else "hours of this CPU"
+    on_gpu, sizes = pick_device().type == "cuda", {}
+    unit = "GPU-hours" if on_gpu else "hours of this CPU"
     yield f"\ncost of the notebooks' trainings ({unit} at HRNet++'s measured speed, without evaluation)"
-    macs, weights = {}, {}
-    for architecture in {run.architecture: run for run in runs}.values():
-        model, name = build_model(architecture, len(COCO17)), architecture.architecture.name
-        macs[name] = count_macs(model, architecture.profile.input_hw)
-        weights[name] = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     samples = flop = left = 0
     for run in runs:
-        (number, origin), name = persons[run.stage.dataset], run.architecture.name
-        mine = number * run.stage.epochs
-        samples, flop = samples + mine, flop + _FLOP * macs[name] * mine
-        left += 2 * weights[name]  # best and last
-        yield (
-            f"  {run.name:50s} {run.stage.epochs:4d} epochs x {number} persons ({origin}) = "
-            f"{_millions(mine)} samples, {mine / rate / 3600:.3g} {unit}, {2 * weights[name] / 2**20:.0f} MiB"
-        )
-    hours = samples / rate / 3600
-    yield (
-        f"  {f'all {len(runs)} trainings':50s} {_millions(samples)} samples, {hours:.3g} {unit}, "
-        f"{left / 2**20:.0f} MiB, {flop:.2g} FLOP"
-    )
+        if run.architecture not in sizes:
+            model = build_model(run, len(COCO17))
+            weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+            sizes[run.architecture] = count_macs(model, run.profile.input_hw), weights
+        (number, origin), (macs, weights) = persons[run.stage.dataset], sizes[run.architecture]
+        mine, kept = number * run.stage.epochs, 2 * weights  # best and last
+        samples, flop, left = samples + mine, flop + _FLOP * macs * mine, left + kept
+        what = f"{run.stage.epochs:4d} epochs x {number} persons ({origin}) = {mine:,} samples"
+        yield f"  {run.name:50s} {what}, {mine / rate / 3600:.3g} {unit}, {kept / 2**20:.0f} MiB"
+    hours, name = samples / rate / 3600, f"all {len(runs)} trainings"
+    yield f"  {name:50s} {samples:,} samples, {hours:.3g} {unit}, {left / 2**20:.0f} MiB, {flop:.2g} FLOP"
     # Two states are kept and one is being written, each of weights and Adam's two moments.
-    yield f"  beside them {9 * max(weights.values()) / 2**20:.0f} MiB while a run trains"
-    if device.type == "cuda":
+    yield f"  beside them {9 * max(sizes.values())[1] / 2**20:.0f} MiB while a run trains"
+    if on_gpu:
         yield f"  on {gpus} such GPUs, if they scale perfectly: {hours / gpus:.3g} hours"
     else:
-        yield (
-            f"  no GPU here to measure: {flop / 3.6e15:.3g} divided by a GPU's effective TFLOP/s are the "
-            f"GPU-hours, and again by {gpus} the hours on {gpus}"
-        )
-
-
-def _millions(samples: int) -> str:
-    return f"{samples / 1e6:.1f} M" if samples >= 1e6 else f"{samples}"
+        division = f"{flop / 3.6e15:.3g} divided by a GPU's effective TFLOP/s are the GPU-hours"
+        yield f"  no GPU here to measure: {division}, and again by {gpus} the hours on {gpus}"
 
 
 def _bottleneck(profile: Profile, model_rate: float, loader_rate: float | None, gpus: int) -> str:
@@ -213,7 +177,5 @@ def _bottleneck(profile: Profile, model_rate: float, loader_rate: float | None, 
         return f"bottleneck: the process that trains loads its crops itself, {together:.1f} crops/s together"
     slower = "the loader" if loader_rate * profile.workers < model_rate else "the model"
     need = math.ceil(model_rate / loader_rate)
-    return (
-        f"bottleneck: {slower}, with the profile's {profile.workers} loader processes for a device like this "
-        f"one; {need} of them (cores) feed one such device, {need * gpus} feed {gpus}"
-    )
+    feed = f"{need} of them (cores) feed one such device, {need * gpus} feed {gpus}"
+    return f"bottleneck: {slower}, with the profile's {profile.workers} loader processes; {feed}"

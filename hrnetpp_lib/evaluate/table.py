@@ -92,10 +92,16 @@ def assemble(
 
 
 def git_revision(folder: Path) -> str:
-    """Commit of the checkout, with '-dirty' behind it if tracked files differ; 'unknown' outside git."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Commit of this package's checkout, '-dirty' behind it if tracked files differ; 'unknown' elsewhere."""
+
+    def git(*arguments: str) -> str:
+        command = ("git", *arguments)
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:  # an installed package may lie inside the checkout of something else
+        project = Path(git("rev-parse", "--show-toplevel"), "pyproject.toml").read_text(errors="replace")
+        ours = 'name = "hrnetpp-lib"' in project.splitlines()
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") if ours else "unknown"
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -9,8 +9,7 @@ import torch
 
 import hrnetpp_lib.app.plan as module
 from hrnetpp_lib.__main__ import main
-from hrnetpp_lib.app.plan import notebook_runs, plan
-from hrnetpp_lib.data.layout import DataPaths, load_coco, missing_files, prepare_data
+from hrnetpp_lib.data import layout
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.metrics import bbox_ap
 from hrnetpp_lib.files import project_root
@@ -29,7 +28,7 @@ def quickly(monkeypatch):
 
 
 def text_of(profile, root, gpus=1) -> str:
-    return "\n".join(plan(profile, root, gpus))
+    return "\n".join(module.plan(profile, root, gpus))
 
 
 def test_everything_of_a_profile_that_makes_its_data(tmp_path):
@@ -47,38 +46,39 @@ def test_the_papers_cost_without_its_data(tmp_path):
     assert "batch 96 = 8 x 12" in text
     for missing in ("train2017", "keypoint_train_images_20170902", "AP_H_56", "hrnet_w48-8ef0771d.pth"):
         assert re.search(rf"missing: .*{missing}", text)
-    assert text.count("30 epochs x 444000 persons (the report's number) = 13.3 M samples") == 2
-    assert text.count("150 epochs x 149813 persons (the report's number) = 22.5 M samples") == 2
+    assert text.count("30 epochs x 444000 persons (the report's number) = 13,320,000 samples") == 2
+    assert text.count("150 epochs x 149813 persons (the report's number) = 22,471,950 samples") == 2
     assert text.count(" 30 epochs x 149813 persons") == 6 and text.count(" 20 epochs x 149813 persons") == 1
     # 2 x 30 x 444,000 + (2 x 150 + 6 x 30 + 20) x 149,813
-    assert re.search(r"all 11 trainings +101\.5 M samples", text)
-    assert "loader: not measured" in text and "bottleneck: unknown, the loader was not measured" in text
+    assert re.search(r"all 11 trainings +101,546,500 samples", text)
+    assert "bottleneck: unknown, the loader was not measured" in text
     assert "GPU-hours, and again by 8" in text
 
 
 def test_the_notebooks_trainings():
-    runs = notebook_runs(MINI)
+    runs = module.notebook_runs(MINI)
     assert len({run.name for run in runs}) == len(runs) == 12
     assert set(three_stages(MINI)) | set(ablation_runs(MINI)) < set(runs)
     assert [run.stage.alpha for run in runs if run.stage.loss == "softargmax_l1"] == [60, 15]
     assert {run.architecture for run in runs if run.stage.loss == "softargmax_l1"} == {HRNETPP}
-    assert len(notebook_runs(COCO)) == 11  # sigma 3: alpha fits the heatmaps as it is
-    assert notebook_runs(LSPET)[-1].stage.alpha == pytest.approx(60 * 4 / 9)
+    assert len(module.notebook_runs(COCO)) == 11  # sigma 3: alpha fits the heatmaps as it is
+    assert module.notebook_runs(LSPET)[-1].stage.alpha == pytest.approx(60 * 4 / 9)
 
 
-def test_cost_by_hand():
+def test_cost_by_hand(monkeypatch):
     runs = three_stages(replace(PAPER, epochs=(1, 2, 3)))
     persons = {"ai_challenger": (36_000, "counted"), "coco": (7_200, "counted")}
-    lines = list(module._cost(runs, persons, 2.0, torch.device("cpu"), 4))
-    assert "= 36000 samples, 5 hours of this CPU" in lines[1]
-    assert "= 14400 samples, 2 hours" in lines[2] and "= 21600 samples, 3 hours" in lines[3]
+    lines = list(module._cost(runs, persons, 2.0, 4))
+    assert "= 36,000 samples, 5 hours of this CPU" in lines[1]
+    assert "= 14,400 samples, 2 hours" in lines[2] and "= 21,600 samples, 3 hours" in lines[3]
     model = build_model(runs[0], 17)
     mib = sum(tensor.nbytes for tensor in model.state_dict().values()) / 2**20
     flop = 6 * count_macs(model, PAPER.input_hw) * 72000
-    assert f"72000 samples, 10 hours of this CPU, {6 * mib:.0f} MiB, {flop:.2g} FLOP" in lines[4]
+    assert f"72,000 samples, 10 hours of this CPU, {6 * mib:.0f} MiB, {flop:.2g} FLOP" in lines[4]
     assert f"beside them {9 * mib:.0f} MiB" in lines[5]
-    gpu = list(module._cost(runs, persons, 2.0, torch.device("cuda"), 4))
-    assert gpu[-1] == "  on 4 such GPUs, if they scale perfectly: 2.5 hours"
+    monkeypatch.setattr(module, "pick_device", lambda: torch.device("cuda"))
+    *_, last = module._cost(runs, persons, 2.0, 4)
+    assert last == "  on 4 such GPUs, if they scale perfectly: 2.5 hours"
 
 
 def test_the_slower_side_is_named_by_hand():
@@ -89,41 +89,39 @@ def test_the_slower_side_is_named_by_hand():
 
 
 def test_a_batch_that_gpus_cannot_share_is_refused(tmp_path):
-    with pytest.raises(HrnetppError, match="batch of 8 cannot be divided into 3"):
-        text_of(TINY, tmp_path, gpus=3)
+    for gpus, message in ((3, "batch of 8 cannot be divided into 3"), (0, "0 GPUs"), (-1, "at least 1")):
+        with pytest.raises(HrnetppError, match=message):
+            text_of(TINY, tmp_path, gpus)
 
 
 def test_a_flat_folder_of_coco_pictures_is_read_too(tmp_path):
-    paths = prepare_data(TINY, tmp_path)
-    official = load_coco(TINY, paths)
-    shutil.copytree(paths.coco_images("train"), paths.coco / "images")
-    shutil.copytree(paths.coco_images("val"), paths.coco / "images", dirs_exist_ok=True)
+    paths = layout.prepare_data(TINY, tmp_path)
+    official = layout.load_coco(TINY, paths)
     for split in ("train", "val"):
+        shutil.copytree(paths.coco_images(split), paths.coco / "images", dirs_exist_ok=True)
         shutil.rmtree(paths.coco / f"{split}2017")
-    assert missing_files(TINY, DataPaths(paths.root)) == []
-    flat = load_coco(TINY, paths)
+    assert layout.missing_files(TINY, layout.DataPaths(paths.root)) == []
+    flat = layout.load_coco(TINY, paths)
     assert flat.train.image_dir == paths.coco / "images" and flat.train.image_path(0).is_file()
     assert flat.train.fingerprint() == official.train.fingerprint()
 
 
 def test_a_picture_that_is_gone_or_torn_costs_no_other_line(tmp_path, monkeypatch):
-    paths = prepare_data(TINY, tmp_path / "data")
-    monkeypatch.setattr(module, "prepare_data", lambda *_: paths)  # makes none anew
-    pictures = sorted(paths.coco_images("train").iterdir())
-    for picture in pictures:
+    paths = layout.prepare_data(TINY, tmp_path / "data")
+    monkeypatch.setattr(layout, "prepare_data", lambda *_: paths)  # makes none anew
+    first, *others = sorted(paths.coco_images("train").iterdir())
+    first.unlink()
+    for picture in others:
         picture.write_bytes(b"torn")
-    pictures[0].unlink()
-    monkeypatch.setattr("hrnetpp_lib.app.plan.prepare_data", lambda profile, root: None)  # makes them anew
     text = text_of(TINY, tmp_path)
-    assert f"images of {paths.coco_json('train')} are missing: {pictures[0].name}" in text
+    assert f"images of {paths.coco_json('train')} are missing: {first.name}" in text
     assert "loader: not measured: " in text and "unknown, the loader was not measured" in text
     assert "cost of the notebooks' trainings" in text and "GiB free" in text
 
 
 def test_real_boxes_have_their_ap(real_data):
     folder = real_data / "coco_test"
-    ap = bbox_ap(folder / "test_coco.json", folder / "test_coco_det_AP_H_56.json")
-    assert 0.3 < ap < 1
+    assert 0.3 < bbox_ap(folder / "test_coco.json", folder / "test_coco_det_AP_H_56.json") < 1
 
 
 def test_by_default_it_plans_mini_here(monkeypatch, capsys):

@@ -120,6 +120,8 @@ def test_git_revision_of_a_clean_and_a_changed_checkout_and_of_no_checkout(tmp_p
     for command in ("init -q", "add file", "commit -q -m first", "tag v1", "rev-parse HEAD"):
         git = ["git", *command.split()]
         head = subprocess.run(git, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert table.git_revision(tmp_path) == "unknown"  # of another project, in which the package is installed
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "hrnetpp-lib"\n')
     assert table.git_revision(tmp_path) == head[:12]
     (tmp_path / "file").write_text("two")
     assert table.git_revision(tmp_path) == f"{head[:12]}-dirty"
