@@ -148,7 +148,7 @@ class DataExplorer(panels.Explorer):
             torch.from_numpy(np.stack([getattr(crop, name) for crop in self._crops]))
             for name in ("peaks", "target_weight")
         )
-        drawn = heatmap.draw(peaks, weight, self._run.profile.heatmap_hw, self.sigma.value)
+        drawn = heatmap.draw_gaussians(peaks, weight, self._run.profile.heatmap_hw, self.sigma.value)
         maps = drawn[:, self.keypoint.value].numpy()
         titles = ["target" if target.any() else "no target" for target in maps]
         crops = [crop.image for crop in self._crops]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hrnetpp_lib.model.hrnet import HRNet
@@ -36,39 +37,23 @@ REFERENCE_COST = {
 
 
 def measure_cost(base_channels: int) -> dict[str, tuple[float, float, float]]:
-    """Parameters and multiply-adds of the baseline, each switch alone, and all.
-
-    Args:
-        base_channels: 32 or 48.
-
-    Returns:
-        Architecture -> (million parameters, GMACs at 256x192, GMACs at 384x288).
-
-    Reference: compare `REFERENCE_COST`; official "GFLOPs" are these MACs / 2**30.
-    """
+    """What `REFERENCE_COST` says of one width, 32 or 48, as measured here."""
     cost = {}
     for architecture in ABLATIONS:
         with torch.device("meta"):
             model = HRNet(base_channels, **architecture.switches)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        macs = [count_macs(model, input_hw) / 1e9 for input_hw in ((256, 192), (384, 288))]
+        macs = (count_macs(model, input_hw) / 1e9 for input_hw in ((256, 192), (384, 288)))
         cost[architecture.name] = (millions, *macs)
     return cost
 
 
 def count_macs(model: nn.Module, input_hw: tuple[int, int]) -> int:
-    """Multiply-accumulates of the convolutions and linear layers for one image.
+    """Multiply-accumulates of the convolutions and linear layers for one image (3, h, w).
 
     Official "GFLOPs" are this number / 2^30; the GMACs of most papers are this number / 10^9.
-
-    Args:
-        model: Takes (B, 3, h, w); neither its weights nor its mode change.
-        input_hw: Input height and width in px.
-
-    Raises:
-        HrnetppError: If the network does not accept input_hw.
     """
-    # The meta device carries shapes only.
+    # The meta device carries shapes only, and the network stays as it is.
     state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(model, state, torch.empty(1, 3, *input_hw, device="meta"))
@@ -84,22 +69,17 @@ def downsampled_blob(levels: int, average: bool, size: int = 64) -> tuple[Tensor
         size: Side of the square map; a multiple of 2**levels.
 
     Returns:
-        The (size, size) map that comes back and how far its centre of mass has moved, in cells of the full
-        resolution, towards larger x and y.
-
-    Reference: HRNet++ report, downsampling.
+        The (size, size) map that comes back, and how many of its cells its centre of mass has moved along x.
     """
     centre = (size - 1) / 2
-    squared = (torch.arange(size, dtype=torch.float64) - centre) ** 2
-    blob = torch.exp(-(squared[:, None] + squared[None, :]) / (2 * (size / 8) ** 2))[None, None]
-    small = blob
+    cells = torch.arange(size, dtype=torch.float64)
+    squared = (cells - centre) ** 2
+    small = torch.exp(-(squared[:, None] + squared[None, :]) / (2 * (size / 8) ** 2))[None, None]
     for _ in range(levels):
         # A stride-2, padding-1 3x3 kernel is centred on input cell 2*i: its middle tap reads just that cell.
-        small = torch.nn.functional.avg_pool2d(small, 2) if average else small[..., ::2, ::2]
-    back = torch.nn.functional.interpolate(small, scale_factor=2**levels, mode="nearest")[0, 0]
-    cells = torch.arange(size, dtype=torch.float64)
-    moved = float((back.sum(dim=0) * cells).sum() / back.sum()) - centre
-    return back, moved
+        small = F.avg_pool2d(small, 2) if average else small[..., ::2, ::2]
+    back = F.interpolate(small, scale_factor=2**levels, mode="nearest")[0, 0]
+    return back, float((back.sum(dim=0) * cells).sum() / back.sum()) - centre
 
 
 def soft_argmax_bias(
@@ -122,11 +102,8 @@ def soft_argmax_bias(
 
     Returns:
         (len(phases),) x error in cells; positive is towards larger x.
-
-    Reference: HRNet++ report, section 2.2.2.
     """
-    height, width = heatmap_hw
-    y, x = np.mgrid[:height, :width]
+    y, x = np.mgrid[: heatmap_hw[0], : heatmap_hw[1]]
     true_x = centre_xy[0] + np.asarray(phases, np.float64)
     squared = (x - true_x[:, None, None]) ** 2 + (y - centre_xy[1]) ** 2
     heatmaps = torch.from_numpy(peak * np.exp(-squared / (2 * sigma**2)))[None]
@@ -136,20 +113,10 @@ def soft_argmax_bias(
 def flip_test_bias(
     coordinates: PixelConvention, x_input: float, input_hw: tuple[int, int] = (256, 192), sigma: float = 2.0
 ) -> float:
-    """How far averaging with the mirrored crop moves the keypoint of a perfect network.
+    """How many cells averaging with the mirrored crop moves the keypoint of a perfect network to the right.
 
-    The perfect network draws a Gaussian just where the keypoint is, in the crop and in its mirror image.
-
-    Args:
-        coordinates: The convention, for the network's cells and for the shift of the mirrored map.
-        x_input: Position of the keypoint along x, input px.
-        input_hw: Size of the crop.
-        sigma: Of the Gaussian, in cells.
-
-    Returns:
-        Error of the averaged map's centre of mass, in cells; positive is to the right.
-
-    Reference: Huang et al., CVPR 2020 (UDP).
+    That network draws a Gaussian (sigma in cells) just where the keypoint (x_input, in input px) is, in the
+    crop and in its mirror image; what counts is the averaged map's centre of mass.
     """
     stride = coordinates.stride_xy(input_hw)[0]
     cells = torch.arange(input_hw[1] // 4, dtype=torch.float64)

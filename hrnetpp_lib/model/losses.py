@@ -16,9 +16,7 @@ def heatmap_mse(pred: Tensor, target: Tensor, target_weight: Tensor) -> Tensor:
     Returns:
         Scalar.
 
-    Raises:
-        HrnetppError: If pred and target differ in shape, or the weights do not fit.
-
+    Raises: HrnetppError if pred and target differ in shape, or the weights do not fit.
     Reference: official HRNet, JointsMSELoss with USE_TARGET_WEIGHT.
     """
     weight = _checked_weight(pred, target, target_weight)[:, :, None, None]
@@ -38,9 +36,7 @@ def keypoint_l1(pred_xy: Tensor, target_xy: Tensor, target_weight: Tensor) -> Te
     Returns:
         Scalar.
 
-    Raises:
-        HrnetppError: If pred_xy and target_xy differ in shape, or the weights do not fit.
-
+    Raises: HrnetppError if pred_xy and target_xy differ in shape, or the weights do not fit.
     Reference: HRNet++ report, section 2.2.2.
     """
     weight = _checked_weight(pred_xy, target_xy, target_weight)[:, :, None]

@@ -23,9 +23,7 @@ def bbox_to_center_scale(
     Returns:
         center (..., 2) and scale (..., 2) = (w, h) of the padded boxes, both in image px.
 
-    Raises:
-        HrnetppError: If a box is not four numbers of sensible size with positive width and height.
-
+    Raises: HrnetppError if a box is not four numbers of sensible size with positive width and height.
     Reference: HRNet++ report, data and augmentation; official HRNet, _xywh2cs.
     """
     boxes = np.asarray(bbox_xywh, np.float64)
@@ -34,7 +32,6 @@ def bbox_to_center_scale(
     size = boxes[..., 2:]
     aspect = input_hw[1] / input_hw[0]
     # DEVIATION: the official code leaves out the padding of a box whose center has x = -1.
-
     with np.errstate(over="ignore", invalid="ignore"):
         center = boxes[..., :2] + size / 2
         # The size asked of each side by the other one is (h * aspect, w / aspect).
@@ -63,9 +60,7 @@ def crop_matrix(
     Returns:
         (2, 3) float64, image px -> output px.
 
-    Raises:
-        HrnetppError: If a number is not finite or too large, or the width is not positive or too small.
-
+    Raises: HrnetppError if a number is not finite or too large, or the width is not positive or too small.
     Reference: official HRNet, get_affine_transform.
     """
     height, width = output_hw
@@ -84,17 +79,7 @@ def crop_matrix(
 
 
 def invert_matrix(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of an affine map.
-
-    Args:
-        matrix: (2, 3).
-
-    Returns:
-        (2, 3) float64.
-
-    Raises:
-        HrnetppError: If it is no such matrix, or squeezes the plane and so has no inverse.
-    """
+    """The (2, 3) inverse of an affine map (2, 3), float64. Raises: HrnetppError if there is none."""
     matrix = _check_affine(matrix)
     (a, b), (c, d) = matrix[:, :2]
     with np.errstate(all="ignore"):
@@ -106,7 +91,7 @@ def invert_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Apply an affine map to points.
+    """Apply an affine map.
 
     Args:
         points_xy: (..., 2).
@@ -115,8 +100,7 @@ def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     Returns:
         (..., 2) float64.
 
-    Raises:
-        HrnetppError: If the matrix is of another shape.
+    Raises: HrnetppError if the matrix is of another shape.
     """
     matrix = _check_affine(matrix)
     return np.asarray(points_xy, np.float64) @ matrix[:, :2].T + matrix[:, 2]
@@ -135,9 +119,10 @@ class PixelConvention:
 
     Attributes:
         name: As recipes and checkpoints call it.
-        flip_shift: Cells that the maps of a mirrored crop are moved to the right.
-        size_minus_one: Whether lengths are counted between pixel centres (UDP), so that the outermost cells
-            lie on the outermost pixels, instead of by numbers of pixels.
+        flip_shift: Cells that the maps of a mirrored crop are moved to the right (official SHIFT_HEATMAP).
+        size_minus_one: Whether lengths run between the outermost pixels' centres, not edges (UDP).
+
+    Reference: UDP is by Huang et al., CVPR 2020.
     """
 
     name: str
@@ -145,7 +130,7 @@ class PixelConvention:
     size_minus_one: bool = False
 
     def crop_hw(self, input_hw: tuple[int, int]) -> tuple[int, int]:
-        """Output size for `geometry.crop_matrix`: what a padded box is stretched to, in input px."""
+        """Output size for `crop_matrix`: what a padded box is stretched to, in input px."""
         return (input_hw[0] - 1, input_hw[1] - 1) if self.size_minus_one else input_hw
 
     def stride_xy(self, input_hw: tuple[int, int]) -> np.ndarray:
@@ -162,13 +147,7 @@ _KNOWN = {convention.name: convention for convention in (OFFICIAL, EXACT_SHIFT, 
 
 
 def get_convention(name: str) -> PixelConvention:
-    """The convention of that name.
-
-    Raises:
-        HrnetppError: If it is unknown; the message lists the valid ones.
-
-    Reference: official HRNet (SHIFT_HEATMAP); UDP: Huang et al., CVPR 2020.
-    """
+    """The convention of that name. Raises: HrnetppError, which lists the valid ones, if it is unknown."""
     if name not in _KNOWN:
         raise HrnetppError(f"unknown coordinates {name!r}; choose one of {', '.join(_KNOWN)}")
     return _KNOWN[name]

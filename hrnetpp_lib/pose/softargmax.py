@@ -20,9 +20,7 @@ def soft_argmax(heatmaps: Tensor, alpha: float = 60.0) -> Tensor:
     Returns:
         (B, K, 2) as (x, y) in heatmap px, fp32.
 
-    Raises:
-        HrnetppError: If heatmaps is not 4-D, or alpha not finite and > 0.
-
+    Raises: HrnetppError if heatmaps is not 4-D, or alpha not finite and > 0.
     Reference: HRNet++ report, section 2.2.2; Sun et al., ECCV 2018.
     """
     if heatmaps.ndim != 4:
@@ -31,11 +29,9 @@ def soft_argmax(heatmaps: Tensor, alpha: float = 60.0) -> Tensor:
         raise HrnetppError(f"alpha must be finite and > 0, got {alpha}")
     # In bf16 the centre of mass is 0.21 cells off on average, so autocast is refused here.
     with torch.autocast(device_type=heatmaps.device.type, enabled=False):
-        height, width = heatmaps.shape[-2:]
         logits = alpha * heatmaps.float().flatten(2)
-        mass = logits.softmax(dim=2).unflatten(2, (height, width))
-        cells_x = torch.arange(width, device=mass.device, dtype=mass.dtype)
-        cells_y = torch.arange(height, device=mass.device, dtype=mass.dtype)
+        mass = logits.softmax(dim=2).unflatten(2, heatmaps.shape[-2:])
+        cells_y, cells_x = (torch.arange(n, device=mass.device, dtype=mass.dtype) for n in mass.shape[-2:])
         x = (mass.sum(dim=2) * cells_x).sum(dim=2)
         y = (mass.sum(dim=3) * cells_y).sum(dim=2)
         return torch.stack([x, y], dim=2)
