@@ -17,11 +17,11 @@ from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.pose.geometry import (
+    CONVENTIONS,
     OFFICIAL,
     PixelConvention,
     bbox_to_center_scale,
     crop_matrix,
-    get_convention,
     transform_points,
 )
 from hrnetpp_lib.pose.heatmap import locate
@@ -118,7 +118,7 @@ class TrainCrops(torch.utils.data.Dataset):
     ) -> "TrainCrops":
         """The samples that a training run draws from a table."""
         stage, profile = run.stage, run.profile
-        convention = get_convention(stage.coordinates)
+        convention = CONVENTIONS[stage.coordinates]
         sizes = (profile.input_hw, profile.heatmap_sigma)
         return cls(table, *sizes, stage.augmentation, convention, run.seed, epoch, skip_bad_images)
 

@@ -14,26 +14,17 @@ from hrnetpp_lib.pose.heatmap import flip_back
 from hrnetpp_lib.pose.softargmax import soft_argmax
 from hrnetpp_lib.recipe import ABLATIONS
 
-# Base channels -> architecture -> (million parameters, GMACs at 256x192, GMACs at 384x288), computed
-# independently of this package, with 17 keypoints; convolutions and linear layers only.
-REFERENCE_COST = {
-    32: {
-        "hrnet": (28.536, 7.645, 17.201),
-        "hrnet+se": (28.966, 7.645, 17.202),
-        "hrnet+avgpool": (26.308, 7.208, 16.217),
-        "hrnet+skips": (28.955, 7.827, 17.612),
-        "hrnet+head": (30.114, 7.831, 17.620),
-        "hrnetpp": (28.734, 7.577, 17.047),
-    },
-    48: {
-        "hrnet": (63.596, 15.692, 35.307),
-        "hrnet+se": (64.471, 15.693, 35.307),
-        "hrnet+avgpool": (58.681, 14.783, 33.263),
-        "hrnet+skips": (64.538, 16.102, 36.230),
-        "hrnet+head": (67.145, 16.110, 36.248),
-        "hrnetpp": (64.048, 15.613, 35.129),
-    },
+_COST = {  # at 32 and at 48 base channels; convolutions and linear layers only
+    "hrnet": ((28.536, 7.645, 17.201), (63.596, 15.692, 35.307)),
+    "hrnet+se": ((28.966, 7.645, 17.202), (64.471, 15.693, 35.307)),
+    "hrnet+avgpool": ((26.308, 7.208, 16.217), (58.681, 14.783, 33.263)),
+    "hrnet+skips": ((28.955, 7.827, 17.612), (64.538, 16.102, 36.230)),
+    "hrnet+head": ((30.114, 7.831, 17.620), (67.145, 16.110, 36.248)),
+    "hrnetpp": ((28.734, 7.577, 17.047), (64.048, 15.613, 35.129)),
 }
+# Base channels -> architecture -> (million parameters, GMACs at 256x192, GMACs at 384x288), computed
+# independently of this package, with 17 keypoints.
+REFERENCE_COST = {c: {name: pair[i] for name, pair in _COST.items()} for i, c in enumerate((32, 48))}
 
 
 def measure_cost(base_channels: int) -> dict[str, tuple[float, float, float]]:
@@ -60,21 +51,15 @@ def count_macs(model: nn.Module, input_hw: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def downsampled_blob(levels: int, average: bool, size: int = 64) -> tuple[Tensor, float]:
-    """A centred blob taken down `levels` octaves and back up by nearest upsampling.
+def downsampled_blob(levels: int, average: bool) -> tuple[Tensor, float]:
+    """A centred blob of 64x64 cells taken down `levels` octaves and back up by nearest upsampling.
 
-    Args:
-        levels: How often resolution is halved.
-        average: 2x2 average pooling if true, else the centre tap of a strided 3x3 convolution.
-        size: Side of the square map; a multiple of 2**levels.
-
-    Returns:
-        The (size, size) map that comes back, and how many of its cells its centre of mass has moved along x.
+    Down by 2x2 average pooling, or else by the centre tap of a strided 3x3 convolution. Returns the map that
+    comes back, and how many of its cells its centre of mass has moved along x.
     """
-    centre = (size - 1) / 2
-    cells = torch.arange(size, dtype=torch.float64)
+    cells, centre = torch.arange(64, dtype=torch.float64), 31.5
     squared = (cells - centre) ** 2
-    small = torch.exp(-(squared[:, None] + squared[None, :]) / (2 * (size / 8) ** 2))[None, None]
+    small = torch.exp(-(squared[:, None] + squared[None, :]) / (2 * 8.0**2))[None, None]
     for _ in range(levels):
         # A stride-2, padding-1 3x3 kernel is centred on input cell 2*i: its middle tap reads just that cell.
         small = F.avg_pool2d(small, 2) if average else small[..., ::2, ::2]
@@ -87,23 +72,14 @@ def soft_argmax_bias(
     sigma: float,
     phases: Sequence[float],
     peak: float = 1.0,
-    centre_xy: tuple[float, float] = (40.0, 40.0),
-    heatmap_hw: tuple[int, int] = (96, 72),
+    centre_xy: Sequence[float] = (40, 40),
 ) -> np.ndarray:
-    """How far soft-argmax misses a Gaussian peak that lies between cells.
+    """How many cells soft-argmax misses a Gaussian by that lies between the cells of a 96x72 map, along x.
 
-    Args:
-        alpha: Inverse temperature.
-        sigma: Of the peak, in cells.
-        phases: Sub-cell shifts of the peak along x, in cells.
-        peak: Height of the Gaussian.
-        centre_xy: Whole cell that the phases are counted from.
-        heatmap_hw: Size of the map in cells.
-
-    Returns:
-        (len(phases),) x error in cells; positive is towards larger x.
+    Its sigma is in cells, its height is `peak`, its place is centre_xy, moved along x by each of the phases.
+    Returns (len(phases),), positive towards larger x.
     """
-    y, x = np.mgrid[: heatmap_hw[0], : heatmap_hw[1]]
+    y, x = np.mgrid[:96, :72]
     true_x = centre_xy[0] + np.asarray(phases, np.float64)
     squared = (x - true_x[:, None, None]) ** 2 + (y - centre_xy[1]) ** 2
     heatmaps = torch.from_numpy(peak * np.exp(-squared / (2 * sigma**2)))[None]

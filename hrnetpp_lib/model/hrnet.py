@@ -13,6 +13,7 @@ With all switches off, parameter names and order are those of the official pose 
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Literal, get_type_hints
 
@@ -97,9 +98,8 @@ class HighResolutionModule(nn.Module):
 
     def __init__(self, channels: Sequence[int], blocks: int, num_outputs: int, downsampling: str):
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in channels
-        )
+        units = (nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in channels)
+        self.branches = nn.ModuleList(units)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(self._path(channels, j, i, downsampling) for j in range(len(channels)))
             for i in range(num_outputs)
@@ -147,7 +147,7 @@ class ProgressiveHead(nn.Module):
         if how == "nearest":
             return nn.Sequential(*conv_bn(low, high, 1), nn.ReLU(inplace=True), nn.Upsample(scale_factor=2))
         # CHOICE: sub-pixel convs are 3x3 and start as nearest upsampling (ICNR); the report says neither.
-        conv, _ = conv_bn(low, 4 * high, 1 if how == "subpixel_1x1" else 3)
+        conv = conv_bn(low, 4 * high, 1 if how == "subpixel_1x1" else 3)[0]
         # BN after the shuffle: before it, the four phases of a cell would be normalised apart.
         return nn.Sequential(conv, nn.PixelShuffle(2), nn.BatchNorm2d(high), nn.ReLU(inplace=True))
 
@@ -178,10 +178,9 @@ class HRNet(nn.Module):
         skip_sources: With skips: all later modules but the next; those of the same stage; the next one too.
         skip_bn: Batch normalisation after each skip conv.
         head: With subpixel_head: as the report; 1x1 sub-pixel convs; nearest upsampling; sum for concat.
-        blocks_per_branch: Residual units per branch of an HR module.
+        blocks_per_branch, layer1_blocks: Residual units per branch of an HR module, and in layer1.
         modules: HR modules in stages 2, 3 and 4.
         stem_channels: Width of the stem and of layer1's inner convs.
-        layer1_blocks: Residual units in layer1.
 
     Raises: HrnetppError if a size is out of range, a variant is unknown, or its switch is off.
     Reference: HRNet++ report, network; Sun et al., CVPR 2019.
@@ -210,42 +209,38 @@ class HRNet(nn.Module):
         modules = tuple(modules)
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        _check_config(config)
-        self.config = config
-        self._build_trunk(downsampling if avgpool_down else "strided")
-        self.skips = nn.ModuleDict(self._skip_convs() if skips else {})
-        self.head = ProgressiveHead(self._widths(4), head) if subpixel_head else None
+        self.config = _checked(config)
+        widths = [base_channels * 2**branch for branch in range(4)]
+        self._build_trunk(widths, downsampling if avgpool_down else "strided")
+        self.skips = nn.ModuleDict(self._skip_convs(widths) if skips else {})
+        self.head = ProgressiveHead(widths, head) if subpixel_head else None
         self.final_layer = nn.Conv2d(base_channels, num_keypoints, 1)
         if se:
             for unit in [m for m in self.modules() if isinstance(m, (BasicBlock, Bottleneck))]:
                 unit.se = SqueezeExcite(unit.out_channels, se_reduction)
         self._init_weights()
 
-    def _widths(self, branches: int) -> list[int]:
-        return [self.config["base_channels"] * 2**r for r in range(branches)]
-
-    def _build_trunk(self, downsampling: str) -> None:
-        base, stem = self.config["base_channels"], self.config["stem_channels"]
+    def _build_trunk(self, widths: list[int], downsampling: str) -> None:
+        stem, blocks = self.config["stem_channels"], self.config["blocks_per_branch"]
         self.conv1, self.bn1 = conv_bn(3, stem, 3, stride=2)
         self.conv2, self.bn2 = conv_bn(stem, stem, 3, stride=2)
         self.relu = nn.ReLU(inplace=True)
         units = (Bottleneck(4 * stem if i else stem, stem) for i in range(self.config["layer1_blocks"]))
         self.layer1 = nn.Sequential(*units)
-        kept, incoming = [nn.Sequential(*conv_bn(4 * stem, base, 3), nn.ReLU(inplace=True))], 4 * stem
+        incoming, first = 4 * stem, nn.Sequential(*conv_bn(4 * stem, widths[0], 3), nn.ReLU(inplace=True))
+        kept = [first]
         for stage, count in zip((2, 3, 4), self.config["modules"], strict=True):
-            widths = self._widths(stage)
             # The extra Sequential is a chain of one step, as official key names have it.
-            new = nn.Sequential(downsample(incoming, widths[-1], downsampling, relu=True))
+            new = nn.Sequential(downsample(incoming, widths[stage - 1], downsampling, relu=True))
             setattr(self, f"transition{stage - 1}", nn.ModuleList([*kept, new]))
-            kept, incoming = [None] * stage, widths[-1]
+            kept, incoming = [None] * stage, widths[stage - 1]
             outputs = [stage] * count
             if stage == 4:
                 outputs[-1] = 0 if self.config["subpixel_head"] else 1
-            blocks = self.config["blocks_per_branch"]
-            hr_modules = (HighResolutionModule(widths, blocks, n, downsampling) for n in outputs)
+            hr_modules = (HighResolutionModule(widths[:stage], blocks, n, downsampling) for n in outputs)
             setattr(self, f"stage{stage}", nn.Sequential(*hr_modules))
 
-    def _skip_convs(self) -> dict[str, nn.Module]:
+    def _skip_convs(self, widths: list[int]) -> dict[str, nn.Module]:
         """One conv for each source module, target module (both counted from 1) and common branch."""
         stages = [s for s, count in zip((2, 3, 4), self.config["modules"], strict=True) for _ in range(count)]
         sources, convs = self.config["skip_sources"], {}
@@ -255,7 +250,7 @@ class HRNet(nn.Module):
             for source in range(target - gap + 1):
                 if sources == "same_stage" and stages[source] != stages[target]:
                     continue
-                for branch, width in enumerate(self._widths(stages[source])):
+                for branch, width in enumerate(widths[: stages[source]]):
                     # CHOICE: skips have neither BN nor ReLU: training starts near a network without them.
                     layers = conv_bn(width, width, 1)[: 2 if self.config["skip_bn"] else 1]
                     convs[f"m{source + 1}_m{target + 1}_branch{branch}"] = nn.Sequential(*layers)
@@ -277,20 +272,13 @@ class HRNet(nn.Module):
                 up[0].weight.copy_(up[0].weight[::4].repeat_interleave(4, dim=0))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Predict heatmaps.
+        """Raw heatmaps (B, K, h/4, w/4) of normalised RGB (B, 3, h, w), h and w multiples of 32.
 
-        Args:
-            images: (B, 3, h, w) normalised RGB; h and w multiples of 32.
-
-        Returns:
-            (B, K, h/4, w/4) raw heatmaps, in the weights' precision (fp32) even under autocast.
-
-        Raises: HrnetppError if images has another shape.
+        They have the weights' precision (fp32) even under autocast. Raises: HrnetppError for other shapes.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise HrnetppError(f"expected images of shape (B, 3, h, w), got {tuple(images.shape)}")
-        if any(size < 32 or size % 32 for size in images.shape[2:]):
-            raise HrnetppError(f"height and width must be multiples of 32, got {tuple(images.shape[2:])}")
+        if images.ndim != 4 or images.shape[1] != 3 or any(n < 32 or n % 32 for n in images.shape[2:]):
+            shape = tuple(images.shape)
+            raise HrnetppError(f"images of shape {shape}: give (B, 3, h, w), h and w multiples of 32")
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
         features, history = [self.layer1(x)], []
@@ -308,11 +296,10 @@ class HRNet(nn.Module):
 
     def _add_skips(self, features: list[Tensor], history: list[list[Tensor]]) -> list[Tensor]:
         """Add to a module's inputs what earlier modules' outputs contribute (one history entry each)."""
-        total = list(features)
+        target, total = len(history) + 1, list(features)
         for source, outputs in enumerate(history, start=1):
             for branch, output in enumerate(outputs):
-                key = f"m{source}_m{len(history) + 1}_branch{branch}"
-                if key in self.skips:
+                if (key := f"m{source}_m{target}_branch{branch}") in self.skips:
                     total[branch] = total[branch] + self.skips[key](output)
         return total
 
@@ -320,57 +307,36 @@ class HRNet(nn.Module):
 # The constructor's arguments as one type, so that a file that holds them is checked as they are.
 _ARGUMENTS = get_type_hints(HRNet.__init__, include_extras=True)
 HRNetConfig = msgspec.defstruct("HRNetConfig", list(_ARGUMENTS.items()), forbid_unknown_fields=True)
-_OPTIONS = {  # option: the switch without which it means nothing, and its default
-    "se_reduction": ("se", 8),
-    "se_bias": ("se", 0.0),
-    "downsampling": ("avgpool_down", "chain"),
-    "skip_sources": ("skips", "later"),
-    "skip_bn": ("skips", False),
-    "head": ("subpixel_head", "subpixel"),
-}
+_NEEDS = (  # option, and the switch without which it means nothing
+    *(("se_reduction", "se"), ("se_bias", "se"), ("downsampling", "avgpool_down")),
+    *(("skip_sources", "skips"), ("skip_bn", "skips"), ("head", "subpixel_head")),
+)
 
 
-def _check_config(config: dict) -> None:
+def _checked(config: dict) -> dict:
     try:
         msgspec.convert(config, HRNetConfig)
     except msgspec.ValidationError as error:
         raise HrnetppError(f"no such network: {error}; see the arguments of hrnet.HRNet") from None
-    for name, (switch, default) in _OPTIONS.items():
-        if config[name] != default and not config[switch]:
+    for name, switch in _NEEDS:
+        if config[name] != HRNet.__init__.__kwdefaults__[name] and not config[switch]:
             raise HrnetppError(f"{name}={config[name]!r} has no effect without {switch}=True")
+    return config
 
 
-def create_model(name: str, **switches) -> HRNet:
+def create_model(name: str, num_keypoints: int = 17, **switches) -> HRNet:
     """Build a network by name, `<architecture>_w<base_channels>`: hrnet_w32, hrnetpp_w48, hrnet+se_w32, ...
 
-    Args:
-        name: The architecture is one of `recipe.ARCHITECTURES`.
-        switches: Arguments of `HRNet`; they go before what the architecture says.
-
+    The architecture is one of `recipe.ARCHITECTURES`; switches are arguments of `HRNet` and go first.
     Raises: HrnetppError if the name or an argument's value is unknown.
     """
     parts = re.fullmatch(r"(.+)_w([1-9][0-9]{0,3})", name)
     if not parts or parts[1] not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise HrnetppError(f"no model is called {name!r}; give <architecture>_w<channels>, of {known}")
-    return HRNet(int(parts[2]), **(ARCHITECTURES[parts[1]].switches | switches))
+    return HRNet(int(parts[2]), num_keypoints, **(ARCHITECTURES[parts[1]].switches | switches))
 
 
-def hrnet_w32(num_keypoints: int = 17, **switches) -> HRNet:
-    """The official HRNet-W32; switches as in `HRNet`."""
-    return create_model("hrnet_w32", num_keypoints=num_keypoints, **switches)
-
-
-def hrnet_w48(num_keypoints: int = 17, **switches) -> HRNet:
-    """The official HRNet-W48; switches as in `HRNet`."""
-    return create_model("hrnet_w48", num_keypoints=num_keypoints, **switches)
-
-
-def hrnetpp_w32(num_keypoints: int = 17, **switches) -> HRNet:
-    """HRNet++ of width 32: all four switches on unless given."""
-    return create_model("hrnetpp_w32", num_keypoints=num_keypoints, **switches)
-
-
-def hrnetpp_w48(num_keypoints: int = 17, **switches) -> HRNet:
-    """The report's network: width 48, all four switches on unless given."""
-    return create_model("hrnetpp_w48", num_keypoints=num_keypoints, **switches)
+# The official networks, and the report's with all four switches on unless given; arguments as above.
+hrnet_w32, hrnet_w48 = partial(create_model, "hrnet_w32"), partial(create_model, "hrnet_w48")
+hrnetpp_w32, hrnetpp_w48 = partial(create_model, "hrnetpp_w32"), partial(create_model, "hrnetpp_w48")

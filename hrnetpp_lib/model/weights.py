@@ -1,10 +1,4 @@
-"""Weight files, foreign ones and our own: read within bounds, checked as a whole, then copied.
-
-file                             layout                                     read by
-pose_hrnet_w48_384x288.pth       plain HRNet with head                      load_weights
-hrnet_w48-8ef0771d.pth, timm's   plain HRNet for ImageNet, another head     load_weights, load_stem_and_layer1
-model.safetensors                any HRNet of ours; its arguments and card  load_checkpoint, load_weights
-"""
+"""Weight files, foreign ones and our own: read within bounds, checked as a whole, then copied."""
 
 import io
 import json
@@ -23,7 +17,7 @@ from torch import Tensor
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import check_file, decode_json, sha256, whole_file
 from hrnetpp_lib.model.hrnet import HRNet, HRNetConfig
-from hrnetpp_lib.pose.geometry import OFFICIAL, PixelConvention, get_convention
+from hrnetpp_lib.pose.geometry import CONVENTIONS, OFFICIAL, PixelConvention
 from hrnetpp_lib.pose.keypoints import COCO17, SKELETONS, Skeleton
 from hrnetpp_lib.recipe import Run
 
@@ -42,13 +36,9 @@ FILES = {  # name: (where, SHA-256 or the first digits of it); those of the zoo 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every name: loaded and new make up the network; loaded, skipped, mismatched the file.
+    """What became of every name: the network is loaded and new, the file is loaded, skipped and mismatched.
 
-    Attributes:
-        loaded: Copied from the file.
-        skipped: In the file, not asked for.
-        new: In the network, left as it was.
-        mismatched: Wanted, but of another shape in the file; also in new.
+    Skipped names were not asked for; mismatched ones are of another shape and so new too, left as they were.
     """
 
     loaded: tuple[str, ...]
@@ -75,8 +65,6 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
     Reference: HRNet++ report, training: each training stage starts from the one before.
     """
     (file, _), own = _read(path), model.state_dict()
-    # CHOICE: from 14 to 17 keypoints the final layer starts anew; its 12 shared rows are not copied.
-
     # ImageNet files carry classification layers, and a final_layer of other names, if any.
     for_imagenet = _HEAD[0] not in file
     mismatched = tuple(name for name in own if name in file and file[name].shape != own[name].shape)
@@ -90,6 +78,7 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
             f"{len(mismatched)} of another shape, for example {wrong[0][:100]}; build the network the file "
             "was made for, or use load_stem_and_layer1"
         )
+    # CHOICE: from 14 to 17 keypoints the final layer starts anew; its 12 shared rows are not copied.
     wanted = [name for name in own if name in file and name not in mismatched]
     return _copy(model, path, file, wanted, mismatched)
 
@@ -204,9 +193,6 @@ def _copy(
     return LoadReport(tuple(good), skipped, tuple(name for name in own if name not in good), mismatched)
 
 
-# --- Our own checkpoints: weights, the network's arguments, and how to use it
-
-
 @dataclass(frozen=True)
 class ModelCard:
     """How to use a network; stored in the checkpoint's header.
@@ -214,8 +200,7 @@ class ModelCard:
     Attributes:
         skeleton: The keypoints of the output channels.
         input_hw: Input height and width in px.
-        decoder: How heatmaps become keypoints.
-        alpha: Inverse temperature of the soft-argmax decoder.
+        decoder, alpha: How heatmaps become keypoints, and soft-argmax's inverse temperature.
         coordinates: What a cell means in input px, and the shift after mirroring.
         run: Name of the training run, empty for foreign weights.
     """
@@ -230,7 +215,7 @@ class ModelCard:
     @classmethod
     def of_run(cls, run: Run, skeleton: Skeleton) -> "ModelCard":
         """The card of the network that a training run makes."""
-        coordinates = get_convention(run.stage.coordinates)
+        coordinates = CONVENTIONS[run.stage.coordinates]
         return cls(skeleton, run.profile.input_hw, run.stage.decoder, run.stage.alpha, coordinates, run.name)
 
 
@@ -248,22 +233,14 @@ class _CardInFile(msgspec.Struct, forbid_unknown_fields=True):
     run: Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[\w+. -]*\Z")]
 
 
-class _Header(msgspec.Struct, forbid_unknown_fields=True):
-    """What the safetensors header says of the network: two texts of json."""
-
-    card: str
-    hrnet: str
-
-
+# What the safetensors header says of the network: two texts of json.
+_Header = msgspec.defstruct("_Header", [("card", str), ("hrnet", str)], forbid_unknown_fields=True)
 _HEADER_KEY = "hrnetpp_lib"
 _REMEDY = "no model card of this package: train with it, or use weights.load_weights on a network you build"
 
 
 def save_checkpoint(model: HRNet, card: ModelCard, path: Path) -> None:
-    """Write weights and card to one safetensors file, or else leave what was there.
-
-    Raises: HrnetppError if it cannot be written.
-    """
+    """Write one safetensors file, whole or not at all. Raises: HrnetppError if it cannot be written."""
     content = vars(card) | {"skeleton": card.skeleton.name, "coordinates": card.coordinates.name}
     # One entry only: the library writes several in no fixed order, and equal networks would differ in bytes.
     header = json.dumps({"card": json.dumps(content), "hrnet": json.dumps(model.config)})
@@ -288,7 +265,7 @@ def load_checkpoint(path: Path | str) -> tuple[HRNet, ModelCard]:
     if config.num_keypoints != len(skeleton):
         raise HrnetppError(f"{path}: {config.num_keypoints} heatmaps, but {skeleton.name}; {_REMEDY}")
     _copy(model, path, tensors, list(tensors))
-    objects = {"skeleton": skeleton, "coordinates": get_convention(card.coordinates)}
+    objects = {"skeleton": skeleton, "coordinates": CONVENTIONS[card.coordinates]}
     return model.eval(), ModelCard(**(msgspec.structs.asdict(card) | objects))
 
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from hrnetpp_lib.errors import HrnetppError
 
+Size = tuple[int, int]  # height, width
+
 
 def bbox_to_center_scale(
-    bbox_xywh: np.ndarray, input_hw: tuple[int, int], padding: float = 1.25
+    bbox_xywh: np.ndarray, input_hw: Size, padding: float = 1.25
 ) -> tuple[np.ndarray, np.ndarray]:
     """Center and size of boxes, extended to the input's aspect ratio and then padded.
 
@@ -44,9 +46,7 @@ def bbox_to_center_scale(
     return center, scale
 
 
-def crop_matrix(
-    center: np.ndarray, scale: np.ndarray, rotation_deg: float, output_hw: tuple[int, int]
-) -> np.ndarray:
+def crop_matrix(center: np.ndarray, scale: np.ndarray, rotation_deg: float, output_hw: Size) -> np.ndarray:
     """The similarity that takes a padded box to the whole output.
 
     The box's center goes to (w/2, h/2) of the output and its width to w: sizes count, not sizes minus one.
@@ -63,18 +63,15 @@ def crop_matrix(
     Raises: HrnetppError if a number is not finite or too large, or the width is not positive or too small.
     Reference: official HRNet, get_affine_transform.
     """
-    height, width = output_hw
     center, scale = np.asarray(center, np.float64), np.asarray(scale)
     with np.errstate(all="ignore"):
-        zoom, angle = width / scale[0], np.deg2rad(rotation_deg)
+        zoom, angle = output_hw[1] / scale[0], np.deg2rad(rotation_deg)
         cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
         linear = np.array([[cosine, sine], [-sine, cosine]])
-        matrix = np.column_stack([linear, np.array([width / 2, height / 2]) - linear @ center])
+        matrix = np.column_stack([linear, np.array(output_hw[::-1]) / 2 - linear @ center])
     if not (np.isfinite([*matrix, [*scale, zoom]]).all() and zoom > 0):
-        raise HrnetppError(
-            f"padded box at {center.tolist()} of size {scale.tolist()}, rotated by {rotation_deg} degrees: "
-            "needs finite numbers and a positive width"
-        )
+        box = f"padded box at {center.tolist()} of size {scale.tolist()}, rotated by {rotation_deg} degrees"
+        raise HrnetppError(f"{box}: needs finite numbers and a positive width")
     return matrix
 
 
@@ -91,17 +88,7 @@ def invert_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Apply an affine map.
-
-    Args:
-        points_xy: (..., 2).
-        matrix: (2, 3).
-
-    Returns:
-        (..., 2) float64.
-
-    Raises: HrnetppError if the matrix is of another shape.
-    """
+    """Points (..., 2) under a (2, 3) affine map, float64. Raises: HrnetppError if it is of another shape."""
     matrix = _check_affine(matrix)
     return np.asarray(points_xy, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
@@ -120,20 +107,18 @@ class PixelConvention:
     Attributes:
         name: As recipes and checkpoints call it.
         flip_shift: Cells that the maps of a mirrored crop are moved to the right (official SHIFT_HEATMAP).
-        size_minus_one: Whether lengths run between the outermost pixels' centres, not edges (UDP).
-
-    Reference: UDP is by Huang et al., CVPR 2020.
+        size_minus_one: Whether lengths run between the outermost pixels' centres (UDP, CVPR 2020), not edges.
     """
 
     name: str
     flip_shift: float
     size_minus_one: bool = False
 
-    def crop_hw(self, input_hw: tuple[int, int]) -> tuple[int, int]:
+    def crop_hw(self, input_hw: Size) -> Size:
         """Output size for `crop_matrix`: what a padded box is stretched to, in input px."""
         return (input_hw[0] - 1, input_hw[1] - 1) if self.size_minus_one else input_hw
 
-    def stride_xy(self, input_hw: tuple[int, int]) -> np.ndarray:
+    def stride_xy(self, input_hw: Size) -> np.ndarray:
         """(2,) input px per cell, along x and y, of heatmaps at a quarter of the input's size."""
         size = np.array(input_hw[::-1], np.float64)
         return (size - 1) / (size / 4 - 1) if self.size_minus_one else np.full(2, 4.0)
@@ -143,11 +128,4 @@ class PixelConvention:
 OFFICIAL = PixelConvention("official", flip_shift=1.0)
 EXACT_SHIFT = PixelConvention("exact_shift", flip_shift=0.75)
 UDP = PixelConvention("udp", flip_shift=0.0, size_minus_one=True)
-_KNOWN = {convention.name: convention for convention in (OFFICIAL, EXACT_SHIFT, UDP)}
-
-
-def get_convention(name: str) -> PixelConvention:
-    """The convention of that name. Raises: HrnetppError, which lists the valid ones, if it is unknown."""
-    if name not in _KNOWN:
-        raise HrnetppError(f"unknown coordinates {name!r}; choose one of {', '.join(_KNOWN)}")
-    return _KNOWN[name]
+CONVENTIONS = {convention.name: convention for convention in (OFFICIAL, EXACT_SHIFT, UDP)}

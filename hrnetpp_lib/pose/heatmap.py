@@ -14,22 +14,18 @@ import torch
 from torch import Tensor
 
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.pose.geometry import Size
 
 
 def encode(
-    keypoints_input: np.ndarray,
-    labelled: np.ndarray,
-    input_hw: tuple[int, int],
-    heatmap_hw: tuple[int, int],
-    sigma: float,
+    keypoints_input: np.ndarray, labelled: np.ndarray, input_hw: Size, heatmap_hw: Size, sigma: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one unit-peak Gaussian per keypoint, on a whole cell, cut off at 3 sigma.
 
     Args:
         keypoints_input: (K, 2) as (x, y) in input px.
         labelled: (K,) bool or 0/1; unlabelled keypoints give an empty map and weight 0.
-        input_hw: Input height and width in px.
-        heatmap_hw: Heatmap height and width in cells.
+        input_hw, heatmap_hw: Height and width, in px and in cells.
         sigma: Standard deviation in cells, 0.01 to 1000.
 
     Returns:
@@ -45,7 +41,7 @@ def encode(
 
 
 def locate(
-    keypoints_heatmap: np.ndarray, labelled: np.ndarray, heatmap_hw: tuple[int, int], sigma: float
+    keypoints_heatmap: np.ndarray, labelled: np.ndarray, heatmap_hw: Size, sigma: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """First half of `encode`: (K, 2) heatmap px to peaks, (K, 2) int64 cells, and target_weight (K,) float32.
 
@@ -69,7 +65,7 @@ def locate(
     return peaks, (labelled & ~outside.any(axis=1)).astype(np.float32)
 
 
-def draw_gaussians(peaks: Tensor, target_weight: Tensor, heatmap_hw: tuple[int, int], sigma: float) -> Tensor:
+def draw_gaussians(peaks: Tensor, target_weight: Tensor, heatmap_hw: Size, sigma: float) -> Tensor:
     """Second half of `encode`, of a batch: (B, K, 2) cells and (B, K) weights to (B, K, H, W) fp32.
 
     It only looks values up, so all devices agree.

@@ -31,10 +31,8 @@ class Skeleton:
     @property
     def flip_order(self) -> np.ndarray:
         """(K,) int64: entry k is the keypoint whose place k takes in a mirrored image."""
-        order = np.arange(len(self.names))
-        for left, right in self.flip_pairs:
-            order[[left, right]] = right, left
-        return order
+        other = {left: right for pair in self.flip_pairs for left, right in (pair, pair[::-1])}
+        return np.array([other.get(k, k) for k in range(len(self))])
 
     @property
     def lower_body(self) -> tuple[int, ...]:

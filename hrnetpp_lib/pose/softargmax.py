@@ -1,7 +1,5 @@
 """Soft-argmax: the differentiable keypoint position of the report's regression model."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ def soft_argmax(heatmaps: Tensor, alpha: float = 60.0) -> Tensor:
     """
     if heatmaps.ndim != 4:
         raise HrnetppError(f"heatmaps must be (B, K, H, W), got shape {tuple(heatmaps.shape)}")
-    if not 0 < alpha < math.inf:
+    if not 0 < alpha < float("inf"):
         raise HrnetppError(f"alpha must be finite and > 0, got {alpha}")
     # In bf16 the centre of mass is 0.21 cells off on average, so autocast is refused here.
     with torch.autocast(device_type=heatmaps.device.type, enabled=False):
