@@ -277,8 +277,7 @@ class HRNet(nn.Module):
         They have the weights' precision (fp32) even under autocast. Raises: HrnetppError for other shapes.
         """
         if images.ndim != 4 or images.shape[1] != 3 or any(n < 32 or n % 32 for n in images.shape[2:]):
-            shape = tuple(images.shape)
-            raise HrnetppError(f"images of shape {shape}: give (B, 3, h, w), h and w multiples of 32")
+            raise HrnetppError(f"images of shape {tuple(images.shape)}: give (B, 3, h, w), multiples of 32")
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
         features, history = [self.layer1(x)], []

@@ -66,10 +66,7 @@ def locate(
 
 
 def draw_gaussians(peaks: Tensor, target_weight: Tensor, heatmap_hw: Size, sigma: float) -> Tensor:
-    """Second half of `encode`, of a batch: (B, K, 2) cells and (B, K) weights to (B, K, H, W) fp32.
-
-    It only looks values up, so all devices agree.
-    """
+    """Second half of `encode`, of a batch: (B, K, 2) cells and (B, K) weights to (B, K, H, W) fp32."""
     radius = int(3 * sigma)
     distance = np.arange(radius + 2, dtype=np.float32)
     # In fp32, as the official code computes it.
@@ -79,6 +76,7 @@ def draw_gaussians(peaks: Tensor, target_weight: Tensor, heatmap_hw: Size, sigma
     cells_y, cells_x = (torch.arange(size, device=peaks.device) for size in heatmap_hw)
     away_x = (cells_x - peaks[..., :1]).abs().clamp(max=radius + 1)  # (B, K, W)
     away_y = (cells_y - peaks[..., 1:]).abs().clamp(max=radius + 1)  # (B, K, H)
+    # Values are only looked up, so all devices agree.
     return table[away_y[..., :, None], away_x[..., None, :]] * target_weight[:, :, None, None]
 
 

@@ -17,15 +17,7 @@ from safetensors.torch import save_file
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.model import weights
 from hrnetpp_lib.model.hrnet import HRNet
-from hrnetpp_lib.model.weights import (
-    LoadReport,
-    ModelCard,
-    download,
-    load_checkpoint,
-    load_stem_and_layer1,
-    load_weights,
-    save_checkpoint,
-)
+from hrnetpp_lib.model.weights import LoadReport, ModelCard, load_checkpoint, load_weights, save_checkpoint
 from hrnetpp_lib.pose.geometry import UDP
 from hrnetpp_lib.pose.keypoints import AIC14
 from hrnetpp_lib.recipe import SMOKE, STAGE3, resolve
@@ -35,6 +27,8 @@ SMALL = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "laye
 HEAD = ("final_layer.weight", "final_layer.bias")
 STEM_AND_LAYER1 = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.")
 CARD = ModelCard(AIC14, (64, 96), "soft_argmax", 27.0, UDP, "some run")
+load_stem_and_layer1, download = weights.load_stem_and_layer1, weights.download
+LOADERS = [load_weights, load_stem_and_layer1, lambda model, path: load_checkpoint(path)]
 
 
 def small(num_keypoints: int = 5, seed: int = 0, **switches) -> HRNet:
@@ -62,10 +56,19 @@ def imagenet_layout(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def put(path: Path, content) -> Path:
+    """A file of these tensors, in the layout of its ending."""
+    (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
+    return path
+
+
 def same(a: dict, b: dict, names) -> bool:
-    names = list(names)
     assert names
     return all(torch.equal(a[name], b[name]) for name in names)
+
+
+def unchanged(model: HRNet, seed: int) -> bool:
+    return same(model.state_dict(), small(seed=seed).state_dict(), model.state_dict())
 
 
 def check_partition(report: LoadReport, model: HRNet, file: dict) -> None:
@@ -191,14 +194,12 @@ def test_networks_that_the_tensors_do_not_bear_out_are_refused(tmp_path, changes
 
 @pytest.mark.parametrize("name", ["bare.safetensors", "state.pth"])
 def test_weights_without_a_card_are_no_checkpoint(tmp_path, name):
-    (save_file if name.startswith("bare") else torch.save)(small().state_dict(), tmp_path / name)
-    with pytest.raises(
-        HrnetppError, match=rf"{name}: .*missing.*no model card of this package.*load_weights"
-    ):
-        load_checkpoint(tmp_path / name)
+    message = rf"{name}: .*missing.*no model card of this package.*load_weights"
+    with pytest.raises(HrnetppError, match=message):
+        load_checkpoint(put(tmp_path / name, small().state_dict()))
 
 
-# --- Official pose checkpoints
+# --- Foreign files
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -221,12 +222,9 @@ def test_full_size_checkpoint_of_official_names(tmp_path):
     one, count = torch.ones(()), torch.tensor(1)
     shapes = official_shapes(32, 17)
     state = {name: (one if shape else count).expand(shape) for name, shape in shapes}
-    path = tmp_path / "pose_hrnet_w32_256x192.pth"
-    torch.save(state, path)
     with torch.device("meta"):
         model = HRNet(32)
-    model.to_empty(device="cpu")
-    report = load_weights(model, path)
+    report = load_weights(model.to_empty(device="cpu"), put(tmp_path / "pose_hrnet_w32_256x192.pth", state))
     assert len(report.loaded) == 1754 and not report.new
     assert model.stage4[2].fuse_layers[0][3][1].running_var.eq(1).all()
 
@@ -253,38 +251,28 @@ def test_other_number_of_keypoints_keeps_the_final_layer(tmp_path):
     ],
 )
 def test_another_architecture_is_refused_and_changes_nothing(tmp_path, other, message):
-    model = small(seed=1)
-    path = tmp_path / "other.safetensors"
+    model, path = small(seed=1), tmp_path / "other.safetensors"
     save_checkpoint(small(seed=2, **other), CARD, path)
-    with pytest.raises(
-        HrnetppError, match=rf"other\.safetensors: belongs to another .*{message}.*load_stem_and_layer1"
-    ):
+    message = rf"other\.safetensors: belongs to another .*{message}.*load_stem_and_layer1"
+    with pytest.raises(HrnetppError, match=message):
         load_weights(model, path)
-    assert same(model.state_dict(), small(seed=1).state_dict(), model.state_dict())
+    assert unchanged(model, seed=1)
 
 
-def test_another_width_is_not_taken_for_another_number_of_keypoints(tmp_path):
-    torch.save(HRNet(16, 6, **SMALL).state_dict(), tmp_path / "wide.pth")
+def test_another_width_or_half_of_a_final_layer_is_not_another_number_of_keypoints(tmp_path):
+    wide = put(tmp_path / "wide.pth", HRNet(16, 6, **SMALL).state_dict())
+    kernel3 = small(seed=1).state_dict() | {"final_layer.weight": torch.ones(5, 8, 3, 3)}
     with pytest.raises(HrnetppError, match="another architecture"):
-        load_weights(small(), tmp_path / "wide.pth")
-
-
-def test_half_of_a_final_layer_is_not_loaded(tmp_path):
-    file = small(seed=1).state_dict() | {"final_layer.weight": torch.ones(5, 8, 3, 3)}
-    torch.save(file, tmp_path / "kernel3.pth")
+        load_weights(small(), wide)
     with pytest.raises(HrnetppError, match=r"another architecture.*for example final_layer\.weight"):
-        load_weights(small(), tmp_path / "kernel3.pth")
-
-
-# --- ImageNet files
+        load_weights(small(), put(tmp_path / "kernel3.pth", kernel3))
 
 
 @pytest.mark.parametrize("extension", ["pth", "safetensors"])
 def test_imagenet_file_fills_the_whole_trunk(tmp_path, extension):
     source, model = small(seed=1), small(seed=2)
-    file, path = imagenet_layout(source.state_dict()), tmp_path / f"hrnet.{extension}"
-    (torch.save if extension == "pth" else save_file)(file, path)
-    report = load_weights(model, path)
+    file = imagenet_layout(source.state_dict())
+    report = load_weights(model, put(tmp_path / f"hrnet.{extension}", file))
     check_partition(report, model, file)
     assert report.new == HEAD and not report.mismatched
     assert set(report.skipped) == set(file) - set(source.state_dict())
@@ -297,8 +285,7 @@ def test_stem_and_layer1_alone(tmp_path, switches, imagenet):
     source, model = small(seed=1), small(seed=2, **switches)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     file = imagenet_layout(source.state_dict()) if imagenet else source.state_dict()
-    torch.save(file, tmp_path / "hrnet.pth")
-    report = load_stem_and_layer1(model, tmp_path / "hrnet.pth")
+    report = load_stem_and_layer1(model, put(tmp_path / "hrnet.pth", file))
     check_partition(report, model, file)
     assert set(report.loaded) == {name for name in source.state_dict() if name.startswith(STEM_AND_LAYER1)}
     assert same(model.state_dict(), source.state_dict(), report.loaded)
@@ -315,19 +302,15 @@ def test_stem_and_layer1_takes_the_gates_of_our_own_files(tmp_path):
     assert same(model.state_dict(), source.state_dict(), report.loaded)
 
 
-@pytest.mark.parametrize("fault", ["missing", "shape"])
-def test_stem_and_layer1_of_another_network_is_refused(tmp_path, fault):
+@pytest.mark.parametrize(("width", "found"), [(None, "is missing"), (48, r"has shape \(48,\)")])
+def test_stem_and_layer1_of_another_network_is_refused(tmp_path, width, found):
     file = dict(small().state_dict())
-    if fault == "missing":
-        del file["layer1.0.bn3.running_var"]
-    else:
-        file["layer1.0.bn3.running_var"] = torch.ones(48)
-    torch.save(file, tmp_path / "resnet.pth")
-    found = "is missing" if fault == "missing" else r"has shape \(48,\)"
-    with pytest.raises(
-        HrnetppError, match=rf"resnet\.pth: layer1\.0\.bn3\.running_var {found}, expected \(32,\)"
-    ):
-        load_stem_and_layer1(small(), tmp_path / "resnet.pth")
+    del file["layer1.0.bn3.running_var"]
+    if width:
+        file["layer1.0.bn3.running_var"] = torch.ones(width)
+    message = rf"resnet\.pth: layer1\.0\.bn3\.running_var {found}, expected \(32,\)"
+    with pytest.raises(HrnetppError, match=message):
+        load_stem_and_layer1(small(), put(tmp_path / "resnet.pth", file))
 
 
 # --- Files gone wrong
@@ -338,17 +321,11 @@ class Code:
         return print, ("this must not run",)
 
 
-@pytest.mark.parametrize(
-    "load", [load_weights, load_stem_and_layer1, lambda model, path: load_checkpoint(path)]
-)
+@pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
 @pytest.mark.parametrize("keep", [0, 0.5, 0.999])
 def test_truncated_file(tmp_path, load, name, keep):
-    path = tmp_path / name
-    if name.endswith(".pth"):
-        torch.save(small().state_dict(), path)
-    else:
-        save_checkpoint(small(), CARD, path)
+    path = put(tmp_path / name, small().state_dict())
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
     with pytest.raises(HrnetppError, match=rf"{name}: damaged.*download it again"):
         load(small(), path)
@@ -364,8 +341,7 @@ def test_truncated_legacy_file(tmp_path, keep):
 
 
 def test_code_in_a_pickle_is_refused(tmp_path, capsys):
-    path = tmp_path / "evil.pth"
-    torch.save({"state_dict": small().state_dict(), "extra": Code()}, path)
+    path = put(tmp_path / "evil.pth", {"state_dict": small().state_dict(), "extra": Code()})
     with pytest.raises(HrnetppError, match=r"evil\.pth: .*can run code.*safetensors"):
         load_weights(small(), path)
     assert "must not run" not in capsys.readouterr().out
@@ -380,9 +356,8 @@ def test_code_in_a_pickle_is_refused(tmp_path, capsys):
     ],
 )
 def test_something_else_than_a_state_dict(tmp_path, content):
-    torch.save(content, tmp_path / "list.pth")
     with pytest.raises(HrnetppError, match=r"list\.pth: not a state_dict"):
-        load_weights(small(), tmp_path / "list.pth")
+        load_weights(small(), put(tmp_path / "list.pth", content))
 
 
 SPOILT = {
@@ -403,19 +378,16 @@ SPOILT = {
 def test_a_spoilt_tensor_is_refused_and_changes_nothing(tmp_path, load, how):
     model, file = small(seed=1), dict(small(seed=2).state_dict())
     file["layer1.0.conv2.weight"] = SPOILT[how](file["layer1.0.conv2.weight"])
-    torch.save(file, tmp_path / "spoilt.pth")
     with pytest.raises(HrnetppError, match=r"spoilt\.pth: "):
-        load(model, tmp_path / "spoilt.pth")
-    assert same(model.state_dict(), small(seed=1).state_dict(), model.state_dict())
+        load(model, put(tmp_path / "spoilt.pth", file))
+    assert unchanged(model, seed=1)
+
+
+SECOND_BN = "stage2.0.branches.1.0.bn2.running_var"
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("final_layer.bias", torch.nan),
-        ("bn1.weight", torch.inf),
-        ("stage2.0.branches.1.0.bn2.running_var", -1.0),
-    ],
+    ("name", "value"), [("final_layer.bias", torch.nan), ("bn1.weight", torch.inf), (SECOND_BN, -1.0)]
 )
 def test_checkpoints_with_impossible_weights_are_refused(tmp_path, name, value):
     model = small(14)
@@ -427,15 +399,8 @@ def test_checkpoints_with_impossible_weights_are_refused(tmp_path, name, value):
 
 def test_weights_of_another_precision_are_converted(tmp_path):
     source, model = small(seed=1).half(), small(seed=2)
-    torch.save(source.state_dict(), tmp_path / "half.pth")
-    load_weights(model, tmp_path / "half.pth")
+    load_weights(model, put(tmp_path / "half.pth", source.state_dict()))
     assert same(model.state_dict(), source.float().state_dict(), model.state_dict())
-
-
-def test_an_endless_bytearray_is_refused(tmp_path):
-    torch.save({"a": bytearray(b"spam")}, tmp_path / "b.pth")
-    with pytest.raises(HrnetppError, match=r"b\.pth: .*holds a bytearray"):
-        load_weights(small(), tmp_path / "b.pth")
 
 
 def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
@@ -447,28 +412,27 @@ def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
         load_weights(small(), tmp_path / "b.pth")
 
 
-def test_names_that_are_there_twice_are_refused(tmp_path):
+def test_names_that_are_there_twice_and_endless_bytearrays_are_refused(tmp_path):
     file = small().state_dict()
-    torch.save(file | {"module.bn1.bias": file["bn1.bias"]}, tmp_path / "two.pth")
+    twice = put(tmp_path / "two.pth", file | {"module.bn1.bias": file["bn1.bias"]})
     with pytest.raises(HrnetppError, match=r"two\.pth: holds names twice"):
-        load_weights(small(), tmp_path / "two.pth")
+        load_weights(small(), twice)
+    with pytest.raises(HrnetppError, match=r"b\.pth: .*holds a bytearray"):
+        load_weights(small(), put(tmp_path / "b.pth", {"a": bytearray(b"spam")}))
 
 
-@pytest.mark.parametrize("name", ["pipe.pth", "pipe.safetensors"])
-def test_pipes_and_folders_are_refused(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    (tmp_path / "folder.pth").mkdir()
-    for place in (name, "folder.pth"):
-        with pytest.raises(HrnetppError, match=rf"{place}: is no regular file"):
-            load_weights(small(), tmp_path / place)
-
-
-def test_missing_file(tmp_path):
-    for load in (load_weights, load_stem_and_layer1, lambda model, path: load_checkpoint(path)):
-        with pytest.raises(HrnetppError, match=r"none\.pth: there is no such file"):
-            load(small(), tmp_path / "none.pth")
+@pytest.mark.parametrize("load", LOADERS)
+def test_pipes_folders_and_missing_files_are_refused(tmp_path, load):
+    for name in ("pipe.pth", "pipe.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(HrnetppError, match=rf"{name}: is no regular file"):
+            load(small(), tmp_path / name)
+    with pytest.raises(HrnetppError, match="is no regular file"):
+        load(small(), tmp_path)
+    with pytest.raises(HrnetppError, match=r"none\.pth: there is no such file"):
+        load(small(), tmp_path / "none.pth")
     with pytest.raises(HrnetppError, match=r"weights\.download\('hrnet_w48-8ef0771d\.pth'"):
-        load_stem_and_layer1(small(), tmp_path / "hrnet_w48-8ef0771d.pth")
+        load(small(), tmp_path / "hrnet_w48-8ef0771d.pth")
 
 
 def test_report_prints_as_a_table():
@@ -487,11 +451,10 @@ def test_report_prints_as_a_table():
 @pytest.fixture
 def content(monkeypatch):
     """Bytes that pass for hrnet_w48-8ef0771d.pth."""
-    data = b"weights"
     where, _ = weights.FILES["hrnet_w48-8ef0771d.pth"]
-    digest = hashlib.sha256(data).hexdigest()[:8]
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
     monkeypatch.setitem(weights.FILES, "hrnet_w48-8ef0771d.pth", (where, digest))
-    return data
+    return b"weights"
 
 
 def test_download_fetches_once_and_checks(tmp_path, monkeypatch, content):
@@ -507,12 +470,9 @@ def test_download_fetches_once_and_checks(tmp_path, monkeypatch, content):
         path = download("hrnet_w48-8ef0771d.pth", tmp_path / "weights")
         assert path == tmp_path / "weights" / "hrnet_w48-8ef0771d.pth" and path.read_bytes() == content
     assert calls == ["https://download.openmmlab.com/mmpose/pretrain_models/hrnet_w48-8ef0771d.pth"]
-
-
-def test_wrong_digest(tmp_path, content):
-    (tmp_path / "hrnet_w48-8ef0771d.pth").write_bytes(content + b"!")
+    path.write_bytes(content + b"!")
     with pytest.raises(HrnetppError, match=r"w48-8ef0771d\.pth: SHA-256 is .*delete the file and get"):
-        download("hrnet_w48-8ef0771d.pth", tmp_path)
+        download("hrnet_w48-8ef0771d.pth", tmp_path / "weights")
 
 
 def test_offline_says_where_to_put_the_file(tmp_path, monkeypatch):
@@ -520,9 +480,8 @@ def test_offline_says_where_to_put_the_file(tmp_path, monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("pooch.retrieve", retrieve)
-    with pytest.raises(
-        HrnetppError, match=r"no route to host.*by hand and put it at .*hrnet_w32-36af842e\.pth"
-    ):
+    message = r"no route to host.*by hand and put it at .*hrnet_w32-36af842e\.pth"
+    with pytest.raises(HrnetppError, match=message):
         download("hrnet_w32-36af842e.pth", tmp_path)
 
 
