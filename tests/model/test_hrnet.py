@@ -7,16 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.model.hrnet import (
-    BasicBlock,
-    Bottleneck,
-    HRNet,
-    SqueezeExcite,
-    create_model,
-    downsample,
-    hrnet_w32,
-    hrnetpp_w48,
-)
+from hrnetpp_lib.model import hrnet
+from hrnetpp_lib.model.hrnet import BasicBlock, Bottleneck, HRNet, SqueezeExcite, create_model
 
 ALL_ON = {"se": True, "avgpool_down": True, "skips": True, "subpixel_head": True}
 SMALL = {"blocks_per_branch": 1, "modules": (1, 1, 1), "stem_channels": 8, "layer1_blocks": 1}
@@ -41,9 +33,6 @@ def shake(model: nn.Module) -> nn.Module:
         elif tensor.is_floating_point():
             tensor.data.uniform_(0.5, 1.5, generator=generator)
     return model
-
-
-# --- All switches off
 
 
 @pytest.mark.parametrize(("base_channels", "params"), [(32, 28_536_113), (48, 63_595_745)])
@@ -77,10 +66,8 @@ def test_training_step_is_the_official_one():
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, leaves[name].grad, rtol=1e-8, atol=1e-10)
     for name, buffer in model.named_buffers():
-        if buffer.is_floating_point():
-            torch.testing.assert_close(buffer, twin[name], rtol=1e-9, atol=1e-9)
-        else:
-            assert buffer == 1
+        expected = twin[name] if buffer.is_floating_point() else torch.tensor(1)
+        torch.testing.assert_close(buffer, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_initial_weights_follow_the_official_rule():
@@ -91,9 +78,6 @@ def test_initial_weights_follow_the_official_rule():
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(m.momentum == 0.1 and m.eps == 1e-5 for m in norms)
     assert all((m.weight == 1).all() and (m.bias == 0).all() for m in norms)
-
-
-# --- Squeeze and excite
 
 
 @pytest.mark.parametrize(("base_channels", "hidden"), [(32, {4, 8, 16, 32}), (48, {6, 12, 24, 48, 32})])
@@ -125,27 +109,19 @@ def test_gate_multiplies_the_residual_before_the_sum():
     torch.testing.assert_close(unit(x), torch.relu(residual * gate[:, :, None, None] + x))
 
 
-# --- Downsampling
-
-
 def test_only_the_stem_keeps_strided_convs():
     model, plain = on_meta(48, avgpool_down=True), on_meta(48)
     strided = [name for name, m in model.named_modules() if getattr(m, "stride", 1) == (2, 2)]
     assert strided == ["conv1", "conv2"]
     pools = [name for name, m in model.named_modules() if isinstance(m, nn.AvgPool2d)]
-    places = [
-        sum(name.startswith(prefix) for name in pools) for prefix in ("trans", "stage2", "stage3", "stage4")
-    ]
-    assert places == [3, 1, 16, 20]
+    prefixes = ("trans", "stage2", "stage3", "stage4")
+    assert [sum(name.startswith(prefix) for name in pools) for prefix in prefixes] == [3, 1, 16, 20]
     assert model.transition1[0][0].kernel_size == (3, 3)
-
-    def relus(m):
-        return sum(isinstance(layer, nn.ReLU) for layer in m.modules())
-
-    assert relus(model) == relus(plain)
-    assert sum(p.numel() for p in on_meta(48, avgpool_down=True, downsampling="conv3x3").parameters()) == sum(
-        p.numel() for p in plain.parameters()
-    )
+    relus = [sum(isinstance(layer, nn.ReLU) for layer in m.modules()) for m in (model, plain)]
+    assert relus[0] == relus[1]
+    conv3x3 = on_meta(48, avgpool_down=True, downsampling="conv3x3")
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (conv3x3, plain)]
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
@@ -156,7 +132,7 @@ def test_average_pooling_keeps_a_blob_centred(how, shift, levels):
     blob = torch.exp(-((x - 31.5) ** 2 + (y - 47.5) ** 2) / (2 * 8.0**2))[None, None]
     down = blob
     for factor in [2**levels] if how == "single_pool" else [2] * levels:
-        conv = downsample(1, 1, how, relu=False, factor=factor)[:-1]  # without BN
+        conv = hrnet.downsample(1, 1, how, relu=False, factor=factor)[:-1]  # without BN
         conv[-1].weight.data.fill_(1 / conv[-1].weight.numel())
         down = conv(down)
     up = F.interpolate(down, scale_factor=2**levels, mode="nearest")[0, 0]
@@ -170,9 +146,6 @@ def test_single_pool_has_one_conv_per_path():
     path = model.stage4[0].fuse_layers[3][0]
     assert path[0].kernel_size == 8 and path[1].weight.shape == (128, 16, 1, 1)
     assert [type(layer) for layer in path[2:]] == [nn.BatchNorm2d]
-
-
-# --- Skips
 
 
 def test_skips_join_every_pair_of_modules_two_or_more_apart():
@@ -202,7 +175,7 @@ def test_skips_add_the_fused_outputs_of_earlier_modules(sources):
 
     def record(block, args, out):
         number = blocks.index(block) + 1
-        inputs[number], outputs[number] = [x.clone() for x in args[0]], [x.clone() for x in out]
+        inputs[number], outputs[number] = [[x.clone() for x in xs] for xs in (args[0], out)]
 
     for block in blocks:
         block.register_forward_hook(record)
@@ -213,26 +186,20 @@ def test_skips_add_the_fused_outputs_of_earlier_modules(sources):
             for branch, actual in enumerate(inputs[target]):
                 fed = outputs[target - 1]
                 transition = {2: model.transition2, 4: model.transition3}.get(target)
-                new = branch == len(fed)
-                expected = transition[branch](fed[-1]) if new else fed[branch]
+                expected = fed[branch] if branch < len(fed) else transition[branch](fed[-1])
                 for source in range(1, target):
                     key = f"m{source}_m{target}_branch{branch}"
                     if key in model.skips:
-                        scale = list(model.skips).index(key) + 1
-                        expected = expected + scale * outputs[source][branch]
+                        expected = expected + (list(model.skips).index(key) + 1) * outputs[source][branch]
                 torch.testing.assert_close(actual, expected)
-
-
-# --- Head
 
 
 def test_last_module_does_not_fuse_before_the_subpixel_head():
     model = on_meta(48, subpixel_head=True)
     assert [len(block.fuse_layers) for block in model.stage4] == [4, 4, 0]
-    ups = [tuple(up[0].weight.shape) for up in model.head.up]
-    assert ups == [(768, 384, 3, 3), (384, 192, 3, 3), (192, 96, 3, 3)]
-    merges = [tuple(merge[0].weight.shape) for merge in model.head.merge]
-    assert merges == [(192, 384, 1, 1), (96, 192, 1, 1), (48, 96, 1, 1)]
+    shapes = [[tuple(part[0].weight.shape) for part in parts] for parts in (model.head.up, model.head.merge)]
+    assert shapes[0] == [(768, 384, 3, 3), (384, 192, 3, 3), (192, 96, 3, 3)]
+    assert shapes[1] == [(192, 384, 1, 1), (96, 192, 1, 1), (48, 96, 1, 1)]
     order = [type(layer) for layer in model.head.up[0]]
     assert order == [nn.Conv2d, nn.PixelShuffle, nn.BatchNorm2d, nn.ReLU]
 
@@ -279,11 +246,7 @@ def test_gradients_reach_every_parameter(switches):
 def test_final_layer_runs_in_fp32_under_autocast():
     model = shake(small(**ALL_ON)).eval()
     seen = {}
-
-    def record(_, args, out):
-        seen["input"], seen["output"] = args[0], out
-
-    model.final_layer.register_forward_hook(record)
+    model.final_layer.register_forward_hook(lambda _, args, out: seen.update(input=args[0]))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         heatmaps = model(torch.randn(1, 3, 32, 64))
         assert model.conv1(torch.randn(1, 3, 32, 64)).dtype == torch.bfloat16
@@ -323,9 +286,9 @@ def test_bad_arguments_are_refused(switches, message):
 def test_create_model_by_name():
     with torch.device("meta"):
         model = create_model("hrnetpp_w48", num_keypoints=14, skips=False)
-        twin = hrnetpp_w48(14, skips=False)
+        twin = hrnet.hrnetpp_w48(14, skips=False)
         mixed = create_model("hrnet+se_w18", **SMALL)
-        plain = hrnet_w32()
+        plain = hrnet.hrnet_w32()
     assert model.config == twin.config and model.config["num_keypoints"] == 14
     assert [model.config[switch] for switch in ALL_ON] == [True, True, False, True]
     assert [mixed.config[switch] for switch in ALL_ON] == [True, False, False, False]
