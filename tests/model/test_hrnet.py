@@ -266,20 +266,17 @@ def test_bad_images_are_refused(shape):
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"head": "bilinear", "subpixel_head": True}, r"Invalid enum value 'bilinear' - at `\$\.head`"),
-        ({"downsampling": "conv3x3"}, "no effect without avgpool_down"),
-        ({"se_bias": 3.0}, "no effect without se"),
-        ({"modules": (1, 4)}, r"length 3.*\$\.modules"),
-        ({"modules": (1, 0, 3)}, r">= 1 - at `\$\.modules\[1\]`"),
-        ({"num_keypoints": 0}, r">= 1 - at `\$\.num_keypoints`"),
-        ({"base_channels": 10**6}, r"<= 2048 - at `\$\.base_channels`"),
-        ({"blocks_per_branch": 10**5}, r"<= 32 - at `\$\.blocks_per_branch`"),
-        ({"layer1_blocks": 2.0}, r"Expected `int`, got `float` - at `\$\.layer1_blocks`"),
-        ({"se": 1}, r"Expected `bool`, got `int` - at `\$\.se`"),
+        ({"head": "bilinear", "subpixel_head": True}, "Invalid enum value 'bilinear' - at"),
+        *[({"downsampling": "conv3x3"}, "no effect without avgpool_down"), ({"se": 1}, "got `int` - at")],
+        *[({"se_bias": 3.0}, "no effect without se"), ({"modules": (1, 4)}, "length 3.*at")],
+        *[({"modules": (1, 0, 3)}, ">= 1 - at"), ({"num_keypoints": 0}, ">= 1 - at")],
+        *[({"base_channels": 10**6}, "<= 2048 - at"), ({"blocks_per_branch": 10**5}, "<= 32 - at")],
+        ({"layer1_blocks": 2.0}, "Expected `int`, got `float` - at"),
     ],
 )
 def test_bad_arguments_are_refused(switches, message):
-    with pytest.raises(HrnetppError, match=message):
+    place = rf" `\$\.{next(iter(switches))}" if message.endswith("at") else ""
+    with pytest.raises(HrnetppError, match=message + place):
         small(**switches)
 
 
