@@ -53,9 +53,8 @@ def test_bad_boxes_are_refused_and_named_among_good_ones(box):
     with pytest.raises(HrnetppError, match="box"):
         bbox_to_center_scale(np.array(box), INPUT_HW)
     if len(box) == 4:
-        good = [1, 2, 3, 4]
         with pytest.raises(HrnetppError, match=re.escape(str([*map(float, box)]))):
-            bbox_to_center_scale(np.array([good, box, good]), INPUT_HW)
+            bbox_to_center_scale(np.array([[1, 2, 3, 4], box, [1, 2, 3, 4]]), INPUT_HW)
 
 
 def test_crop_matrix_and_quarter_turn_by_hand():
@@ -121,17 +120,14 @@ def test_bad_crops_are_refused(center, scale, rotation):
         crop_matrix(np.array(center), np.array(scale), rotation, INPUT_HW)
 
 
-@pytest.mark.parametrize("linear", [[[1, 2], [2, 4]], [[np.nan, 0], [0, 1]], [[1e-200, 0], [0, 1e-200]]])
-def test_map_without_inverse_is_refused(linear):
-    with pytest.raises(HrnetppError, match="no inverse"):
-        invert_matrix(np.column_stack([linear, [5, 6]]))
-
-
-@pytest.mark.parametrize("call", [invert_matrix, lambda matrix: transform_points(np.zeros((4, 2)), matrix)])
-@pytest.mark.parametrize("shape", [(2, 2), (3, 3), (6,)])
-def test_matrix_of_another_shape_is_refused(call, shape):
-    with pytest.raises(HrnetppError, match=r"give \(2, 3\)"):
-        call(np.ones(shape))
+def test_maps_without_inverse_or_of_another_shape_are_refused():
+    for linear in [[1, 2], [2, 4]], [[np.nan, 0], [0, 1]], [[1e-200, 0], [0, 1e-200]]:
+        with pytest.raises(HrnetppError, match="no inverse"):
+            invert_matrix(np.column_stack([linear, [5, 6]]))
+    for shape in (2, 2), (3, 3), (6,):
+        for call in invert_matrix, lambda matrix: transform_points(np.zeros((4, 2)), matrix):
+            with pytest.raises(HrnetppError, match=r"give \(2, 3\)"):
+                call(np.ones(shape))
 
 
 @pytest.mark.parametrize("coordinates", geometry.CONVENTIONS.values())
