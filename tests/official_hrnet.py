@@ -15,9 +15,10 @@ def official_shapes(c: int, k: int) -> list[tuple[str, tuple[int, ...]]]:
         out.append((f"{name}.weight", (cout, cin, kernel, kernel)))
 
     def bn(name, width):
-        for field in ("weight", "bias", "running_mean", "running_var"):
-            out.append((f"{name}.{field}", (width,)))
-        out.append((f"{name}.num_batches_tracked", ()))
+        fields = ("weight", "bias", "running_mean", "running_var")
+        out.extend(
+            [*((f"{name}.{field}", (width,)) for field in fields), (f"{name}.num_batches_tracked", ())]
+        )
 
     def conv_bn(name, cout, cin, kernel):
         conv(f"{name}.0", cout, cin, kernel)

@@ -107,17 +107,13 @@ def test_a_general_map():
     assert np.array_equal(points[1, 2, 3], [1.5, 0.75])
 
 
-@pytest.mark.parametrize(
-    ("center", "scale", "rotation"),
-    [
-        *[((0, 0), (0, 1), 0), ((0, 0), (-2, 1), 0), ((np.nan, 0), (2, 1), 0), ((0, 0), (2, 1), np.inf)],
-        *[((0, 0), (2, np.nan), 0), ((0, 0), (np.inf, 1), 0), ((1e308, 0), (2, 1), 0)],
-        ((0, 0), (1e-307, 1), 0),
-    ],
-)
-def test_bad_crops_are_refused(center, scale, rotation):
-    with pytest.raises(HrnetppError, match="padded box"):
-        crop_matrix(np.array(center), np.array(scale), rotation, INPUT_HW)
+def test_bad_crops_are_refused():
+    finite = (0, 0), (2, 1)
+    boxes = [((0, 0), (0, 1)), ((0, 0), (-2, 1)), ((np.nan, 0), (2, 1)), ((0, 0), (2, np.nan))]
+    boxes += [((0, 0), (np.inf, 1)), ((1e308, 0), (2, 1)), ((0, 0), (1e-307, 1))]
+    for (center, scale), rotation in [*((box, 0) for box in boxes), (finite, np.inf)]:
+        with pytest.raises(HrnetppError, match="padded box"):
+            crop_matrix(np.array(center), np.array(scale), rotation, INPUT_HW)
 
 
 def test_maps_without_inverse_or_of_another_shape_are_refused():
