@@ -1,5 +1,7 @@
 """The official pose network, described a second time without the library, to compare with."""
 
+from itertools import product
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,9 +15,10 @@ def official_shapes(c: int, k: int) -> list[tuple[str, tuple[int, ...]]]:
         out.append((f"{name}.weight", (cout, cin, kernel, kernel)))
 
     def bn(name, width):
-        for field in ("weight", "bias", "running_mean", "running_var"):
-            out.append((f"{name}.{field}", (width,)))
-        out.append((f"{name}.num_batches_tracked", ()))
+        fields = ("weight", "bias", "running_mean", "running_var")
+        out.extend(
+            [*((f"{name}.{field}", (width,)) for field in fields), (f"{name}.num_batches_tracked", ())]
+        )
 
     def conv_bn(name, cout, cin, kernel):
         conv(f"{name}.0", cout, cin, kernel)
@@ -25,12 +28,10 @@ def official_shapes(c: int, k: int) -> list[tuple[str, tuple[int, ...]]]:
         conv(f"conv{number}", 64, cin, 3)
         bn(f"bn{number}", 64)
     for unit in range(4):
-        name = f"layer1.{unit}"
-        for number, (cout, cin, kernel) in enumerate(
-            ((64, 256 if unit else 64, 1), (64, 64, 3), (256, 64, 1)), 1
-        ):
-            conv(f"{name}.conv{number}", cout, cin, kernel)
-            bn(f"{name}.bn{number}", cout)
+        name, cin = f"layer1.{unit}", 256 if unit else 64
+        for number, shape in enumerate(((64, cin, 1), (64, 64, 3), (256, 64, 1)), 1):
+            conv(f"{name}.conv{number}", *shape)
+            bn(f"{name}.bn{number}", shape[0])
         if unit == 0:
             conv_bn(f"{name}.downsample", 256, 64, 1)
     widths = [c, 2 * c, 4 * c, 8 * c]
@@ -42,19 +43,16 @@ def official_shapes(c: int, k: int) -> list[tuple[str, tuple[int, ...]]]:
             conv_bn(f"transition{stage - 1}.{stage - 1}.0", widths[stage - 1], widths[stage - 2], 3)
         for m in range(modules):
             for b in range(stage):
-                for unit in range(4):
-                    for number in (1, 2):
-                        name = f"stage{stage}.{m}.branches.{b}.{unit}"
-                        conv(f"{name}.conv{number}", widths[b], widths[b], 3)
-                        bn(f"{name}.bn{number}", widths[b])
-            for i in range(1 if (stage, m) == (4, 2) else stage):
-                for j in range(stage):
-                    name = f"stage{stage}.{m}.fuse_layers.{i}.{j}"
-                    if j > i:
-                        conv_bn(name, widths[i], widths[j], 1)
-                    for step in range(i - j):
-                        last = step == i - j - 1
-                        conv_bn(f"{name}.{step}", widths[i] if last else widths[j], widths[j], 3)
+                for unit, number in product(range(4), (1, 2)):
+                    name = f"stage{stage}.{m}.branches.{b}.{unit}"
+                    conv(f"{name}.conv{number}", widths[b], widths[b], 3)
+                    bn(f"{name}.bn{number}", widths[b])
+            for i, j in product(range(1 if (stage, m) == (4, 2) else stage), range(stage)):
+                name = f"stage{stage}.{m}.fuse_layers.{i}.{j}"
+                if j > i:
+                    conv_bn(name, widths[i], widths[j], 1)
+                for step in range(i - j):
+                    conv_bn(f"{name}.{step}", widths[i] if step == i - j - 1 else widths[j], widths[j], 3)
     out += [("final_layer.weight", (k, c, 1, 1)), ("final_layer.bias", (k,))]
     return out
 
@@ -100,10 +98,8 @@ class OfficialForward:
                 ys[b] = self.residual_unit(f"{name}.branches.{b}.{unit}", ys[b], convs=2)
         fused = []
         for i in range(outputs):
-            total = self.path(f"{name}.fuse_layers.{i}.0", ys[0], 0, i)
-            for j in range(1, len(ys)):
-                total = total + self.path(f"{name}.fuse_layers.{i}.{j}", ys[j], j, i)
-            fused.append(torch.relu(total))
+            terms = [self.path(f"{name}.fuse_layers.{i}.{j}", y, j, i) for j, y in enumerate(ys)]
+            fused.append(torch.relu(sum(terms)))
         return fused
 
     def __call__(self, x: Tensor, modules: tuple[int, ...], blocks: int, layer1_blocks: int) -> Tensor:

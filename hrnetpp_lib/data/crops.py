@@ -69,7 +69,7 @@ class TrainCrops(torch.utils.data.Dataset):
     @classmethod
     def of_run(cls, table: PersonTable, run: Run, epoch: int = 0, skip_bad_images: bool = False) -> Self:
         """The samples that a training run draws from a table."""
-        convention = geometry.get_convention(run.stage.coordinates)
+        convention = geometry.CONVENTIONS[run.stage.coordinates]
         sizes = (run.profile.input_hw, run.profile.heatmap_sigma)
         return cls(table, *sizes, run.stage.augmentation, convention, run.seed, epoch, skip_bad_images)
 

@@ -13,7 +13,7 @@ from hrnetpp_lib.explore import panels
 from hrnetpp_lib.explore.panels import ClickableImage
 from hrnetpp_lib.explore.session import open_people, thumbnails
 from hrnetpp_lib.pose import heatmap
-from hrnetpp_lib.pose.geometry import get_convention
+from hrnetpp_lib.pose.geometry import CONVENTIONS
 from hrnetpp_lib.recipe import Run
 
 _SAMPLES = 6
@@ -43,7 +43,7 @@ def sample_crops(
 
 def pose_in_crop(sample: Sample, run: Run) -> np.ndarray:
     """(K, 3) keypoints of a training sample in input px, with 2 as third number where the L1 counts them."""
-    stride = get_convention(run.stage.coordinates).stride_xy(run.profile.input_hw)
+    stride = CONVENTIONS[run.stage.coordinates].stride_xy(run.profile.input_hw)
     return np.column_stack([sample.keypoints_heatmap * stride, sample.keypoint_weight * 2])
 
 
@@ -148,7 +148,7 @@ class DataExplorer(panels.Explorer):
             torch.from_numpy(np.stack([getattr(crop, name) for crop in self._crops]))
             for name in ("peaks", "target_weight")
         )
-        drawn = heatmap.draw(peaks, weight, self._run.profile.heatmap_hw, self.sigma.value)
+        drawn = heatmap.draw_gaussians(peaks, weight, self._run.profile.heatmap_hw, self.sigma.value)
         maps = drawn[:, self.keypoint.value].numpy()
         titles = ["target" if target.any() else "no target" for target in maps]
         crops = [crop.image for crop in self._crops]

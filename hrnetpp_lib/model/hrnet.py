@@ -13,6 +13,7 @@ With all switches off, parameter names and order are those of the official pose 
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Literal, get_type_hints
 
@@ -26,29 +27,22 @@ from hrnetpp_lib.recipe import ARCHITECTURES
 
 Width = Annotated[int, msgspec.Meta(ge=1, le=2048)]  # channels
 Depth = Annotated[int, msgspec.Meta(ge=1, le=32)]  # units or modules, one after the other
-_OPTIONS = {  # option: the switch without which it means nothing, and its default
-    "se_reduction": ("se", 8),
-    "se_bias": ("se", 0.0),
-    "downsampling": ("avgpool_down", "chain"),
-    "skip_sources": ("skips", "later"),
-    "skip_bn": ("skips", False),
-    "head": ("subpixel_head", "subpixel"),
-}
 
 
-def conv2d(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+def conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    """A conv without bias and its BN; official key names count or name the two."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels)]
 
 
 def downsample(in_channels: int, out_channels: int, how: str, relu: bool, factor: int = 2) -> nn.Sequential:
     """Resolution / factor, then BN and maybe ReLU: the official strided conv, or one of its replacements."""
     if how == "strided":
-        layers = [conv2d(in_channels, out_channels, 3, stride=2)]
+        layers = conv_bn(in_channels, out_channels, 3, stride=2)
     else:
         # An average over 2x2 cells is centred on them; a strided 3x3 is centred on the first of them.
-        layers = [nn.AvgPool2d(factor), conv2d(in_channels, out_channels, 3 if how == "conv3x3" else 1)]
-    layers.append(nn.BatchNorm2d(out_channels))
-    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+        layers = [nn.AvgPool2d(factor), *conv_bn(in_channels, out_channels, 3 if how == "conv3x3" else 1)]
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
 class SqueezeExcite(nn.Module):
@@ -71,12 +65,9 @@ class BasicBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.out_channels = channels
-        self.conv1 = conv2d(channels, channels, 3)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = conv2d(channels, channels, 3)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.se = nn.Identity()
+        self.conv1, self.bn1 = conv_bn(channels, channels, 3)
+        self.conv2, self.bn2 = conv_bn(channels, channels, 3)
+        self.relu, self.se = nn.ReLU(inplace=True), nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -88,18 +79,12 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, width: int):
         super().__init__()
-        self.out_channels = 4 * width
-        self.conv1 = conv2d(in_channels, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv2d(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv2d(width, 4 * width, 1)
-        self.bn3 = nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
-        self.se = nn.Identity()
-        self.downsample = None
-        if in_channels != 4 * width:
-            self.downsample = nn.Sequential(conv2d(in_channels, 4 * width, 1), nn.BatchNorm2d(4 * width))
+        self.out_channels = out = 4 * width
+        self.conv1, self.bn1 = conv_bn(in_channels, width, 1)
+        self.conv2, self.bn2 = conv_bn(width, width, 3)
+        self.conv3, self.bn3 = conv_bn(width, out, 1)
+        self.relu, self.se = nn.ReLU(inplace=True), nn.Identity()
+        self.downsample = None if in_channels == out else nn.Sequential(*conv_bn(in_channels, out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -113,9 +98,8 @@ class HighResolutionModule(nn.Module):
 
     def __init__(self, channels: Sequence[int], blocks: int, num_outputs: int, downsampling: str):
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in channels
-        )
+        units = (nn.Sequential(*(BasicBlock(width) for _ in range(blocks))) for width in channels)
+        self.branches = nn.ModuleList(units)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(self._path(channels, j, i, downsampling) for j in range(len(channels)))
             for i in range(num_outputs)
@@ -124,21 +108,15 @@ class HighResolutionModule(nn.Module):
 
     @staticmethod
     def _path(channels: Sequence[int], source: int, target: int, how: str) -> nn.Module | None:
-        steps = target - source
+        steps, start, end = target - source, channels[source], channels[target]
         if steps == 0:
             return None
         if steps < 0:
-            return nn.Sequential(
-                conv2d(channels[source], channels[target], 1),
-                nn.BatchNorm2d(channels[target]),
-                nn.Upsample(scale_factor=2**-steps, mode="nearest"),
-            )
+            return nn.Sequential(*conv_bn(start, end, 1), nn.Upsample(scale_factor=2**-steps))
         if how == "single_pool":
-            return downsample(channels[source], channels[target], how, relu=False, factor=2**steps)
-        widths = [channels[source]] * steps + [channels[target]]
-        return nn.Sequential(
-            *(downsample(a, b, how, relu=k < steps - 1) for k, (a, b) in enumerate(pairwise(widths)))
-        )
+            return downsample(start, end, how, relu=False, factor=2**steps)
+        widths = pairwise([start] * steps + [end])
+        return nn.Sequential(*(downsample(a, b, how, relu=k < steps - 1) for k, (a, b) in enumerate(widths)))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         features = [branch(x) for branch, x in zip(self.branches, features, strict=True)]
@@ -160,22 +138,16 @@ class ProgressiveHead(nn.Module):
         self.up = nn.ModuleList(self._upsampler(low, high, how) for low, high in pairs)
         self.concat = how != "sum"
         self.merge = nn.ModuleList(
-            nn.Sequential(
-                conv2d(2 * high if self.concat else high, high, 1),
-                nn.BatchNorm2d(high),
-                nn.ReLU(inplace=True),
-            )
+            nn.Sequential(*conv_bn(2 * high if self.concat else high, high, 1), nn.ReLU(inplace=True))
             for _, high in pairs
         )
 
     @staticmethod
     def _upsampler(low: int, high: int, how: str) -> nn.Sequential:
         if how == "nearest":
-            return nn.Sequential(
-                conv2d(low, high, 1), nn.BatchNorm2d(high), nn.ReLU(inplace=True), nn.Upsample(scale_factor=2)
-            )
+            return nn.Sequential(*conv_bn(low, high, 1), nn.ReLU(inplace=True), nn.Upsample(scale_factor=2))
         # CHOICE: sub-pixel convs are 3x3 and start as nearest upsampling (ICNR); the report says neither.
-        conv = conv2d(low, 4 * high, 1 if how == "subpixel_1x1" else 3)
+        conv = conv_bn(low, 4 * high, 1 if how == "subpixel_1x1" else 3)[0]
         # BN after the shuffle: before it, the four phases of a cell would be normalised apart.
         return nn.Sequential(conv, nn.PixelShuffle(2), nn.BatchNorm2d(high), nn.ReLU(inplace=True))
 
@@ -185,13 +157,6 @@ class ProgressiveHead(nn.Module):
             # CHOICE: a 1x1 conv after each concatenation goes back to the branch's width; not in the report.
             x = merge(torch.cat([up(x), high], dim=1) if self.concat else up(x) + high)
         return x
-
-    @torch.no_grad()
-    def start_as_nearest(self) -> None:
-        """ICNR: the four phases of a cell start equal, so that sub-pixel starts as nearest upsampling."""
-        for up in self.up:
-            if isinstance(up[1], nn.PixelShuffle):
-                up[0].weight.copy_(up[0].weight[::4].repeat_interleave(4, dim=0))
 
 
 class HRNet(nn.Module):
@@ -213,14 +178,11 @@ class HRNet(nn.Module):
         skip_sources: With skips: all later modules but the next; those of the same stage; the next one too.
         skip_bn: Batch normalisation after each skip conv.
         head: With subpixel_head: as the report; 1x1 sub-pixel convs; nearest upsampling; sum for concat.
-        blocks_per_branch: Residual units per branch of an HR module.
+        blocks_per_branch, layer1_blocks: Residual units per branch of an HR module, and in layer1.
         modules: HR modules in stages 2, 3 and 4.
         stem_channels: Width of the stem and of layer1's inner convs.
-        layer1_blocks: Residual units in layer1.
 
-    Raises:
-        HrnetppError: If a size is out of range, a variant is unknown, or its switch is off.
-
+    Raises: HrnetppError if a size is out of range, a variant is unknown, or its switch is off.
     Reference: HRNet++ report, network; Sun et al., CVPR 2019.
     """
 
@@ -247,93 +209,75 @@ class HRNet(nn.Module):
         modules = tuple(modules)
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        _check_config(config)
-        self.config = config
-        self._build_trunk(downsampling if avgpool_down else "strided")
-        self.skips = nn.ModuleDict(self._skip_convs() if skips else {})
-        self.head = ProgressiveHead(self._widths(4), head) if subpixel_head else None
+        self.config = _checked(config)
+        widths = [base_channels * 2**branch for branch in range(4)]
+        self._build_trunk(widths, downsampling if avgpool_down else "strided")
+        self.skips = nn.ModuleDict(self._skip_convs(widths) if skips else {})
+        self.head = ProgressiveHead(widths, head) if subpixel_head else None
         self.final_layer = nn.Conv2d(base_channels, num_keypoints, 1)
         if se:
             for unit in [m for m in self.modules() if isinstance(m, (BasicBlock, Bottleneck))]:
                 unit.se = SqueezeExcite(unit.out_channels, se_reduction)
         self._init_weights()
 
-    def _widths(self, branches: int) -> list[int]:
-        return [self.config["base_channels"] * 2**r for r in range(branches)]
-
-    def _build_trunk(self, downsampling: str) -> None:
-        stem, depth = self.config["stem_channels"], self.config["layer1_blocks"]
-        self.conv1 = conv2d(3, stem, 3, stride=2)
-        self.bn1 = nn.BatchNorm2d(stem)
-        self.conv2 = conv2d(stem, stem, 3, stride=2)
-        self.bn2 = nn.BatchNorm2d(stem)
+    def _build_trunk(self, widths: list[int], downsampling: str) -> None:
+        stem, blocks = self.config["stem_channels"], self.config["blocks_per_branch"]
+        self.conv1, self.bn1 = conv_bn(3, stem, 3, stride=2)
+        self.conv2, self.bn2 = conv_bn(stem, stem, 3, stride=2)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = nn.Sequential(*(Bottleneck(4 * stem if i else stem, stem) for i in range(depth)))
-        first = nn.Sequential(
-            conv2d(4 * stem, self.config["base_channels"], 3),
-            nn.BatchNorm2d(self.config["base_channels"]),
-            nn.ReLU(inplace=True),
-        )
+        units = (Bottleneck(4 * stem if i else stem, stem) for i in range(self.config["layer1_blocks"]))
+        self.layer1 = nn.Sequential(*units)
+        incoming, first = 4 * stem, nn.Sequential(*conv_bn(4 * stem, widths[0], 3), nn.ReLU(inplace=True))
+        kept = [first]
         for stage, count in zip((2, 3, 4), self.config["modules"], strict=True):
-            widths = self._widths(stage)
-            kept = [first] if stage == 2 else [None] * (stage - 1)
-            incoming = 4 * stem if stage == 2 else widths[-2]
             # The extra Sequential is a chain of one step, as official key names have it.
-            new = nn.Sequential(downsample(incoming, widths[-1], downsampling, relu=True))
+            new = nn.Sequential(downsample(incoming, widths[stage - 1], downsampling, relu=True))
             setattr(self, f"transition{stage - 1}", nn.ModuleList([*kept, new]))
+            kept, incoming = [None] * stage, widths[stage - 1]
             outputs = [stage] * count
             if stage == 4:
                 outputs[-1] = 0 if self.config["subpixel_head"] else 1
-            blocks = self.config["blocks_per_branch"]
-            hr_modules = (HighResolutionModule(widths, blocks, n, downsampling) for n in outputs)
+            hr_modules = (HighResolutionModule(widths[:stage], blocks, n, downsampling) for n in outputs)
             setattr(self, f"stage{stage}", nn.Sequential(*hr_modules))
 
-    def _skip_convs(self) -> dict[str, nn.Module]:
+    def _skip_convs(self, widths: list[int]) -> dict[str, nn.Module]:
         """One conv for each source module, target module (both counted from 1) and common branch."""
         stages = [s for s, count in zip((2, 3, 4), self.config["modules"], strict=True) for _ in range(count)]
+        sources, convs = self.config["skip_sources"], {}
         # CHOICE: no skip to the very next module: it gets the output as its input already.
-        gap = 1 if self.config["skip_sources"] == "adjacent" else 2
-        convs = {}
+        gap = 1 if sources == "adjacent" else 2
         for target in range(len(stages)):
             for source in range(target - gap + 1):
-                if self.config["skip_sources"] == "same_stage" and stages[source] != stages[target]:
+                if sources == "same_stage" and stages[source] != stages[target]:
                     continue
-                for branch, width in enumerate(self._widths(stages[source])):
+                for branch, width in enumerate(widths[: stages[source]]):
                     # CHOICE: skips have neither BN nor ReLU: training starts near a network without them.
-                    conv = conv2d(width, width, 1)
-                    layers = [conv, nn.BatchNorm2d(width)] if self.config["skip_bn"] else [conv]
+                    layers = conv_bn(width, width, 1)[: 2 if self.config["skip_bn"] else 1]
                     convs[f"m{source + 1}_m{target + 1}_branch{branch}"] = nn.Sequential(*layers)
         return convs
 
+    @torch.no_grad()
     def _init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.001)
+                module.weight.normal_(std=0.001)
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                    module.bias.zero_()
         for module in self.modules():
             if isinstance(module, SqueezeExcite):
                 # CHOICE: squeeze-and-excite gates start at 0.5; the report does not say where.
-                nn.init.constant_(module.expand.bias, self.config["se_bias"])
-        if self.head is not None:
-            self.head.start_as_nearest()
+                module.expand.bias.fill_(self.config["se_bias"])
+        for up in self.head.up if self.head else ():
+            if isinstance(up[1], nn.PixelShuffle):  # ICNR: the four phases of a cell start equal
+                up[0].weight.copy_(up[0].weight[::4].repeat_interleave(4, dim=0))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Predict heatmaps.
+        """Raw heatmaps (B, K, h/4, w/4) of normalised RGB (B, 3, h, w), h and w multiples of 32.
 
-        Args:
-            images: (B, 3, h, w) normalised RGB; h and w multiples of 32.
-
-        Returns:
-            (B, K, h/4, w/4) raw heatmaps, in the weights' precision (fp32) even under autocast.
-
-        Raises:
-            HrnetppError: If images has another shape.
+        They have the weights' precision (fp32) even under autocast. Raises: HrnetppError for other shapes.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise HrnetppError(f"expected images of shape (B, 3, h, w), got {tuple(images.shape)}")
-        if any(size < 32 or size % 32 for size in images.shape[2:]):
-            raise HrnetppError(f"height and width must be multiples of 32, got {tuple(images.shape[2:])}")
+        if images.ndim != 4 or images.shape[1] != 3 or any(n < 32 or n % 32 for n in images.shape[2:]):
+            raise HrnetppError(f"images of shape {tuple(images.shape)}: give (B, 3, h, w), multiples of 32")
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
         features, history = [self.layer1(x)], []
@@ -351,65 +295,47 @@ class HRNet(nn.Module):
 
     def _add_skips(self, features: list[Tensor], history: list[list[Tensor]]) -> list[Tensor]:
         """Add to a module's inputs what earlier modules' outputs contribute (one history entry each)."""
-        total = list(features)
+        target, total = len(history) + 1, list(features)
         for source, outputs in enumerate(history, start=1):
             for branch, output in enumerate(outputs):
-                key = f"m{source}_m{len(history) + 1}_branch{branch}"
-                if key in self.skips:
+                if (key := f"m{source}_m{target}_branch{branch}") in self.skips:
                     total[branch] = total[branch] + self.skips[key](output)
         return total
 
 
 # The constructor's arguments as one type, so that a file that holds them is checked as they are.
-HRNetConfig = msgspec.defstruct(
-    "HRNetConfig",
-    list(get_type_hints(HRNet.__init__, include_extras=True).items()),
-    forbid_unknown_fields=True,
+_ARGUMENTS = get_type_hints(HRNet.__init__, include_extras=True)
+HRNetConfig = msgspec.defstruct("HRNetConfig", list(_ARGUMENTS.items()), forbid_unknown_fields=True)
+_NEEDS = (  # option, and the switch without which it means nothing
+    *(("se_reduction", "se"), ("se_bias", "se"), ("downsampling", "avgpool_down")),
+    *(("skip_sources", "skips"), ("skip_bn", "skips"), ("head", "subpixel_head")),
 )
 
 
-def _check_config(config: dict) -> None:
+def _checked(config: dict) -> dict:
     try:
         msgspec.convert(config, HRNetConfig)
     except msgspec.ValidationError as error:
         raise HrnetppError(f"no such network: {error}; see the arguments of hrnet.HRNet") from None
-    for name, (switch, default) in _OPTIONS.items():
-        if config[name] != default and not config[switch]:
+    for name, switch in _NEEDS:
+        if config[name] != HRNet.__init__.__kwdefaults__[name] and not config[switch]:
             raise HrnetppError(f"{name}={config[name]!r} has no effect without {switch}=True")
+    return config
 
 
-def create_model(name: str, **switches) -> HRNet:
+def create_model(name: str, num_keypoints: int = 17, **switches) -> HRNet:
     """Build a network by name, `<architecture>_w<base_channels>`: hrnet_w32, hrnetpp_w48, hrnet+se_w32, ...
 
-    Args:
-        name: The architecture is one of `recipe.ARCHITECTURES`.
-        switches: Arguments of `HRNet`; they go before what the architecture says.
-
-    Raises:
-        HrnetppError: If the name or an argument's value is unknown.
+    The architecture is one of `recipe.ARCHITECTURES`; switches are arguments of `HRNet` and go first.
+    Raises: HrnetppError if the name or an argument's value is unknown.
     """
     parts = re.fullmatch(r"(.+)_w([1-9][0-9]{0,3})", name)
     if not parts or parts[1] not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise HrnetppError(f"no model is called {name!r}; give <architecture>_w<channels>, of {known}")
-    return HRNet(int(parts[2]), **(ARCHITECTURES[parts[1]].switches | switches))
+    return HRNet(int(parts[2]), num_keypoints, **(ARCHITECTURES[parts[1]].switches | switches))
 
 
-def hrnet_w32(num_keypoints: int = 17, **switches) -> HRNet:
-    """The official HRNet-W32; switches as in `HRNet`."""
-    return create_model("hrnet_w32", num_keypoints=num_keypoints, **switches)
-
-
-def hrnet_w48(num_keypoints: int = 17, **switches) -> HRNet:
-    """The official HRNet-W48; switches as in `HRNet`."""
-    return create_model("hrnet_w48", num_keypoints=num_keypoints, **switches)
-
-
-def hrnetpp_w32(num_keypoints: int = 17, **switches) -> HRNet:
-    """HRNet++ of width 32: all four switches on unless given."""
-    return create_model("hrnetpp_w32", num_keypoints=num_keypoints, **switches)
-
-
-def hrnetpp_w48(num_keypoints: int = 17, **switches) -> HRNet:
-    """The report's network: width 48, all four switches on unless given."""
-    return create_model("hrnetpp_w48", num_keypoints=num_keypoints, **switches)
+# The official networks, and the report's with all four switches on unless given; arguments as above.
+hrnet_w32, hrnet_w48 = partial(create_model, "hrnet_w32"), partial(create_model, "hrnet_w48")
+hrnetpp_w32, hrnetpp_w48 = partial(create_model, "hrnetpp_w32"), partial(create_model, "hrnetpp_w48")

@@ -6,19 +6,14 @@ from hrnetpp_lib.errors import HrnetppError
 
 
 def heatmap_mse(pred: Tensor, target: Tensor, target_weight: Tensor) -> Tensor:
-    """Half the squared error of weighted heatmaps, averaged over keypoints, batch and cells.
+    """Half the squared error of weighted heatmaps, a scalar, averaged over keypoints, batch and cells.
 
     Args:
         pred: (B, K, H, W) network output.
         target: (B, K, H, W) Gaussian targets.
         target_weight: (B, K) or (B, K, 1); multiplies both maps before squaring.
 
-    Returns:
-        Scalar.
-
-    Raises:
-        HrnetppError: If pred and target differ in shape, or the weights do not fit.
-
+    Raises: HrnetppError if pred and target differ in shape, or the weights do not fit.
     Reference: official HRNet, JointsMSELoss with USE_TARGET_WEIGHT.
     """
     weight = _checked_weight(pred, target, target_weight)[:, :, None, None]
@@ -26,7 +21,7 @@ def heatmap_mse(pred: Tensor, target: Tensor, target_weight: Tensor) -> Tensor:
 
 
 def keypoint_l1(pred_xy: Tensor, target_xy: Tensor, target_weight: Tensor) -> Tensor:
-    """Absolute error of x and y, divided by the constant B*K*2 whatever the number of labelled keypoints.
+    """Absolute error of x and y, a scalar, divided by B*K*2 however many keypoints are labelled.
 
     The constant makes the loss of a batch the mean of its parts' losses, on several processes too.
 
@@ -35,12 +30,7 @@ def keypoint_l1(pred_xy: Tensor, target_xy: Tensor, target_weight: Tensor) -> Te
         target_xy: (B, K, 2) in heatmap px, not rounded.
         target_weight: (B, K) or (B, K, 1); 0 where unlabelled or outside the input.
 
-    Returns:
-        Scalar.
-
-    Raises:
-        HrnetppError: If pred_xy and target_xy differ in shape, or the weights do not fit.
-
+    Raises: HrnetppError if pred_xy and target_xy differ in shape, or the weights do not fit.
     Reference: HRNet++ report, section 2.2.2.
     """
     weight = _checked_weight(pred_xy, target_xy, target_weight)[:, :, None]

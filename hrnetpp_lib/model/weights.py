@@ -1,16 +1,9 @@
-"""Weight files, foreign ones and our own: read within bounds, checked as a whole, then copied.
-
-file                             layout                                     read by
-pose_hrnet_w48_384x288.pth       plain HRNet with head                      load_weights
-hrnet_w48-8ef0771d.pth, timm's   plain HRNet for ImageNet, another head     load_weights, load_stem_and_layer1
-model.safetensors                any HRNet of ours; its arguments and card  load_checkpoint, load_weights
-"""
+"""Weight files, foreign ones and our own: read within bounds, checked as a whole, then copied."""
 
 import io
 import json
 import pickle
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,42 +17,28 @@ from torch import Tensor
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import check_file, decode_json, sha256, whole_file
 from hrnetpp_lib.model.hrnet import HRNet, HRNetConfig
-from hrnetpp_lib.pose.geometry import OFFICIAL, PixelConvention, get_convention
+from hrnetpp_lib.pose.geometry import CONVENTIONS, OFFICIAL, PixelConvention
 from hrnetpp_lib.pose.keypoints import COCO17, SKELETONS, Skeleton
 from hrnetpp_lib.recipe import Run
 
 _HEAD = ("final_layer.weight", "final_layer.bias")
 _STEM_AND_LAYER1 = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.")
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 _MMPOSE = "https://download.openmmlab.com/mmpose/pretrain_models/"
-_DRIVE = "the model zoo linked from github.com/leoxiaobin/deep-high-resolution-net.pytorch"
-FILES = {  # name: (where, SHA-256 or the first digits of it)
+_ZOO = "the model zoo linked from github.com/leoxiaobin/deep-high-resolution-net.pytorch"
+FILES = {  # name: (where, SHA-256 or the first digits of it); those of the zoo as others report them
     "hrnet_w48-8ef0771d.pth": (_MMPOSE, "8ef0771d"),
     "hrnet_w32-36af842e.pth": (_MMPOSE, "36af842e"),
-    # Digests as others report them: the Drive folder publishes none.
-    "pose_hrnet_w48_384x288.pth": (
-        _DRIVE,
-        "95e0fec3194826d5e3f806ea89be68bbb84517b114c3a32b3058c56610b5ef61",
-    ),
-    "pose_hrnet_w32_256x192.pth": (
-        _DRIVE,
-        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c",
-    ),
+    "pose_hrnet_w48_384x288.pth": (_ZOO, "95e0fec3194826d5e3f806ea89be68bbb84517b114c3a32b3058c56610b5ef61"),
+    "pose_hrnet_w32_256x192.pth": (_ZOO, "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c"),
 }
-
-
-# --- Any weight file, into a network that is there
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every name: loaded and new make up the network; loaded, skipped, mismatched the file.
+    """What became of every name: the network is loaded and new, the file is loaded, skipped and mismatched.
 
-    Attributes:
-        loaded: Copied from the file.
-        skipped: In the file, not asked for.
-        new: In the network, left as it was.
-        mismatched: Wanted, but of another shape in the file; also in new.
+    Skipped names were not asked for; mismatched ones are of another shape and so new too, left as they were.
     """
 
     loaded: tuple[str, ...]
@@ -69,10 +48,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         rows = []
-        for field in ("loaded", "skipped", "new", "mismatched"):
-            names = getattr(self, field)
-            parts = sorted({name.split(".")[0] for name in names})
-            rows.append(f"{field:<10} {len(names):5d}  {', '.join(parts)}".rstrip())
+        for field, names in vars(self).items():
+            parts = ", ".join(sorted({name.split(".")[0] for name in names}))
+            rows.append(f"{field:<10} {len(names):5d}  {parts}".rstrip())
         return "\n".join(rows)
 
 
@@ -82,15 +60,11 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
     The trunk must agree name by name and shape by shape. Only final_layer may differ: a file for another
     number of keypoints, or one without heatmaps (ImageNet), leaves the network's own final_layer in place.
 
-    Raises:
-        HrnetppError: If the file is missing, damaged, holds code, belongs to another architecture, or its
-            tensors are no finite floats; the network is as it was.
-
+    Raises: HrnetppError if the file is missing, damaged, holds code, belongs to another architecture, or its
+        tensors are no finite floats; the network is as it was.
     Reference: HRNet++ report, training: each training stage starts from the one before.
     """
     (file, _), own = _read(path), model.state_dict()
-    # CHOICE: from 14 to 17 keypoints the final layer starts anew; its 12 shared rows are not copied.
-
     # ImageNet files carry classification layers, and a final_layer of other names, if any.
     for_imagenet = _HEAD[0] not in file
     mismatched = tuple(name for name in own if name in file and file[name].shape != own[name].shape)
@@ -104,6 +78,7 @@ def load_weights(model: HRNet, path: Path | str) -> LoadReport:
             f"{len(mismatched)} of another shape, for example {wrong[0][:100]}; build the network the file "
             "was made for, or use load_stem_and_layer1"
         )
+    # CHOICE: from 14 to 17 keypoints the final layer starts anew; its 12 shared rows are not copied.
     wanted = [name for name in own if name in file and name not in mismatched]
     return _copy(model, path, file, wanted, mismatched)
 
@@ -113,17 +88,14 @@ def load_stem_and_layer1(model: HRNet, path: Path | str) -> LoadReport:
 
     Squeeze-and-excite layers stay as they are unless the file has them.
 
-    Raises:
-        HrnetppError: As `load_weights`, or if the file's stem or layer1 has another shape.
-
+    Raises: HrnetppError as `load_weights`, or if the file's stem or layer1 has another shape.
     Reference: HRNet++ report, training: only HRNet's first stage is pretrained on ImageNet.
     """
     (file, _), own = _read(path), model.state_dict()
     wanted = [n for n in own if n.startswith(_STEM_AND_LAYER1) and (n in file or ".se." not in n)]
     for name in wanted:
-        shape = tuple(file[name].shape) if name in file else None
-        if shape != tuple(own[name].shape):
-            found = f"has shape {shape}" if shape is not None else "is missing"
+        if name not in file or file[name].shape != own[name].shape:
+            found = f"has shape {tuple(file[name].shape)}" if name in file else "is missing"
             raise HrnetppError(
                 f"{path}: {name} {found}, expected {tuple(own[name].shape)}; use an HRNet file, and "
                 "a network with the default stem_channels=64 and layer1_blocks=4"
@@ -134,8 +106,7 @@ def load_stem_and_layer1(model: HRNet, path: Path | str) -> LoadReport:
 def download(name: str, folder: Path | str) -> Path:
     """Return folder/name, fetched if it is not there, after checking its SHA-256.
 
-    Raises:
-        HrnetppError: If the name is unknown, the file cannot be fetched, or its digest is wrong.
+    Raises: HrnetppError if the name is unknown, the file cannot be fetched, or its digest is wrong.
     """
     if name not in FILES:
         raise HrnetppError(f"{name}: unknown weight file; choose one of {', '.join(FILES)}")
@@ -151,11 +122,8 @@ def download(name: str, folder: Path | str) -> Path:
         except OSError as error:
             raise HrnetppError(f"{path}: cannot be downloaded ({error}); {by_hand}") from error
     check_file(path, by_hand)
-    actual = sha256(path)
-    if not actual.startswith(digest):
-        raise HrnetppError(
-            f"{path}: SHA-256 is {actual}, expected {digest}...; delete the file and {by_hand}"
-        )
+    if not (actual := sha256(path)).startswith(digest):
+        raise HrnetppError(f"{path}: SHA-256 is {actual}, not {digest}...; delete the file and {by_hand}")
     return path
 
 
@@ -171,13 +139,12 @@ def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
                 metadata = file.metadata()
         else:
             content = _unpickle(path.read_bytes())
-    except pickle.UnpicklingError as error:
-        raise HrnetppError(
-            f"{path}: damaged, or holds objects other than tensors, refused because unpickling them "
-            "can run code; download it again, or ask its author for a plain state_dict or safetensors file"
-        ) from error
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch advises to trust the file
+            reason = (
+                "objects other than tensors are refused, as unpickling them can run code: use safetensors"
+            )
         raise HrnetppError(f"{path}: damaged or not a weight file ({reason}); download it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -201,39 +168,29 @@ def _unpickle(raw: bytes) -> object:
 
 
 def _is_named_tensor(name: object, value: object) -> bool:
-    if not (isinstance(name, str) and name.isprintable() and isinstance(value, Tensor)):
-        return False
-    return value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+    named = isinstance(name, str) and name.isprintable() and isinstance(value, Tensor)
+    return named and value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
 
 
 def _copy(
     model: HRNet,
     path: Path | str,
     file: dict[str, Tensor],
-    names: Sequence[str],
+    names: list[str],
     mismatched: tuple[str, ...] = (),
 ) -> LoadReport:
     """Copy tensors of the right shape into the network, once all are known to be good."""
-    own, loaded = model.state_dict(), set(names)
-    model.load_state_dict({n: _converted(path, n, file[n], own[n].dtype) for n in names}, strict=False)
-    return LoadReport(
-        loaded=tuple(names),
-        skipped=tuple(name for name in file if name not in loaded and name not in mismatched),
-        new=tuple(name for name in own if name not in loaded),
-        mismatched=mismatched,
-    )
-
-
-def _converted(path: Path | str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if tensor.dtype != dtype and not (dtype in _FLOATS and tensor.dtype in _FLOATS):
-        raise HrnetppError(f"{path}: {name} holds {tensor.dtype}, expected {dtype}; use another file")
-    tensor = tensor.to(dtype)
-    if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any()):
-        raise HrnetppError(f"{path}: {name} is not finite or negative; use another file, or train anew")
-    return tensor
-
-
-# --- Our own checkpoints: weights, the network's arguments, and how to use it
+    own, good = model.state_dict(), {}
+    for name in names:
+        tensor, dtype = file[name], own[name].dtype
+        if tensor.dtype != dtype and not {tensor.dtype, dtype} <= _FLOATS:
+            raise HrnetppError(f"{path}: {name} holds {tensor.dtype}, expected {dtype}; use another file")
+        good[name] = tensor = tensor.to(dtype)
+        if not tensor.isfinite().all() or (name.endswith("running_var") and (tensor < 0).any()):
+            raise HrnetppError(f"{path}: {name} is not finite or negative; use another file, or train anew")
+    model.load_state_dict(good, strict=False)
+    skipped = tuple(name for name in file if name not in good and name not in mismatched)
+    return LoadReport(tuple(good), skipped, tuple(name for name in own if name not in good), mismatched)
 
 
 @dataclass(frozen=True)
@@ -243,8 +200,7 @@ class ModelCard:
     Attributes:
         skeleton: The keypoints of the output channels.
         input_hw: Input height and width in px.
-        decoder: How heatmaps become keypoints.
-        alpha: Inverse temperature of the soft-argmax decoder.
+        decoder, alpha: How heatmaps become keypoints, and soft-argmax's inverse temperature.
         coordinates: What a cell means in input px, and the shift after mirroring.
         run: Name of the training run, empty for foreign weights.
     """
@@ -259,9 +215,8 @@ class ModelCard:
     @classmethod
     def of_run(cls, run: Run, skeleton: Skeleton) -> "ModelCard":
         """The card of the network that a training run makes."""
-        stage = run.stage
-        coordinates = get_convention(stage.coordinates)
-        return cls(skeleton, run.profile.input_hw, stage.decoder, stage.alpha, coordinates, run.name)
+        coordinates = CONVENTIONS[run.stage.coordinates]
+        return cls(skeleton, run.profile.input_hw, run.stage.decoder, run.stage.alpha, coordinates, run.name)
 
 
 _Side = Annotated[int, msgspec.Meta(ge=32, le=2048, multiple_of=32)]  # px
@@ -278,23 +233,14 @@ class _CardInFile(msgspec.Struct, forbid_unknown_fields=True):
     run: Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[\w+. -]*\Z")]
 
 
-class _Header(msgspec.Struct, forbid_unknown_fields=True):
-    """What the safetensors header says of the network: two texts of json."""
-
-    card: str
-    hrnet: str
-
-
+# What the safetensors header says of the network: two texts of json.
+_Header = msgspec.defstruct("_Header", [("card", str), ("hrnet", str)], forbid_unknown_fields=True)
 _HEADER_KEY = "hrnetpp_lib"
 _REMEDY = "no model card of this package: train with it, or use weights.load_weights on a network you build"
 
 
 def save_checkpoint(model: HRNet, card: ModelCard, path: Path) -> None:
-    """Write weights and card to one safetensors file, whole or not at all.
-
-    Raises:
-        HrnetppError: If it cannot be written; an older file is as it was.
-    """
+    """Write one safetensors file, whole or not at all. Raises: HrnetppError if it cannot be written."""
     content = vars(card) | {"skeleton": card.skeleton.name, "coordinates": card.coordinates.name}
     # One entry only: the library writes several in no fixed order, and equal networks would differ in bytes.
     header = json.dumps({"card": json.dumps(content), "hrnet": json.dumps(model.config)})
@@ -307,27 +253,20 @@ def save_checkpoint(model: HRNet, card: ModelCard, path: Path) -> None:
 
 
 def load_checkpoint(path: Path | str) -> tuple[HRNet, ModelCard]:
-    """Rebuild network and card from a file of `save_checkpoint`.
+    """The network, on the CPU and in eval mode, and the card of a file of `save_checkpoint`.
 
-    Returns:
-        The network on the CPU in eval mode, and its card.
-
-    Raises:
-        HrnetppError: If the file is missing, damaged, or was not written by this package, or a weight is not
-            finite.
+    Raises: HrnetppError if the file is missing, damaged, or not of this package, or a weight is not finite.
     """
     tensors, metadata = _read(path)
     header = decode_json(metadata.get(_HEADER_KEY, "{}"), _Header, path, _REMEDY)
     card = decode_json(header.card, _CardInFile, f"{path}: its card", _REMEDY)
     config = decode_json(header.hrnet, HRNetConfig, f"{path}: its network", _REMEDY)
-    model = _build(path, config, tensors)
-    skeleton = SKELETONS[card.skeleton]
+    model, skeleton = _build(path, config, tensors), SKELETONS[card.skeleton]
     if config.num_keypoints != len(skeleton):
         raise HrnetppError(f"{path}: {config.num_keypoints} heatmaps, but {skeleton.name}; {_REMEDY}")
     _copy(model, path, tensors, list(tensors))
-    content = msgspec.structs.asdict(card)
-    content |= {"skeleton": skeleton, "coordinates": get_convention(card.coordinates)}
-    return model.eval(), ModelCard(**content)
+    objects = {"skeleton": skeleton, "coordinates": CONVENTIONS[card.coordinates]}
+    return model.eval(), ModelCard(**(msgspec.structs.asdict(card) | objects))
 
 
 def _build(path: Path | str, config: HRNetConfig, tensors: dict[str, Tensor]) -> HRNet:

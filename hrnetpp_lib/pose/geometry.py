@@ -9,9 +9,11 @@ import numpy as np
 
 from hrnetpp_lib.errors import HrnetppError
 
+Size = tuple[int, int]  # height, width
+
 
 def bbox_to_center_scale(
-    bbox_xywh: np.ndarray, input_hw: tuple[int, int], padding: float = 1.25
+    bbox_xywh: np.ndarray, input_hw: Size, padding: float = 1.25
 ) -> tuple[np.ndarray, np.ndarray]:
     """Center and size of boxes, extended to the input's aspect ratio and then padded.
 
@@ -23,9 +25,7 @@ def bbox_to_center_scale(
     Returns:
         center (..., 2) and scale (..., 2) = (w, h) of the padded boxes, both in image px.
 
-    Raises:
-        HrnetppError: If a box is not four numbers of sensible size with positive width and height.
-
+    Raises: HrnetppError if a box is not four numbers of sensible size with positive width and height.
     Reference: HRNet++ report, data and augmentation; official HRNet, _xywh2cs.
     """
     boxes = np.asarray(bbox_xywh, np.float64)
@@ -34,7 +34,6 @@ def bbox_to_center_scale(
     size = boxes[..., 2:]
     aspect = input_hw[1] / input_hw[0]
     # DEVIATION: the official code leaves out the padding of a box whose center has x = -1.
-
     with np.errstate(over="ignore", invalid="ignore"):
         center = boxes[..., :2] + size / 2
         # The size asked of each side by the other one is (h * aspect, w / aspect).
@@ -47,9 +46,7 @@ def bbox_to_center_scale(
     return center, scale
 
 
-def crop_matrix(
-    center: np.ndarray, scale: np.ndarray, rotation_deg: float, output_hw: tuple[int, int]
-) -> np.ndarray:
+def crop_matrix(center: np.ndarray, scale: np.ndarray, rotation_deg: float, output_hw: Size) -> np.ndarray:
     """The similarity that takes a padded box to the whole output.
 
     The box's center goes to (w/2, h/2) of the output and its width to w: sizes count, not sizes minus one.
@@ -63,38 +60,23 @@ def crop_matrix(
     Returns:
         (2, 3) float64, image px -> output px.
 
-    Raises:
-        HrnetppError: If a number is not finite or too large, or the width is not positive or too small.
-
+    Raises: HrnetppError if a number is not finite or too large, or the width is not positive or too small.
     Reference: official HRNet, get_affine_transform.
     """
-    height, width = output_hw
     center, scale = np.asarray(center, np.float64), np.asarray(scale)
     with np.errstate(all="ignore"):
-        zoom, angle = width / scale[0], np.deg2rad(rotation_deg)
+        zoom, angle = output_hw[1] / scale[0], np.deg2rad(rotation_deg)
         cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
         linear = np.array([[cosine, sine], [-sine, cosine]])
-        matrix = np.column_stack([linear, np.array([width / 2, height / 2]) - linear @ center])
+        matrix = np.column_stack([linear, np.array(output_hw[::-1]) / 2 - linear @ center])
     if not (np.isfinite([*matrix, [*scale, zoom]]).all() and zoom > 0):
-        raise HrnetppError(
-            f"padded box at {center.tolist()} of size {scale.tolist()}, rotated by {rotation_deg} degrees: "
-            "needs finite numbers and a positive width"
-        )
+        box = f"padded box at {center.tolist()} of size {scale.tolist()}, rotated by {rotation_deg} degrees"
+        raise HrnetppError(f"{box}: needs finite numbers and a positive width")
     return matrix
 
 
 def invert_matrix(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of an affine map.
-
-    Args:
-        matrix: (2, 3).
-
-    Returns:
-        (2, 3) float64.
-
-    Raises:
-        HrnetppError: If it is no such matrix, or squeezes the plane and so has no inverse.
-    """
+    """The (2, 3) inverse of an affine map (2, 3), float64. Raises: HrnetppError if there is none."""
     matrix = _check_affine(matrix)
     (a, b), (c, d) = matrix[:, :2]
     with np.errstate(all="ignore"):
@@ -106,18 +88,7 @@ def invert_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Apply an affine map to points.
-
-    Args:
-        points_xy: (..., 2).
-        matrix: (2, 3).
-
-    Returns:
-        (..., 2) float64.
-
-    Raises:
-        HrnetppError: If the matrix is of another shape.
-    """
+    """Points (..., 2) under a (2, 3) affine map, float64. Raises: HrnetppError if it is of another shape."""
     matrix = _check_affine(matrix)
     return np.asarray(points_xy, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
@@ -135,20 +106,19 @@ class PixelConvention:
 
     Attributes:
         name: As recipes and checkpoints call it.
-        flip_shift: Cells that the maps of a mirrored crop are moved to the right.
-        size_minus_one: Whether lengths are counted between pixel centres (UDP), so that the outermost cells
-            lie on the outermost pixels, instead of by numbers of pixels.
+        flip_shift: Cells that the maps of a mirrored crop are moved to the right (official SHIFT_HEATMAP).
+        size_minus_one: Whether lengths run between the outermost pixels' centres (UDP, CVPR 2020), not edges.
     """
 
     name: str
     flip_shift: float
     size_minus_one: bool = False
 
-    def crop_hw(self, input_hw: tuple[int, int]) -> tuple[int, int]:
-        """Output size for `geometry.crop_matrix`: what a padded box is stretched to, in input px."""
+    def crop_hw(self, input_hw: Size) -> Size:
+        """Output size for `crop_matrix`: what a padded box is stretched to, in input px."""
         return (input_hw[0] - 1, input_hw[1] - 1) if self.size_minus_one else input_hw
 
-    def stride_xy(self, input_hw: tuple[int, int]) -> np.ndarray:
+    def stride_xy(self, input_hw: Size) -> np.ndarray:
         """(2,) input px per cell, along x and y, of heatmaps at a quarter of the input's size."""
         size = np.array(input_hw[::-1], np.float64)
         return (size - 1) / (size / 4 - 1) if self.size_minus_one else np.full(2, 4.0)
@@ -158,17 +128,4 @@ class PixelConvention:
 OFFICIAL = PixelConvention("official", flip_shift=1.0)
 EXACT_SHIFT = PixelConvention("exact_shift", flip_shift=0.75)
 UDP = PixelConvention("udp", flip_shift=0.0, size_minus_one=True)
-_KNOWN = {convention.name: convention for convention in (OFFICIAL, EXACT_SHIFT, UDP)}
-
-
-def get_convention(name: str) -> PixelConvention:
-    """The convention of that name.
-
-    Raises:
-        HrnetppError: If it is unknown; the message lists the valid ones.
-
-    Reference: official HRNet (SHIFT_HEATMAP); UDP: Huang et al., CVPR 2020.
-    """
-    if name not in _KNOWN:
-        raise HrnetppError(f"unknown coordinates {name!r}; choose one of {', '.join(_KNOWN)}")
-    return _KNOWN[name]
+CONVENTIONS = {convention.name: convention for convention in (OFFICIAL, EXACT_SHIFT, UDP)}

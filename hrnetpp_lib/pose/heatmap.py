@@ -14,56 +14,40 @@ import torch
 from torch import Tensor
 
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.pose.geometry import Size
 
 
 def encode(
-    keypoints_input: np.ndarray,
-    labelled: np.ndarray,
-    input_hw: tuple[int, int],
-    heatmap_hw: tuple[int, int],
-    sigma: float,
+    keypoints_input: np.ndarray, labelled: np.ndarray, input_hw: Size, heatmap_hw: Size, sigma: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one unit-peak Gaussian per keypoint, on a whole cell, cut off at 3 sigma.
 
     Args:
         keypoints_input: (K, 2) as (x, y) in input px.
         labelled: (K,) bool or 0/1; unlabelled keypoints give an empty map and weight 0.
-        input_hw: Input height and width in px.
-        heatmap_hw: Heatmap height and width in cells.
+        input_hw, heatmap_hw: Height and width, in px and in cells.
         sigma: Standard deviation in cells, 0.01 to 1000.
 
     Returns:
         heatmaps (K, H, W) float32 in [0, 1] and target_weight (K,) float32, 0 or 1.
 
-    Raises:
-        HrnetppError: If a shape or sigma makes no sense, or a labelled keypoint is not finite or far away.
-
+    Raises: HrnetppError if a shape or sigma makes no sense, or a labelled keypoint is not finite or far away.
     Reference: official HRNet, JointsDataset.generate_target.
     """
     stride_xy = np.array(input_hw[::-1]) / np.array(heatmap_hw[::-1])
     peaks, weight = locate(np.asarray(keypoints_input, np.float64) / stride_xy, labelled, heatmap_hw, sigma)
-    maps = draw(torch.from_numpy(peaks[None]), torch.from_numpy(weight[None]), heatmap_hw, sigma)
+    maps = draw_gaussians(torch.from_numpy(peaks[None]), torch.from_numpy(weight[None]), heatmap_hw, sigma)
     return maps[0].numpy(), weight
 
 
 def locate(
-    keypoints_heatmap: np.ndarray, labelled: np.ndarray, heatmap_hw: tuple[int, int], sigma: float
+    keypoints_heatmap: np.ndarray, labelled: np.ndarray, heatmap_hw: Size, sigma: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first half of `encode`: which cell each keypoint is drawn on.
+    """First half of `encode`: (K, 2) heatmap px to peaks, (K, 2) int64 cells, and target_weight (K,) float32.
 
-    Args:
-        keypoints_heatmap: (K, 2) as (x, y) in heatmap px.
-        labelled: (K,) bool or 0/1.
-        heatmap_hw: Heatmap height and width in cells.
-        sigma: Standard deviation in cells, 0.01 to 1000.
-
-    Returns:
-        peaks (K, 2) int64 as (x, y) in cells, perhaps outside the map, and target_weight (K,) float32.
-
-    Raises:
-        HrnetppError: If a shape or sigma makes no sense, or a labelled keypoint is not finite or far away.
+    Raises: HrnetppError as `encode`. Peaks may be outside the map.
     """
-    if not 0.01 <= sigma <= 1000:  # the table of `draw` grows with its square
+    if not 0.01 <= sigma <= 1000:  # the table of `draw_gaussians` grows with its square
         raise HrnetppError(f"sigma must be 0.01 to 1000 cells, got {sigma}")
     points, labelled = np.asarray(keypoints_heatmap, np.float64), np.asarray(labelled) > 0
     if points.shape != (*labelled.shape, 2):
@@ -71,41 +55,28 @@ def locate(
     points = np.where(labelled[:, None], points, 0.0)
     good = (np.abs(points) < 2**31).all(axis=1)  # false for NaN; the cells are whole numbers below
     if not good.all():
-        raise HrnetppError(
-            f"keypoint {np.argmin(good)} is labelled but at {points[~good][0]}; mend its place"
-        )
-    size_xy = np.array(heatmap_hw[::-1])
+        worst = np.argmin(good)
+        raise HrnetppError(f"keypoint {worst} is labelled but at {points[worst]}; mend its place")
     # The official rule rounds half up but truncates towards zero, so that -0.5 < position < 0 counts as 0.
     peaks = np.trunc(points + 0.5).astype(np.int64)
     # CHOICE: the official patch is only defined for a whole 3 sigma; ours is cut at the last cell within it.
     radius = int(3 * sigma)
-    outside = (peaks - radius >= size_xy) | (peaks + radius + 1 < 0)
+    outside = (peaks - radius >= heatmap_hw[::-1]) | (peaks + radius + 1 < 0)
     return peaks, (labelled & ~outside.any(axis=1)).astype(np.float32)
 
 
-def draw(peaks: Tensor, target_weight: Tensor, heatmap_hw: tuple[int, int], sigma: float) -> Tensor:
-    """The second half of `encode`, for a batch and on any device: it only looks values up, so all agree.
-
-    Args:
-        peaks: (B, K, 2) whole cells as (x, y).
-        target_weight: (B, K), 0 for an empty map.
-        heatmap_hw: Heatmap height and width in cells.
-        sigma: Standard deviation in cells, 0.01 to 1000.
-
-    Returns:
-        (B, K, H, W) fp32.
-    """
+def draw_gaussians(peaks: Tensor, target_weight: Tensor, heatmap_hw: Size, sigma: float) -> Tensor:
+    """Second half of `encode`, of a batch: (B, K, 2) cells and (B, K) weights to (B, K, H, W) fp32."""
     radius = int(3 * sigma)
     distance = np.arange(radius + 2, dtype=np.float32)
     # In fp32, as the official code computes it.
     patch = np.exp(-(distance[:, None] ** 2 + distance**2) / (2 * sigma**2)).astype(np.float32)
     patch[-1] = patch[:, -1] = 0  # everything further away than 3 sigma
     table = torch.from_numpy(patch).to(peaks.device)
-    height, width = heatmap_hw
-    cells_x = torch.arange(width, device=peaks.device)
-    cells_y = torch.arange(height, device=peaks.device)
+    cells_y, cells_x = (torch.arange(size, device=peaks.device) for size in heatmap_hw)
     away_x = (cells_x - peaks[..., :1]).abs().clamp(max=radius + 1)  # (B, K, W)
     away_y = (cells_y - peaks[..., 1:]).abs().clamp(max=radius + 1)  # (B, K, H)
+    # Values are only looked up, so all devices agree.
     return table[away_y[..., :, None], away_x[..., None, :]] * target_weight[:, :, None, None]
 
 
@@ -121,32 +92,27 @@ def decode(heatmaps: Tensor, quarter_offset: bool = True) -> tuple[Tensor, Tenso
     Returns:
         keypoints (B, K, 2) as (x, y) in heatmap px and scores (B, K), the maxima; both fp32 or fp64.
 
-    Raises:
-        HrnetppError: If heatmaps is not 4-D, or a maximum is not finite.
-
+    Raises: HrnetppError if heatmaps is not 4-D, or a maximum is not finite.
     Reference: HRNet++ report, testing; official HRNet, get_final_preds.
     """
     maps = _check_4d(heatmaps)
     height, width = maps.shape[-2:]
-    scores, index = maps.flatten(2).max(dim=2)
+    flat = maps.flatten(2)
+    scores, index = flat.max(dim=2)
     if not scores.isfinite().all():
         raise HrnetppError("heatmaps are not finite; use another network, or other images")
+    index = index * (scores > 0)
     x, y = index % width, index // width
-    positive = scores > 0
-    x, y = x * positive, y * positive
     keypoints = torch.stack([x, y], dim=2).to(maps.dtype)
-    if quarter_offset:
+    if quarter_offset and min(height, width) > 2:
         inner = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
-        safe_x, safe_y = x.clamp(1, max(width - 2, 1)), y.clamp(1, max(height - 2, 1))
-        if width > 2 and height > 2:
-            step = torch.stack(
-                [
-                    _at(maps, safe_x + 1, safe_y) - _at(maps, safe_x - 1, safe_y),
-                    _at(maps, safe_x, safe_y + 1) - _at(maps, safe_x, safe_y - 1),
-                ],
-                dim=2,
-            )
-            keypoints = keypoints + 0.25 * torch.sign(step) * inner[:, :, None]
+        # Elsewhere any cell with four neighbours will do.
+        cells = torch.where(inner, index, width + 1)
+        left, right, above, below = (
+            flat.gather(2, (cells + away)[:, :, None])[:, :, 0] for away in (-1, 1, -width, width)
+        )
+        step = torch.stack([right - left, below - above], dim=2).sign()
+        keypoints = keypoints + 0.25 * step * inner[:, :, None]
     return keypoints, scores
 
 
@@ -157,15 +123,12 @@ def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: 
         heatmaps: (B, K, H, W) network output for the mirrored input; left untouched.
         flip_pairs: Keypoint index pairs that trade places.
         shift: How many cells to move the result to the right, 0 to 1. True is 1, as in the official code.
-            Mirroring the input at stride 4 leaves the maps 0.75 cells too far left; a part of a cell is
-            interpolated between neighbours. The first column is repeated.
+            Mirroring at stride 4 leaves the maps 0.75 cells too far left. The first column is repeated.
 
     Returns:
         (B, K, H, W), a new tensor.
 
-    Raises:
-        HrnetppError: If heatmaps is not 4-D, or shift is not within 0 and 1.
-
+    Raises: HrnetppError if heatmaps is not 4-D, or shift is not within 0 and 1.
     Reference: official HRNet, flip_back and SHIFT_HEATMAP.
     """
     maps = _check_4d(heatmaps)
@@ -179,11 +142,6 @@ def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: 
         return back
     moved = torch.cat([back[..., :1], back[..., :-1]], dim=-1)
     return moved if shift == 1 else torch.lerp(back, moved, float(shift))
-
-
-def _at(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Value of each (b, k) map at its own whole cell (x, y)."""
-    return maps.flatten(2).gather(2, (y * maps.shape[-1] + x)[:, :, None])[:, :, 0]
 
 
 def _check_4d(heatmaps: Tensor) -> Tensor:

@@ -31,10 +31,8 @@ class Skeleton:
     @property
     def flip_order(self) -> np.ndarray:
         """(K,) int64: entry k is the keypoint whose place k takes in a mirrored image."""
-        order = np.arange(len(self.names))
-        for left, right in self.flip_pairs:
-            order[[left, right]] = right, left
-        return order
+        other = {left: right for pair in self.flip_pairs for left, right in (pair, pair[::-1])}
+        return np.array([other.get(k, k) for k in range(len(self))])
 
     @property
     def lower_body(self) -> tuple[int, ...]:
@@ -47,30 +45,25 @@ class Skeleton:
         return prefix if prefix in ("left", "right") else "centre"
 
 
+_ARM, _LEG = ("shoulder", "elbow", "wrist"), ("hip", "knee", "ankle")
 COCO17 = Skeleton(
     name="coco17",
     names=(
-        *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
-        *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
-        *("left_knee", "right_knee", "left_ankle", "right_ankle"),
+        "nose",
+        *(f"{side}_{part}" for part in ("eye", "ear", *_ARM, *_LEG) for side in ("left", "right")),
     ),
-    flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
-    oks_sigmas=(
-        *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
-        *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
-    ),
+    flip_pairs=tuple((left, left + 1) for left in range(1, 17, 2)),
+    oks_sigmas=(0.026, *np.repeat((0.025, 0.035, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089), 2).tolist()),
     upper_body=tuple(range(11)),
     limbs=(
         *((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10)),
         *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
     ),
 )
-
 AIC14 = Skeleton(
     name="aic14",
     names=(
-        *("right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist"),
-        *("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"),
+        *(f"{side}_{part}" for limb in (_ARM, _LEG) for side in ("right", "left") for part in limb),
         *("head_top", "neck"),
     ),
     flip_pairs=((0, 3), (1, 4), (2, 5), (6, 9), (7, 10), (8, 11)),
@@ -84,8 +77,6 @@ AIC14 = Skeleton(
         *((0, 6), (3, 9), (6, 9), (6, 7), (7, 8), (9, 10), (10, 11)),
     ),
 )
-
 SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, AIC14)}
-
 AIC_TO_COCO = {AIC14.names.index(name): COCO17.names.index(name) for name in AIC14.names[:12]}
 """The 12 keypoints both sets share, as AI Challenger index -> COCO index."""

@@ -26,7 +26,7 @@ from hrnetpp_lib.files import read_json, write_json
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.losses import heatmap_mse, keypoint_l1
 from hrnetpp_lib.model.weights import ModelCard, load_stem_and_layer1, load_weights, save_checkpoint
-from hrnetpp_lib.pose.heatmap import draw
+from hrnetpp_lib.pose.heatmap import draw_gaussians
 from hrnetpp_lib.pose.softargmax import soft_argmax
 from hrnetpp_lib.recipe import Run, TrainStage
 from hrnetpp_lib.train import journal, machine, resume
@@ -326,7 +326,7 @@ def batch_loss(run: Run, heatmaps: torch.Tensor, batch: Sample) -> torch.Tensor:
     """The run's loss of (B, K, H, W) network output and a collated batch on the same device."""
     if run.stage.loss == "heatmap_mse":
         weight = batch.target_weight
-        target = draw(batch.peaks, weight, heatmaps.shape[-2:], run.profile.heatmap_sigma)
+        target = draw_gaussians(batch.peaks, weight, heatmaps.shape[-2:], run.profile.heatmap_sigma)
         return heatmap_mse(heatmaps.float(), target, weight)
     keypoints = soft_argmax(heatmaps, run.stage.alpha)
     return keypoint_l1(keypoints, batch.keypoints_heatmap, batch.keypoint_weight)

@@ -10,23 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.model.anatomy import (
-    REFERENCE_COST,
-    count_macs,
-    downsampled_blob,
-    flip_test_bias,
-    measure_cost,
-    soft_argmax_bias,
-)
+from hrnetpp_lib.model import anatomy
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT, OFFICIAL, UDP
 
 
 @pytest.mark.parametrize("base_channels", [32, 48])
 def test_parameters_and_macs(base_channels):
-    cost = measure_cost(base_channels)
+    cost = anatomy.measure_cost(base_channels)
     rounded = {name: tuple(round(value, 3) for value in row) for name, row in cost.items()}
-    assert rounded == REFERENCE_COST[base_channels]
+    assert rounded == anatomy.REFERENCE_COST[base_channels]
 
 
 def test_count_macs_by_hand_and_without_side_effects():
@@ -34,41 +27,40 @@ def test_count_macs_by_hand_and_without_side_effects():
         nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.Upsample(scale_factor=2), nn.Flatten()
     )
     model.append(nn.Linear(4 * 6 * 10, 7))
-    assert count_macs(model, (6, 10)) == 3 * 5 * 4 * 3 * 9 + 4 * 6 * 10 * 7
+    assert anatomy.count_macs(model, (6, 10)) == 3 * 5 * 4 * 3 * 9 + 4 * 6 * 10 * 7
     assert model.training and model[1].num_batches_tracked == 0
     assert model[0].weight.device.type == "cpu"
     with torch.device("meta"), pytest.raises(HrnetppError, match="multiples of 32"):
-        count_macs(HRNet(8, blocks_per_branch=1, modules=(1, 1, 1)), (48, 64))
+        anatomy.count_macs(HRNet(8, blocks_per_branch=1, modules=(1, 1, 1)), (48, 64))
 
 
 @pytest.mark.parametrize("levels", [0, 1, 3])
 def test_average_pooling_keeps_a_blob_in_its_place(levels):
-    assert downsampled_blob(levels, average=True)[1] == pytest.approx(0, abs=1e-9)
-    moved = downsampled_blob(levels, average=False)[1]
+    assert anatomy.downsampled_blob(levels, average=True)[1] == pytest.approx(0, abs=1e-9)
+    moved = anatomy.downsampled_blob(levels, average=False)[1]
     assert moved == pytest.approx((2**levels - 1) / 2, abs=0.02)
 
 
 @pytest.mark.parametrize(("alpha", "sigma", "worst"), [(60, 3, 0.094), (60, 2, 0.25), (27, 2, 0.094)])
 def test_bias_between_cells(alpha, sigma, worst):
-    middle = {"centre_xy": (36.0, 48.0), "heatmap_hw": (97, 73)}  # so that the background pulls nowhere
-    bias = soft_argmax_bias(alpha, sigma, np.linspace(-0.5, 0.5, 101), **middle)
+    phases = np.linspace(-0.5, 0.5, 101)  # around the map's middle, so that the background pulls nowhere
+    bias = anatomy.soft_argmax_bias(alpha, sigma, phases, centre_xy=(35.5, 48))
     assert np.abs(bias).max() == pytest.approx(worst, abs=0.002)
-    assert np.allclose(bias, -bias[::-1], atol=1e-3)  # odd in the phase, so zero on a cell
+    assert np.allclose(bias, -bias[::-1], atol=1e-3)  # odd in the phase, so zero between cells
 
 
-def test_weak_peaks_are_pulled_to_the_centre():
-    off_centre = (35.5 + 14.5, 47.5)
-    weak = soft_argmax_bias(60, 3, [0.0], peak=0.2, centre_xy=off_centre)[0]
-    faint = soft_argmax_bias(60, 3, [0.0], peak=0.1, centre_xy=off_centre)[0]
-    assert weak == pytest.approx(-0.12, abs=0.01)
-    assert faint == pytest.approx(-8.9, abs=0.5)
+@pytest.mark.parametrize(("peak", "pull", "within"), [(0.2, -0.12, 0.01), (0.1, -8.9, 0.5)])
+def test_weak_peaks_are_pulled_to_the_centre(peak, pull, within):
+    found = anatomy.soft_argmax_bias(60, 3, [0.0], peak, centre_xy=(35.5 + 14.5, 47.5))[0]
+    assert found == pytest.approx(pull, abs=within)
 
 
-@pytest.mark.parametrize(("coordinates", "bias"), [(OFFICIAL, 0.125), (EXACT_SHIFT, 0.0), (UDP, 0.0)])
+UNSHIFTED = replace(OFFICIAL, flip_shift=0.0)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "bias"), [(OFFICIAL, 0.125), (EXACT_SHIFT, 0.0), (UDP, 0.0), (UNSHIFTED, -0.375)]
+)
 @given(x=st.floats(50, 140))
 def test_bias_of_the_flip_test(coordinates, bias, x):
-    assert flip_test_bias(coordinates, x) == pytest.approx(bias, abs=1e-4)
-
-
-def test_without_shift_the_official_convention_is_three_eighths_of_a_cell_off():
-    assert flip_test_bias(replace(OFFICIAL, flip_shift=0.0), 96.0) == pytest.approx(-0.375, abs=1e-4)
+    assert anatomy.flip_test_bias(coordinates, x) == pytest.approx(bias, abs=1e-4)

@@ -1,5 +1,7 @@
 """Boxes, crop matrices, points and pixel conventions: by hand, against OpenCV, and round trips."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -7,21 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.geometry import (
-    EXACT_SHIFT,
-    OFFICIAL,
-    UDP,
-    bbox_to_center_scale,
-    crop_matrix,
-    get_convention,
-    invert_matrix,
-    transform_points,
-)
+from hrnetpp_lib.pose import geometry
+from hrnetpp_lib.pose.geometry import bbox_to_center_scale, crop_matrix, invert_matrix, transform_points
 
 INPUT_HW = (384, 288)
-coordinate = st.floats(-2000, 2000)
-extent = st.floats(1, 1500)
-angle = st.floats(-180, 180)
+coordinate, extent, angle = st.floats(-2000, 2000), st.floats(1, 1500), st.floats(-180, 180)
+point_xy = st.tuples(coordinate, coordinate)
 
 
 @pytest.mark.parametrize(
@@ -56,27 +49,22 @@ def test_many_boxes_at_once_and_padding():
         *[(0, 0, 1e308, 1e308), (1.7e308, 0, 1.7e308, 5), (-np.inf, 0, 5, 5)],
     ],
 )
-def test_bad_boxes_are_refused(box):
+def test_bad_boxes_are_refused_and_named_among_good_ones(box):
     with pytest.raises(HrnetppError, match="box"):
         bbox_to_center_scale(np.array(box), INPUT_HW)
+    if len(box) == 4:
+        with pytest.raises(HrnetppError, match=re.escape(str([*map(float, box)]))):
+            bbox_to_center_scale(np.array([[1, 2, 3, 4], box, [1, 2, 3, 4]]), INPUT_HW)
 
 
-def test_the_bad_box_among_good_ones_is_named():
-    with pytest.raises(HrnetppError, match=r"7\.0, 8\.0, 0\.0, 9\.0"):
-        bbox_to_center_scale(np.array([[1, 2, 3, 4], [7, 8, 0, 9], [1, 2, 3, 4]]), INPUT_HW)
-
-
-def test_crop_matrix_by_hand():
-    matrix = crop_matrix(np.array([100, 50]), np.array([144, 192]), 0.0, INPUT_HW)
+def test_crop_matrix_and_quarter_turn_by_hand():
+    box = np.array([100, 50]), np.array([144, 192])
+    matrix = crop_matrix(*box, 0.0, INPUT_HW)
     assert matrix == pytest.approx(np.array([[2, 0, -56], [0, 2, 92]]))
     corners = np.array([[100 - 72, 50 - 96], [100 + 72, 50 + 96]])
     assert transform_points(corners, matrix) == pytest.approx(np.array([[0, 0], [288, 384]]))
-
-
-def test_quarter_turn_by_hand():
     # The image's up (0, -1), turned by 90 degrees from x towards y, is (1, 0): it becomes the output's up.
-    matrix = crop_matrix(np.array([100, 50]), np.array([144, 192]), 90.0, INPUT_HW)
-    points = transform_points(np.array([[101, 50], [100, 51]]), matrix)
+    points = transform_points(np.array([[101, 50], [100, 51]]), crop_matrix(*box, 90.0, INPUT_HW))
     assert points == pytest.approx(np.array([[144, 190], [146, 192]]))
 
 
@@ -101,63 +89,44 @@ def test_agrees_with_three_point_transform(center, width, rotation):
     assert np.abs(transform_points(points, ours) - transform_points(points, theirs)).max() < 2e-3
 
 
-@given(st.tuples(coordinate, coordinate), extent, angle, st.tuples(coordinate, coordinate))
-def test_there_and_back(center, width, rotation, point):
+@given(point_xy, extent, angle, point_xy)
+def test_there_and_back_by_a_similarity_without_mirror(center, width, rotation, point):
     matrix = crop_matrix(np.array(center), np.array([width, width]), rotation, (96, 72))
     back = transform_points(transform_points(np.array(point), matrix), invert_matrix(matrix))
     assert np.abs(back - point).max() < 1e-8
     assert transform_points(np.array(center), matrix) == pytest.approx((36, 48), abs=1e-7)
+    linear = matrix[:, :2]
+    assert np.allclose(linear @ linear.T, np.eye(2) * (72 / width) ** 2) and np.linalg.det(linear) > 0
 
 
-@given(extent, angle)
-def test_it_is_a_similarity_without_mirror(width, rotation):
-    linear = crop_matrix(np.array([3, 4]), np.array([width, 1]), rotation, (96, 72))[:, :2]
-    assert np.allclose(linear @ linear.T, np.eye(2) * (72 / width) ** 2)
-    assert np.linalg.det(linear) > 0
-
-
-def test_inverse_agrees_with_opencv_for_a_general_map():
+def test_a_general_map():
     matrix = np.array([[2.0, 0.3, 5.0], [-0.7, 1.1, -4.0]])
     assert invert_matrix(matrix) == pytest.approx(cv2.invertAffineTransform(matrix), rel=1e-12)
-
-
-def test_points_keep_their_shape_and_rounding_is_left_to_others():
     points = transform_points(np.full((2, 3, 4, 2), 0.25, np.float32), [[2, 0, 1], [0, 3, 0]])
     assert points.shape == (2, 3, 4, 2) and points.dtype == np.float64
     assert np.array_equal(points[1, 2, 3], [1.5, 0.75])
 
 
-@pytest.mark.parametrize(
-    ("center", "scale", "rotation"),
-    [
-        *[((0, 0), (0, 1), 0), ((0, 0), (-2, 1), 0), ((np.nan, 0), (2, 1), 0), ((0, 0), (2, 1), np.inf)],
-        *[
-            ((0, 0), (2, np.nan), 0),
-            ((0, 0), (np.inf, 1), 0),
-            ((1e308, 0), (2, 1), 0),
-            ((0, 0), (1e-307, 1), 0),
-        ],
-    ],
-)
-def test_bad_crops_are_refused(center, scale, rotation):
-    with pytest.raises(HrnetppError, match="padded box"):
-        crop_matrix(np.array(center), np.array(scale), rotation, INPUT_HW)
+def test_bad_crops_are_refused():
+    finite = (0, 0), (2, 1)
+    boxes = [((0, 0), (0, 1)), ((0, 0), (-2, 1)), ((np.nan, 0), (2, 1)), ((0, 0), (2, np.nan))]
+    boxes += [((0, 0), (np.inf, 1)), ((1e308, 0), (2, 1)), ((0, 0), (1e-307, 1))]
+    for (center, scale), rotation in [*((box, 0) for box in boxes), (finite, np.inf)]:
+        with pytest.raises(HrnetppError, match="padded box"):
+            crop_matrix(np.array(center), np.array(scale), rotation, INPUT_HW)
 
 
-@pytest.mark.parametrize("linear", [[[1, 2], [2, 4]], [[np.nan, 0], [0, 1]], [[1e-200, 0], [0, 1e-200]]])
-def test_map_without_inverse_is_refused(linear):
-    with pytest.raises(HrnetppError, match="no inverse"):
-        invert_matrix(np.column_stack([linear, [5, 6]]))
+def test_maps_without_inverse_or_of_another_shape_are_refused():
+    for linear in [[1, 2], [2, 4]], [[np.nan, 0], [0, 1]], [[1e-200, 0], [0, 1e-200]]:
+        with pytest.raises(HrnetppError, match="no inverse"):
+            invert_matrix(np.column_stack([linear, [5, 6]]))
+    for shape in (2, 2), (3, 3), (6,):
+        for call in invert_matrix, lambda matrix: transform_points(np.zeros((4, 2)), matrix):
+            with pytest.raises(HrnetppError, match=r"give \(2, 3\)"):
+                call(np.ones(shape))
 
 
-@pytest.mark.parametrize("call", [invert_matrix, lambda matrix: transform_points(np.zeros((4, 2)), matrix)])
-@pytest.mark.parametrize("shape", [(2, 2), (3, 3), (6,)])
-def test_matrix_of_another_shape_is_refused(call, shape):
-    with pytest.raises(HrnetppError, match=r"give \(2, 3\)"):
-        call(np.ones(shape))
-
-
-@pytest.mark.parametrize("coordinates", [OFFICIAL, EXACT_SHIFT, UDP])
+@pytest.mark.parametrize("coordinates", geometry.CONVENTIONS.values())
 def test_corners_of_the_padded_box_go_to_the_ends_of_the_crop(coordinates):
     center, scale = bbox_to_center_scale(np.array([30.0, 40.0, 60.0, 90.0]), (256, 192))
     matrix = crop_matrix(center, scale, 0.0, coordinates.crop_hw((256, 192)))
@@ -169,12 +138,6 @@ def test_corners_of_the_padded_box_go_to_the_ends_of_the_crop(coordinates):
 
 
 def test_udps_outermost_cells_lie_on_the_outermost_pixels():
-    stride = UDP.stride_xy((256, 192))
+    stride = geometry.UDP.stride_xy((256, 192))
     assert np.allclose(stride * (192 / 4 - 1, 256 / 4 - 1), (191, 255))
-    assert OFFICIAL.stride_xy((256, 192)).tolist() == [4.0, 4.0]
-
-
-def test_unknown_convention_lists_the_valid_ones():
-    assert get_convention("udp") is UDP
-    with pytest.raises(HrnetppError, match="official, exact_shift, udp"):
-        get_convention("dark")
+    assert geometry.OFFICIAL.stride_xy((256, 192)).tolist() == [4.0, 4.0]

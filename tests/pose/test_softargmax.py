@@ -43,9 +43,9 @@ def test_large_logits_do_not_overflow_and_constants_do_not_matter():
     assert torch.allclose(soft_argmax(small + 100, 5.0), soft_argmax(small, 5.0), atol=1e-3)
 
 
-@pytest.mark.parametrize("alpha", [0, -60.0, math.nan, math.inf])
-def test_bad_input(alpha):
+def test_bad_input():
     with pytest.raises(HrnetppError, match="B, K, H, W"):
         soft_argmax(torch.zeros(3, 4, 5))
-    with pytest.raises(HrnetppError, match="alpha must be finite and > 0"):
-        soft_argmax(torch.zeros(1, 1, 2, 3), alpha)
+    for alpha in 0, -60.0, math.nan, math.inf:
+        with pytest.raises(HrnetppError, match="alpha must be finite and > 0"):
+            soft_argmax(torch.zeros(1, 1, 2, 3), alpha)
