@@ -9,22 +9,9 @@ import numpy as np
 
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS
-from hrnetpp_lib.explore import panels
+from hrnetpp_lib.explore import panels, session
 from hrnetpp_lib.explore.panels import ClickableImage
-from hrnetpp_lib.explore.session import (
-    Box,
-    PeopleOfImage,
-    ask,
-    best_labelled,
-    best_match,
-    compare,
-    open_networks,
-    open_people,
-    thumbnails,
-    whole_image_box,
-)
-from hrnetpp_lib.model.hrnet import HRNet
-from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.explore.session import Box, PeopleOfImage
 
 _SHOWN_PX = (320, 480)  # width and height of the whole picture, a little more than its panel has
 _HINT = (
@@ -53,16 +40,18 @@ class HeatmapExplorer(panels.Explorer):
 
     def __init__(
         self,
-        networks: tuple[HRNet, ModelCard] | Path | str | Mapping[str, tuple[HRNet, ModelCard] | Path | str],
+        networks: session.Network | Mapping[str, session.Network],
         people: PersonTable | Path | str | Sequence[Path | str],
     ):
-        super().__init__()
-        self._networks = open_networks(networks)
-        self._pictures = open_people(people)
+        super().__init__(people)
+        self._networks = session.open_networks(networks)
         self._before_drag: np.ndarray | None = None
-        self._panel: panels.ContourPanel | None = None
         self._make_controls()
-        self._make_pictures()
+        self.whole = ClickableImage(alt="the picture with box and pose; drag the box, click a keypoint")
+        self.crop = ClickableImage(alt="the crop with the heatmap over it; click a keypoint")
+        self.map = ClickableImage(alt="the heatmap with the positions of each decoder")
+        self.marginals = ClickableImage(alt="marginals of the softmax of the heatmap")
+        self.table, self.hint = widgets.HTML(), widgets.HTML()
         self._arrange(
             [self.picture, self.network, self.keypoint],
             [self.person, self.path, self.upload],
@@ -74,13 +63,12 @@ class HeatmapExplorer(panels.Explorer):
         )
         everybody = [(i, box) for i, picture in enumerate(self._pictures) for box in picture.boxes]
         if everybody:
-            self.picture.value = everybody[best_labelled([box for _, box in everybody])][0]
+            self.picture.value = everybody[session.best_labelled([box for _, box in everybody])][0]
         self._connect()
         self._open()
 
     def _make_controls(self) -> None:
         skeleton = next(iter(self._networks.values()))[1].skeleton
-        self.picture = self._menu([(picture.name, i) for i, picture in enumerate(self._pictures)], "picture")
         self.network = self._menu(list(self._networks), "network")
         self.keypoint = self._menu(panels.keypoint_names(skeleton), "keypoint")
         self.person = self._menu([("1", 0)], "person")
@@ -93,39 +81,25 @@ class HeatmapExplorer(panels.Explorer):
         self.flip = widgets.Checkbox(True, description="average with the mirrored crop", indent=False)
         self.tta = widgets.Checkbox(False, description="average over five views (TTA)", indent=False)
         self.shape = widgets.ToggleButtons(options=["contour", "3-D"], style={"button_width": "70px"})
-        self.path = widgets.Text(
-            placeholder="path of a picture of yours", layout=self.picture.layout, continuous_update=False
-        )
-        self.upload = widgets.FileUpload(
-            accept="image/*", description="upload a picture", layout=widgets.Layout(width="180px")
-        )
-        self.hint = widgets.HTML()
-
-    def _make_pictures(self) -> None:
-        self.strip = ClickableImage(alt="the people of the picture; click one")
-        self.whole = ClickableImage(alt="the picture with box and pose; drag the box, click a keypoint")
-        self.crop = ClickableImage(alt="the crop with the heatmap over it; click a keypoint")
-        self.map = ClickableImage(alt="the heatmap with the positions of each decoder")
-        self.marginals = ClickableImage(alt="marginals of the softmax of the heatmap")
-        self.table = widgets.HTML()
+        self.path = widgets.Text(placeholder="path of a picture of yours", continuous_update=False)
+        self.path.layout = self.picture.layout
+        self.upload = widgets.FileUpload(accept="image/*", description="upload a picture")
+        self.upload.layout.width = "180px"
 
     def _connect(self) -> None:
         """Which control changes what."""
-        self._on(self.picture, self._open)
-        self._on(self.person, lambda: self._choose_person(self.person.value))
-        self._on(self.network, self._change_network)
-        for control in (self.padding, self.shift_x, self.shift_y, self.tta):
-            self._on(control, self._ask)
-        self._on(self.flip, self._decode)
-        self._on(self.keypoint, self._draw)
-        self._on(self.alpha, self._draw_positions)
-        self._on(self.shape, self._draw_map)
-        self._on(self.blend, self._draw_crop)
-        self._on(self.upload, self._take_upload)
-        self._on(self.path, self._take_path)
-        self._on(self.strip, self._pick_person, "gesture")
-        self._on(self.whole, self._touch_whole, "gesture")
-        self._on(self.crop, self._touch_crop, "gesture")
+        self._on(self._open, self.picture)
+        self._on(lambda: self._choose_person(self.person.value), self.person)
+        self._on(self._change_network, self.network)
+        self._on(self._ask, self.padding, self.shift_x, self.shift_y, self.tta)
+        self._on(self._decode, self.flip)
+        self._on(self._draw_crop, self.blend, self.keypoint)
+        self._on(self._draw_map, self.shape, self.keypoint)
+        self._on(self._draw_positions, self.alpha)
+        self._on(self._take_upload, self.upload)
+        self._on(self._take_path, self.path)
+        self._on(self._touch_whole, self.whole)
+        self._on(self._touch_crop, self.crop)
 
     def _open(self) -> None:
         picture = self._pictures[self.picture.value]
@@ -136,10 +110,10 @@ class HeatmapExplorer(panels.Explorer):
         self._reduction = min(1.0, _SHOWN_PX[0] / width, _SHOWN_PX[1] / height)
         small = [max(round(self._reduction * length), 1) for length in (width, height)]
         self._image, self._small = image, cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-        self._boxes = picture.boxes or (whole_image_box(image),)
+        self._boxes = picture.boxes or (session.whole_image_box(image),)
         with self._quietly():
             self.person.options = [(str(i + 1), i) for i in range(len(self._boxes))]
-        self._choose_person(best_labelled(self._boxes))
+        self._choose_person(session.best_labelled(self._boxes))
 
     def _choose_person(self, person: int) -> None:
         self._before_drag = None
@@ -153,7 +127,7 @@ class HeatmapExplorer(panels.Explorer):
         self._person = person
         with self._quietly():
             self.person.value = person
-        self.strip.png = panels.encode_image(thumbnails(self._image, self._boxes, person))
+        super()._frame_person(person)
 
     def _change_network(self) -> None:
         names = panels.keypoint_names(self._networks[self.network.value][1].skeleton)
@@ -170,7 +144,7 @@ class HeatmapExplorer(panels.Explorer):
         w, h = self._box.bbox_xywh[2:]
         shifted = self._box.bbox_xywh + (self.shift_x.value * w, self.shift_y.value * h, 0, 0)
         views = TTA_VIEWS if self.tta.value else SINGLE_VIEW
-        self.answer = ask(model, card, self._image, shifted, views, self.padding.value)
+        self.answer = session.ask(model, card, self._image, shifted, views, self.padding.value)
         self._shown_bbox = shifted
         known = self._box.truth is not None and len(self._box.truth) == len(card.skeleton)
         self._truth = self._box.truth if known else None
@@ -186,9 +160,6 @@ class HeatmapExplorer(panels.Explorer):
         truth = None if self._truth is None else self._truth * (self._reduction, self._reduction, 1)
         bbox = self._shown_bbox * self._reduction
         self.whole.png = panels.encode_png(panels.render_box(self._small, bbox, pose, card.skeleton, truth))
-        self._draw()
-
-    def _draw(self) -> None:
         self._draw_crop()
         self._draw_map()
 
@@ -196,13 +167,12 @@ class HeatmapExplorer(panels.Explorer):
         return self.answer.heatmaps(self.flip.value)[0, self.keypoint.value].numpy()
 
     def _draw_crop(self) -> None:
-        pose, truth = np.column_stack([self._pose * self.answer.stride_xy, self._scores]), None
-        if self._truth is not None:
-            places = self.answer.to_heatmap(self._truth[:, :2]) * self.answer.stride_xy
-            truth = np.column_stack([places, self._truth[:, 2]])
-        crop, skeleton = self.answer.crops[0], self.answer.card.skeleton
-        seen = (crop, self._heatmap(), self.blend.value)
-        figure = panels.render_crop(*seen, pose, skeleton, self.keypoint.value, truth)
+        answer, truth = self.answer, self._truth
+        pose = np.column_stack([self._pose * answer.stride_xy, self._scores])
+        if truth is not None:
+            truth = np.column_stack([answer.to_heatmap(truth[:, :2]) * answer.stride_xy, truth[:, 2]])
+        seen = (answer.crops[0], self._heatmap(), self.blend.value)
+        figure = panels.render_crop(*seen, pose, answer.card.skeleton, self.keypoint.value, truth)
         self.crop.png = panels.encode_png(figure)
 
     def _draw_map(self) -> None:
@@ -213,7 +183,7 @@ class HeatmapExplorer(panels.Explorer):
         """All that alpha moves."""
         heatmap, keypoint, alpha = self._heatmap(), self.keypoint.value, self.alpha.value
         box = Box(self._box.bbox_xywh, self._truth, self._box.area)
-        positions = compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
+        positions = session.compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
         name, _ = self.keypoint.options[keypoint]
         if self.shape.value == "contour":
             self._panel = self._panel or panels.ContourPanel(heatmap, positions, name)
@@ -222,10 +192,6 @@ class HeatmapExplorer(panels.Explorer):
             self.map.png = panels.encode_png(panels.render_surface(heatmap, positions, name))
         self.marginals.png = panels.encode_png(panels.render_marginals(heatmap, alpha, positions))
         self.table.value = panels.table_html(positions)
-
-    def _pick_person(self) -> None:
-        if self.strip.gesture["kind"] == "click":
-            self._choose_person(panels.pick_person(self.strip, len(self._boxes)))
 
     def _touch_whole(self) -> None:
         """A click picks the nearest keypoint; a drag moves the box, or draws one if it starts outside."""
@@ -252,11 +218,10 @@ class HeatmapExplorer(panels.Explorer):
 
     def _meet(self, bbox: np.ndarray) -> Box:
         """The known person that a drawn box is around; nobody's truth if it is around none."""
-        person = best_match(bbox, self._boxes)
+        person = session.best_match(bbox, self._boxes)
         if person is None:
             return Box(bbox)
-        if person != self._person:
-            self._frame_person(person)
+        self._frame_person(person)
         return self._boxes[person]
 
     def _touch_crop(self) -> None:
@@ -271,7 +236,7 @@ class HeatmapExplorer(panels.Explorer):
     def _take_path(self) -> None:
         path = self.path.value.strip().strip("'\"")
         if path:
-            self._add(open_people(path))
+            self._add(session.open_people(path))
 
     def _take_upload(self) -> None:
         for file in self.upload.value:
