@@ -5,7 +5,7 @@ orange-red is the person's right, blue the left, black the middle; each method h
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -22,11 +22,8 @@ from hrnetpp_lib.pose.keypoints import Skeleton
 WIDTH_IN = 6.5
 SIDE_COLOURS = {"left": "#0072B2", "right": "#D55E00", "centre": "#222222"}
 METHOD_COLOURS = {
-    "hrnet": "#7F7F7F",
-    "heatmap": "#E69F00",
-    "regression": "#009E73",
-    "ensemble": "#CC79A7",
-    "target": "#56B4E9",
+    **{"hrnet": "#7F7F7F", "heatmap": "#E69F00", "regression": "#009E73", "ensemble": "#CC79A7"},
+    **{"target": "#56B4E9"},
 }
 _KIND_COLOURS = {  # of keypoints, labelled and predicted
     **{"visible": "#009E73", "hidden": "#E69F00", "no label": "#CCCCCC"},
@@ -84,10 +81,9 @@ def save(figure: Figure, path: Path) -> Figure:
 def draw_pose(
     ax: Axes, keypoints: np.ndarray, skeleton: Skeleton, threshold: float = 0.0, width: float = 1.5
 ) -> None:
-    """Draw limbs, so many points wide, and keypoints in the colours of their sides.
+    """Draw limbs, so many points wide, and keypoints in the colours of their sides, in the frame of the axes.
 
-    Of (K, 3) keypoints in the frame of the axes those are drawn whose third value, visibility or score,
-    exceeds the threshold. Visibility 1 (labelled, not visible) gives a hollow dot.
+    Of (K, 3) those with visibility or score above the threshold; visibility 1 (hidden) gives a hollow dot.
     """
     shown = keypoints[:, 2] > threshold
     limbs = [(a, b) for a, b in skeleton.limbs if shown[a] and shown[b]]
@@ -120,10 +116,7 @@ def render_images(
     columns: int = 4,
     threshold: float = 0.0,
 ) -> Figure:
-    """Pictures, so many to a row, each with its poses, (K, 3) in its px, and (n, 4) xywh boxes over it.
-
-    Poses are drawn as by `draw_pose`.
-    """
+    """Pictures, each with its poses, (K, 3) in its px, see `draw_pose`, and its (n, 4) xywh boxes over it."""
     aspect = max(image.shape[0] / image.shape[1] for image in images)
     figure, axes = _image_grid(len(images), columns, aspect, 0.22 if titles else 0.05)
     for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
@@ -139,10 +132,7 @@ def render_images(
 
 
 def heat_layer(heatmap: np.ndarray, hw: tuple[int, int], blend: float = 0.6) -> np.ndarray:
-    """A (H, W) heatmap, clipped to [0, 1], as (h, w, 4) uint8 RGBA to draw over its crop of that size.
-
-    It is transparent where the map is zero, and of opacity `blend` where it is one.
-    """
+    """A (H, W) heatmap as (h, w, 4) uint8 RGBA to draw over its crop: transparent at 0, `blend` at 1."""
     big = cv2.resize(np.clip(heatmap, 0, 1).astype(np.float32), hw[::-1], interpolation=cv2.INTER_LINEAR)
     layer = mpl.colormaps["inferno"](big, bytes=True)
     layer[:, :, 3] = 255 * blend * np.sqrt(np.clip(big, 0, 1))
@@ -150,13 +140,10 @@ def heat_layer(heatmap: np.ndarray, hw: tuple[int, int], blend: float = 0.6) -> 
 
 
 def blur_pictures(figure: Figure) -> None:
-    """Blur the pictures of a figure until nobody on them can be recognised; what is drawn over them stays.
-
-    Every image of three channels is a picture; heatmap layers have four, maps one.
-    """
+    """Blur the pictures of a figure until nobody on them can be recognised; what is drawn over them stays."""
     for image in (image for ax in figure.axes for image in ax.images):
         pixels = np.asarray(image.get_array())
-        if pixels.ndim == 3 and pixels.shape[2] == 3:
+        if pixels.ndim == 3 and pixels.shape[2] == 3:  # heatmap layers have four channels, maps one
             size = pixels.shape[1::-1]
             coarse = [max(1, round(8 * length / max(size))) for length in size]
             few = cv2.resize(pixels, coarse, interpolation=cv2.INTER_AREA)
@@ -190,10 +177,7 @@ def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
 
 
 def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) -> Figure:
-    """The heatmaps of one keypoint over the evaluated epochs, person by person, whole persons to a row.
-
-    Of the people of `journal.read_snapshots`, eight or fewer, the first `persons` are shown.
-    """
+    """One keypoint over six epochs of `journal.read_snapshots`, person by person, whole persons to a row."""
     chosen = [snapshots[i] for i in np.unique(np.linspace(0, len(snapshots) - 1, 6).round().astype(int))]
     people = range(min(persons, len(chosen[0]["crops"])))
     shown = [(snapshot, person) for person in people for snapshot in chosen]
@@ -275,11 +259,7 @@ def _stack(ax: Axes, shares: dict[str, np.ndarray], skeleton: Skeleton, ylabel: 
 
 @mpl.rc_context(STYLE)
 def render_lines(
-    x: np.ndarray,
-    lines: dict[str, np.ndarray],
-    xlabel: str,
-    ylabel: str,
-    colours: Mapping[str, str] = METHOD_COLOURS,
+    x: np.ndarray, lines: dict[str, np.ndarray], xlabel: str, ylabel: str, colours: dict = METHOD_COLOURS
 ) -> Figure:
     """Several curves over the same x, with a legend; matplotlib's colours where none is given."""
     figure, ((ax,),) = new_figure(1, 1, 2.4)

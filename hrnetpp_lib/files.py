@@ -36,7 +36,7 @@ def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
         most_bytes: The largest size that makes sense.
 
     Raises:
-        HrnetppError: If it is missing, a folder, a pipe or a device, or larger.
+        HrnetppError: If it is missing, empty, a folder, a pipe or a device, or larger.
     """
     try:
         status = os.stat(path)
@@ -45,8 +45,9 @@ def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
             "there is no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         )
         raise HrnetppError(f"{path}: {reason}; {remedy}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise HrnetppError(f"{path}: is no regular file; {remedy}")
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:  # endless files of the kernel have 0 bytes too
+        wrong = "is empty" if stat.S_ISREG(status.st_mode) else "is no regular file"
+        raise HrnetppError(f"{path}: {wrong}; {remedy}")
     if status.st_size > most_bytes:
         size = f"{status.st_size} bytes, more than the {most_bytes} that make sense"
         raise HrnetppError(f"{path}: has {size}; is it the right file?")

@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 
 BAD_JSON = {
-    "empty": (b"", "truncated"),
+    "empty": (b"", "is empty"),
     "half": (b'{"size": 1,', "truncated"),
     "no json": (b"size: 3", "malformed"),
     "not utf-8": (b'{"size": 3, "name": "\xff"}', "utf-8"),

@@ -47,9 +47,7 @@ class DataExplorer(panels.Explorer):
         table: Labelled persons.
         run: The recipe whose augmentation and targets are the starting point.
 
-    Raises:
-        HrnetppError: If nobody is in the table, or the first picture is missing. Later mistakes are shown in
-            the widget.
+    Raises: HrnetppError if there is nothing to show. Later mistakes are shown in the widget.
     """
 
     _LABEL_WIDTH = "140px"

@@ -24,18 +24,15 @@ _WEAK = f"<b>No keypoint peaks above {panels.POSE_THRESHOLD}: this network is to
 class HeatmapExplorer(panels.Explorer):
     """Choose a picture, a person, a keypoint and a network; see the heatmap and what decoders make of it.
 
-    It opens on the person with the most labelled keypoints. Click a person in the strip or a keypoint in a
-    picture; drag the box in the left picture, or draw another. A new forward is run when the box, its
-    padding, the network or the views change; all else decodes anew what the network has said.
+    It opens on the person with the most labelled keypoints. A new forward is run when the box, its padding,
+    the network or the views change; all else decodes anew what the network has said.
 
     Args:
         networks: A checkpoint, a (network, card) pair, or several of them by name.
         people: A table of persons, a picture, several, or a folder of them. Where nobody is known the box is
             the whole picture, to be drawn smaller with the mouse.
 
-    Raises:
-        HrnetppError: If there is nothing to show. Later mistakes, like a path that does not exist, are shown
-            in the widget.
+    Raises: HrnetppError if there is nothing to show. Later mistakes are shown in the widget.
     """
 
     def __init__(
@@ -45,7 +42,6 @@ class HeatmapExplorer(panels.Explorer):
     ):
         super().__init__(people)
         self._networks = session.open_networks(networks)
-        self._before_drag: np.ndarray | None = None
         self._make_controls()
         self.whole = ClickableImage(alt="the picture with box and pose; drag the box, click a keypoint")
         self.crop = ClickableImage(alt="the crop with the heatmap over it; click a keypoint")
@@ -103,39 +99,31 @@ class HeatmapExplorer(panels.Explorer):
 
     def _open(self) -> None:
         picture = self._pictures[self.picture.value]
-        self._show(picture, picture.read())
-
-    def _show(self, picture: PeopleOfImage, image: np.ndarray) -> None:
+        image = picture.read()
         height, width = image.shape[:2]
         self._reduction = min(1.0, _SHOWN_PX[0] / width, _SHOWN_PX[1] / height)
         small = [max(round(self._reduction * length), 1) for length in (width, height)]
         self._image, self._small = image, cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-        self._boxes = picture.boxes or (session.whole_image_box(image),)
-        with self._quietly():
-            self.person.options = [(str(i + 1), i) for i in range(len(self._boxes))]
+        self._boxes = picture.boxes or (Box(np.array([0.0, 0.0, width, height])),)
+        self._set(self.person, options=[(str(i + 1), i) for i in range(len(self._boxes))])
         self._choose_person(session.best_labelled(self._boxes))
 
     def _choose_person(self, person: int) -> None:
         self._before_drag = None
         self._box = self._boxes[person]
-        with self._quietly():
-            self.shift_x.value = self.shift_y.value = 0.0
+        for slider in (self.shift_x, self.shift_y):
+            self._set(slider, value=0.0)
         self._frame_person(person)
         self._ask()
 
     def _frame_person(self, person: int) -> None:
         self._person = person
-        with self._quietly():
-            self.person.value = person
+        self._set(self.person, value=person)
         super()._frame_person(person)
 
     def _change_network(self) -> None:
         names = panels.keypoint_names(self._networks[self.network.value][1].skeleton)
-        if self.keypoint.options != tuple(names):
-            kept = min(self.keypoint.value, len(names) - 1)
-            with self._quietly():
-                self.keypoint.options = names
-                self.keypoint.value = kept
+        self._set(self.keypoint, options=names, value=min(self.keypoint.value, len(names) - 1))
         self._ask()
 
     def _ask(self) -> None:
@@ -155,6 +143,7 @@ class HeatmapExplorer(panels.Explorer):
         card = self.answer.card
         self._pose = self.answer.positions(card.alpha, self.flip.value)[card.decoder]
         self._scores = self.answer.scores(self.flip.value)
+        self._maps = self.answer.heatmaps(self.flip.value)[0].numpy()
         self.hint.value = (_WEAK if self._scores.max() <= panels.POSE_THRESHOLD else "") + _HINT
         pose = np.column_stack([self.answer.to_image(self._pose) * self._reduction, self._scores])
         truth = None if self._truth is None else self._truth * (self._reduction, self._reduction, 1)
@@ -163,15 +152,12 @@ class HeatmapExplorer(panels.Explorer):
         self._draw_crop()
         self._draw_map()
 
-    def _heatmap(self) -> np.ndarray:
-        return self.answer.heatmaps(self.flip.value)[0, self.keypoint.value].numpy()
-
     def _draw_crop(self) -> None:
         answer, truth = self.answer, self._truth
         pose = np.column_stack([self._pose * answer.stride_xy, self._scores])
         if truth is not None:
             truth = np.column_stack([answer.to_heatmap(truth[:, :2]) * answer.stride_xy, truth[:, 2]])
-        seen = (answer.crops[0], self._heatmap(), self.blend.value)
+        seen = (answer.crops[0], self._maps[self.keypoint.value], self.blend.value)
         figure = panels.render_crop(*seen, pose, answer.card.skeleton, self.keypoint.value, truth)
         self.crop.png = panels.encode_png(figure)
 
@@ -181,7 +167,8 @@ class HeatmapExplorer(panels.Explorer):
 
     def _draw_positions(self) -> None:
         """All that alpha moves."""
-        heatmap, keypoint, alpha = self._heatmap(), self.keypoint.value, self.alpha.value
+        keypoint, alpha = self.keypoint.value, self.alpha.value
+        heatmap = self._maps[keypoint]
         box = Box(self._box.bbox_xywh, self._truth, self._box.area)
         positions = session.compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
         name, _ = self.keypoint.options[keypoint]
@@ -198,8 +185,7 @@ class HeatmapExplorer(panels.Explorer):
         size = np.array(self._image.shape[1::-1], float)  # corners come as whole numbers
         start, end = (np.array(self.whole.gesture[name]) * size for name in ("from", "to"))
         if self.whole.gesture["kind"] == "click":
-            self._pick_keypoint(self.answer.to_image(self._pose), end)
-            return
+            return self._pick_keypoint(self.answer.to_image(self._pose), end)
         if self._before_drag is None:
             self._before_drag = self._shown_bbox.copy()
         x, y, w, h = before = self._before_drag
@@ -209,20 +195,15 @@ class HeatmapExplorer(panels.Explorer):
             bbox, person = np.concatenate([corner, before[2:]]), self._box
         else:
             bbox = np.concatenate([np.minimum(start, end), np.maximum(np.abs(end - start), 4)])
-            person = self._meet(bbox)
+            known = session.best_match(bbox, self._boxes)  # who it is around; nobody has no truth
+            person = Box(bbox) if known is None else self._boxes[known]
+            if known is not None:
+                self._frame_person(known)
         bbox[:2] -= bbox[2:] * (self.shift_x.value, self.shift_y.value)  # `_ask` adds the sliders' shift
         self._box = Box(bbox, person.truth, person.area)
         if self.whole.gesture["kind"] == "drop":
             self._before_drag = None
         self._ask()
-
-    def _meet(self, bbox: np.ndarray) -> Box:
-        """The known person that a drawn box is around; nobody's truth if it is around none."""
-        person = session.best_match(bbox, self._boxes)
-        if person is None:
-            return Box(bbox)
-        self._frame_person(person)
-        return self._boxes[person]
 
     def _touch_crop(self) -> None:
         if self.crop.gesture["kind"] == "click":
@@ -234,8 +215,7 @@ class HeatmapExplorer(panels.Explorer):
         self.keypoint.value = int(np.hypot(*(points - place).T).argmin())
 
     def _take_path(self) -> None:
-        path = self.path.value.strip().strip("'\"")
-        if path:
+        if path := self.path.value.strip().strip("'\""):
             self._add(session.open_people(path))
 
     def _take_upload(self) -> None:
@@ -244,11 +224,9 @@ class HeatmapExplorer(panels.Explorer):
 
     def _add(self, pictures: list[PeopleOfImage]) -> None:
         """New pictures into the menu, and the first of them onto the screen."""
-        image = pictures[0].read()  # complains before the menu knows it
+        pictures[0].read()  # complains before the menu knows it
         known = {picture.source for picture in self._pictures}
         self._pictures += [picture for picture in pictures if picture.source not in known]
         first = [picture.source for picture in self._pictures].index(pictures[0].source)
-        with self._quietly():
-            self.picture.options = [(picture.name, i) for i, picture in enumerate(self._pictures)]
-            self.picture.value = first
-        self._show(self._pictures[first], image)
+        self._set(self.picture, options=self._picture_names(), value=first)
+        self._open()

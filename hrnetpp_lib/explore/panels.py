@@ -1,10 +1,9 @@
 """What the explorers are made of: figures of one heatmap, a picture to click on, and their controls."""
 
-import contextlib
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections import namedtuple
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import anywidget
 import cv2
@@ -24,16 +23,7 @@ from hrnetpp_lib.explore import session
 from hrnetpp_lib.explore.session import TRUTH, Position
 from hrnetpp_lib.pose.keypoints import Skeleton
 
-
-class Mark(NamedTuple):
-    """How a position is called and drawn: matplotlib's marker, its size in points, and its colour."""
-
-    label: str
-    marker: str
-    size: int
-    colour: str
-
-
+Mark = namedtuple("Mark", "label marker size colour")  # how a position is called and drawn; size in points
 MARKS = {  # markers differ too, for print in grey; sizes, so that equal positions are all seen
     "arg_max": Mark("arg-max", "s", 14, "#56B4E9"),
     "quarter_offset": Mark("quarter offset", "D", 9, METHOD_COLOURS["heatmap"]),
@@ -49,12 +39,10 @@ _TABLE_CSS = (
 POSE_THRESHOLD = 0.05  # keypoints that score no more are not drawn
 
 
-def _panel(title: str, place: tuple[float, ...], projection: str | None = None) -> tuple[Figure, Axes]:
+def _panel(title: str, place: tuple[float, ...], **options: object) -> tuple[Figure, Axes]:
     """A small figure with one axes at a fixed place: automatic layout costs more time than drawing."""
     figure = InlineFigure(figsize=PANEL_IN)
-    ax = figure.add_axes(place, projection=projection)
-    ax.set_title(title)
-    return figure, ax
+    return figure, figure.add_axes(place, title=title, **options)
 
 
 def _picture_panel(
@@ -88,10 +76,7 @@ def _ticks(heatmap: np.ndarray) -> dict[str, np.ndarray]:
 def render_box(
     image: np.ndarray, bbox_xywh: np.ndarray, pose: np.ndarray, skeleton: Skeleton, truth: np.ndarray | None
 ) -> Figure:
-    """A (height, width, 3) RGB picture with the box, the pose (K, 3), and beneath it the true pose, if any.
-
-    All are in image px, with score or visibility.
-    """
+    """A (height, width, 3) RGB picture with the box and the pose, (K, 3) in its px, over the true one."""
     # A tower must not fill the page.
     inches = min(PANEL_IN[0] / image.shape[1], 1.5 * PANEL_IN[1] / image.shape[0])
     figure, ax = _picture_panel(inches, [image], [truth, pose], skeleton, width=1.5)
@@ -109,10 +94,7 @@ def render_crop(
     keypoint: int,
     truth_input: np.ndarray | None = None,
 ) -> Figure:
-    """A (h, w, 3) RGB crop with a (H, W) heatmap of opacity `blend` over it, and the pose.
-
-    Its keypoint of that number is ringed. Poses are (K, 3) in input px, with score or visibility.
-    """
+    """A (h, w, 3) RGB crop, the (H, W) heatmap of a keypoint, which is ringed, and (K, 3) poses in its px."""
     layers, inches = [crop, heat_layer(heatmap, crop.shape[:2], blend)], PANEL_IN[1] / crop.shape[0]
     figure, ax = _picture_panel(inches, layers, [truth_input, pose_input], skeleton, width=1.2)
     ax.plot(*pose_input[keypoint, :2], "o", ms=13, mfc="none", mec="white", mew=1.8)
@@ -129,8 +111,7 @@ def render_contour(heatmap: np.ndarray, positions: Sequence[Position], name: str
         ax.contour(heatmap, levels=levels, colors="#F0E442", linewidths=0.6)
     for position in positions:
         label, marker, size, colour = MARKS[position.source]
-        style = {"ms": size, "mfc": "none", "mec": colour, "mew": 2, "zorder": 5}
-        ax.plot(*position.xy_heatmap, marker, label=label, **style)
+        ax.plot(*position.xy_heatmap, marker, label=label, ms=size, mfc="none", mec=colour, mew=2, zorder=5)
     # Positions outside the map, as the truth may have, must not shrink it.
     frame = {"xlim": (-0.5, heatmap.shape[1] - 0.5), "ylim": (heatmap.shape[0] - 0.5, -0.5)}
     ax.set(xlabel="x (heatmap px)", ylabel="y (heatmap px)", **_ticks(heatmap), **frame)
@@ -140,10 +121,7 @@ def render_contour(heatmap: np.ndarray, positions: Sequence[Position], name: str
 
 
 class ContourPanel:
-    """`render_contour` as a PNG whose positions can be moved without drawing the rest again.
-
-    Text and axes take most of the time, and a slider of alpha moves nothing but positions.
-    """
+    """`render_contour` as a PNG whose positions move without drawing the rest, most of the work, again."""
 
     def __init__(self, heatmap: np.ndarray, positions: Sequence[Position], name: str):
         figure = render_contour(heatmap, positions, name)
@@ -177,8 +155,8 @@ def render_surface(heatmap: np.ndarray, positions: Sequence[Position], name: str
             ax.plot([x, x], [y, y], [floor, top], lw=1, color=colour, zorder=10)
             ax.plot([x], [y], [top], marker, ms=size, mfc="none", mew=2, color=colour, zorder=10)
     ax.set(xlim=(0, limits[0]), ylim=(limits[1], 0), zlim=(floor, top), **_ticks(heatmap))
-    ax.set_xlabel("x", labelpad=-8)
-    ax.set_ylabel("y", labelpad=-8)
+    ax.set(xlabel="x", ylabel="y")
+    ax.xaxis.labelpad = ax.yaxis.labelpad = -8
     ax.tick_params(labelsize=6, pad=-2)
     return figure
 
@@ -205,10 +183,7 @@ def render_marginals(heatmap: np.ndarray, alpha: float, positions: Sequence[Posi
 
 
 def table_html(positions: Sequence[Position]) -> str:
-    """The positions, errors and similarities as an HTML table; dashes where there is no truth.
-
-    It always has a row for the truth, so that what stands below it does not jump.
-    """
+    """Positions, errors and similarities as an HTML table; dashes where there is no truth."""
     heads = ("", "x, y (heatmap px)", "error (heatmap px)", "error (input px)", "similarity", "OKS")
     rows = []
     for p in positions:
@@ -216,7 +191,7 @@ def table_html(positions: Sequence[Position]) -> str:
         cells = ["–" if np.isnan(value) else f"{value:.{digits}f}" for value, digits in numbers]
         rows.append((p.source, "{:.2f}, {:.2f}".format(*p.xy_heatmap), *cells))
     if TRUTH not in [p.source for p in positions]:
-        rows.append((TRUTH, "not labelled", *"––––"))
+        rows.append((TRUTH, "not labelled", *"––––"))  # so that what stands below does not jump
     lines = ["".join(f"<th>{head}</th>" for head in heads)]
     for source, *cells in rows:
         mark = f'<span style="color:{MARKS[source].colour}">&#9632;</span> {MARKS[source].label}'
@@ -292,8 +267,7 @@ export default {
 class ClickableImage(anywidget.AnyWidget):
     """A PNG that says in `alt` what it shows, and what the mouse did on it.
 
-    The gesture is of kind 'click', 'drag' (under way) or 'drop' (at its end), from and to a place (x, y) in
-    shares of width and height, and has a running number. Observe it.
+    A gesture is a 'click', 'drag' (under way) or 'drop' (its end), from and to (x, y) in shares of the size.
     """
 
     _esm = _JAVASCRIPT
@@ -303,10 +277,7 @@ class ClickableImage(anywidget.AnyWidget):
 
 
 class Explorer(widgets.VBox):
-    """A menu of pictures, a strip of people and a message, in which all that cannot be done is said.
-
-    Explorers give it rows of controls and pictures, and say what choosing a person does.
-    """
+    """A menu of pictures, a strip of people and a message, in which all that cannot be done is said."""
 
     _LABEL_WIDTH = "90px"
 
@@ -357,14 +328,12 @@ class Explorer(widgets.VBox):
         except HrnetppError as error:
             self.message.value = f"<b style='color:#D55E00'>{html.escape(str(error))}</b>"
 
-    @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """While entered, controls are set without an answer."""
+    def _set(self, control: widgets.Widget, **traits: object) -> None:
+        """Give a control's traits values, in this order, without an answer."""
         self._listening = False
-        try:
-            yield
-        finally:
-            self._listening = True
+        for name, value in traits.items():
+            setattr(control, name, value)
+        self._listening = True
 
 
 def keypoint_names(skeleton: Skeleton) -> list[tuple[str, int]]:

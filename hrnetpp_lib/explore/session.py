@@ -22,7 +22,6 @@ from hrnetpp_lib.pose.heatmap import decode
 from hrnetpp_lib.pose.softargmax import soft_argmax
 
 Network = tuple[HRNet, ModelCard] | Path | str  # ready to be asked, or its checkpoint
-
 TRUTH = "truth"  # beside "arg_max", "quarter_offset" and "soft_argmax", the decoders
 _FAR_PX = 1e6  # no picture is as large
 _PADDING = 1.25  # of bbox_to_center_scale; other paddings are views
@@ -42,7 +41,6 @@ class Box:
 
     @property
     def labelled(self) -> int:
-        """How many keypoints have a label."""
         return 0 if self.truth is None else int((self.truth[:, 2] > 0).sum())
 
 
@@ -102,10 +100,7 @@ def ask(
 ) -> Answer:
     """Run a network in eval mode on a box, (4,) in image px, of a (height, width, 3) uint8 RGB image.
 
-    Args:
-        views: Of them all is the answer, the plain one first; see `infer.TTA_VIEWS`.
-        padding: How much larger than the box the crop is, at equal aspect ratio.
-
+    The crop is `padding` times as large as the box, made as wide or high as the input is.
     Raises: HrnetppError if the box has no area, or is far from any picture.
     """
     bbox_xywh = np.asarray(bbox_xywh, np.float64)
@@ -241,11 +236,6 @@ def best_match(bbox_xywh: np.ndarray, boxes: Sequence[Box]) -> int | None:
     others = np.array([box.bbox_xywh for box in boxes])
     overlap = mask.iou(bbox_xywh[None], others, np.zeros(len(others)))[0]
     return int(overlap.argmax()) if overlap.max() >= 0.3 else None
-
-
-def whole_image_box(image: np.ndarray) -> Box:
-    """The box of a picture of which nothing is known."""
-    return Box(np.array([0.0, 0.0, image.shape[1], image.shape[0]]))
 
 
 def thumbnails(image: np.ndarray, boxes: Sequence[Box], chosen: int) -> np.ndarray:

@@ -55,7 +55,7 @@ def test_keypoints_lie_on_their_dots_in_the_crop(table, coordinates):
     profile = replace(SMOKE, input_hw=(128, 96))
     run = resolve(replace(STAGE2, coordinates=coordinates, augmentation=still), profile)
     table.bboxes_xywh[0] = (20, 55, 130, 125)  # dots at the right and lower edges of the crop
-    (sample,) = sample_crops(table, run, 0, 0, number=1)
+    sample, *_ = sample_crops(table, run, 0, 0)
     pose, labelled = pose_in_crop(sample, run), np.flatnonzero(table.keypoints[0, :, 2])
     assert np.flatnonzero(pose[:, 2] == 2).tolist() == labelled.tolist()
     y, x = np.mgrid[:128, :96]

@@ -24,7 +24,6 @@ from hrnetpp_lib.explore.session import (
     open_networks,
     open_people,
     thumbnails,
-    whole_image_box,
 )
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
@@ -229,13 +228,11 @@ def test_the_box_that_overlaps_most_by_hand():
     boxes = [Box(np.array(b, float)) for b in ([0, 0, 10, 10], [20, 0, 10, 10], [22, 0, 10, 10])]
     assert best_match(np.array([0.0, 0, 10, 5]), boxes) == 0  # 50 / 100
     assert best_match(np.array([23.0, 0, 10, 10]), boxes) == 2
-    assert best_match(np.array([0.0, 8, 10, 10]), boxes) is None  # 20 / 180
-    assert best_match(np.array([0.0, 8, 10, 10]), boxes, threshold=0.1) == 0
+    assert best_match(np.array([0.0, 6, 10, 10]), boxes) is None  # 40 / 160, less than 0.3
+    assert best_match(np.array([0.0, 5, 10, 10]), boxes) == 0  # 50 / 150
 
 
 def test_thumbnails_frame_the_chosen_one():
-    image = np.full((50, 80, 3), 99, np.uint8)
-    assert whole_image_box(image).bbox_xywh.tolist() == [0, 0, 80, 50]
-    strip = thumbnails(image, [whole_image_box(image)] * 3, chosen=1, height=40)
-    assert strip.shape == (40, 90, 3)
-    assert (strip[0, 30:60] == (240, 228, 66)).all() and not (strip[0, :30] == (240, 228, 66)).any()
+    strip = thumbnails(np.full((50, 80, 3), 99, np.uint8), [Box(np.array([0.0, 0, 80, 50]))] * 3, chosen=1)
+    assert strip.shape == (96, 216, 3)
+    assert (strip[0, 72:144] == (240, 228, 66)).all() and not (strip[0, :72] == (240, 228, 66)).any()
