@@ -81,10 +81,7 @@ def save(figure: Figure, path: Path) -> Figure:
 def draw_pose(
     ax: Axes, keypoints: np.ndarray, skeleton: Skeleton, threshold: float = 0.0, width: float = 1.5
 ) -> None:
-    """Draw limbs, so many points wide, and keypoints in the colours of their sides, in the frame of the axes.
-
-    Of (K, 3) those with visibility or score above the threshold; visibility 1 (hidden) gives a hollow dot.
-    """
+    """Limbs and (K, 3) keypoints of visibility or score over the threshold, in the colours of their sides."""
     shown = keypoints[:, 2] > threshold
     limbs = [(a, b) for a, b in skeleton.limbs if shown[a] and shown[b]]
     sides = [{skeleton.side(a), skeleton.side(b)} - {"centre"} for a, b in limbs]
@@ -94,7 +91,7 @@ def draw_pose(
     ax.add_collection(LineCollection(segments, colors=colours, lw=width, capstyle="round", alpha=0.9))
     dots = np.flatnonzero(shown)
     edges = [SIDE_COLOURS[skeleton.side(k)] for k in dots]
-    hollow = (keypoints[dots, 2] == 1) & (threshold == 0)
+    hollow = (keypoints[dots, 2] == 1) & (threshold == 0)  # labelled, not visible
     faces = ["white" if empty else edge for empty, edge in zip(hollow, edges, strict=True)]
     size = (2.2 * width) ** 2
     ax.scatter(*keypoints[dots, :2].T, s=size, c=faces, edgecolors=edges, linewidths=0.8, zorder=2)
@@ -224,7 +221,7 @@ def render_bars(
     ax.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    highest = values if intervals is None else [high for _, high in intervals]
+    highest = values if intervals is None else np.max(intervals, axis=1)
     ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*highest, 0.1)))
     ax.grid(axis="y", visible=False)
     return figure
@@ -277,8 +274,8 @@ def render_claims(claims: Sequence[Claim]) -> Figure:
     rows = np.arange(len(claims))
     ranges = np.abs([[c.ours - c.low for c in claims], [c.high - c.ours for c in claims]])
     ax.axvline(0, color="#222222", lw=0.8)
-    style = {"fmt": "o", "ms": 4, "color": METHOD_COLOURS["regression"], "capsize": 3}
-    ax.errorbar([c.ours for c in claims], rows, xerr=ranges, label="ours", **style)
+    colour = METHOD_COLOURS["regression"]
+    ax.errorbar([c.ours for c in claims], rows, xerr=ranges, fmt="o", ms=4, c=colour, capsize=3, label="ours")
     ax.plot([c.paper for c in claims], rows, "x", color="#222222", ms=6, label="report")
     ax.set_yticks(rows, [f"{c.better}\nminus {c.worse}" for c in claims], fontsize=7)
     ax.invert_yaxis()
@@ -292,8 +289,7 @@ def render_claims(claims: Sequence[Claim]) -> Figure:
 def render_error_kinds(counts: dict[str, np.ndarray], skeleton: Skeleton) -> Figure:
     """Stacked bars of the kinds of keypoints, a bar each, of the (K,) `diagnose.Diagnosis.counts`."""
     figure, ((ax,),) = new_figure(1, 1, 2.8)
-    total = np.maximum(sum(counts.values()), 1)
-    shares = {kind: number / total for kind, number in counts.items()}
+    shares = {kind: number / np.maximum(sum(counts.values()), 1) for kind, number in counts.items()}
     _stack(ax, shares, skeleton, "share of labelled keypoints")
     ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=60, ha="right", fontsize=7)
     return figure

@@ -26,10 +26,7 @@ _SLIDERS = {  # field of recipe.Augmentation: highest value, step
 
 
 def sample_crops(table: PersonTable, run: Run, person: int, reroll: int) -> list[Sample]:
-    """Six training samples of the person of that row, as `data.TrainCrops` gives them.
-
-    The same `reroll` gives the same handful.
-    """
+    """Six training samples of the person of that row; the same `reroll` gives the same handful."""
     epochs = range(reroll * _SAMPLES, (reroll + 1) * _SAMPLES)
     return [TrainCrops.of_run(table, run, epoch)[person] for epoch in epochs]
 
@@ -41,11 +38,7 @@ def pose_in_crop(sample: Sample, run: Run) -> np.ndarray:
 
 
 class DataExplorer(panels.Explorer):
-    """Choose a picture and a person; see keypoints by visibility, random crops and heatmap targets.
-
-    Args:
-        table: Labelled persons.
-        run: The recipe whose augmentation and targets are the starting point.
+    """Choose a labelled person; see keypoints by visibility, random crops and heatmap targets of a run.
 
     Raises: HrnetppError if there is nothing to show. Later mistakes are shown in the widget.
     """

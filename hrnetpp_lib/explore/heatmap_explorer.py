@@ -11,7 +11,7 @@ from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS
 from hrnetpp_lib.explore import panels, session
 from hrnetpp_lib.explore.panels import ClickableImage
-from hrnetpp_lib.explore.session import Box, PeopleOfImage
+from hrnetpp_lib.explore.session import Box
 
 _SHOWN_PX = (320, 480)  # width and height of the whole picture, a little more than its panel has
 _HINT = (
@@ -111,8 +111,8 @@ class HeatmapExplorer(panels.Explorer):
     def _choose_person(self, person: int) -> None:
         self._before_drag = None
         self._box = self._boxes[person]
-        for slider in (self.shift_x, self.shift_y):
-            self._set(slider, value=0.0)
+        self._set(self.shift_x, value=0.0)
+        self._set(self.shift_y, value=0.0)
         self._frame_person(person)
         self._ask()
 
@@ -220,9 +220,9 @@ class HeatmapExplorer(panels.Explorer):
 
     def _take_upload(self) -> None:
         for file in self.upload.value:
-            self._add([PeopleOfImage(Path(file["name"]).name, bytes(file["content"]))])
+            self._add([session.PeopleOfImage(Path(file["name"]).name, bytes(file["content"]))])
 
-    def _add(self, pictures: list[PeopleOfImage]) -> None:
+    def _add(self, pictures: list[session.PeopleOfImage]) -> None:
         """New pictures into the menu, and the first of them onto the screen."""
         pictures[0].read()  # complains before the menu knows it
         known = {picture.source for picture in self._pictures}

@@ -64,10 +64,7 @@ class Answer:
         return 0.5 * (self.plain + self.mirrored) if flip else self.plain
 
     def positions(self, alpha: float, flip: bool) -> dict[str, np.ndarray]:
-        """Decoder, as model cards call it, or "arg_max" -> (K, 2) in heatmap px of the first view.
-
-        Alpha > 0 is soft-argmax's. Several views give the mean of their places in the image.
-        """
+        """Each decoder's (K, 2) in heatmap px of the first view; several views give their mean place."""
         maps = self.heatmaps(flip)
         decoded = {
             "arg_max": decode(maps, quarter_offset=False)[0],
@@ -98,9 +95,8 @@ def ask(
     views: tuple[View, ...] = SINGLE_VIEW,
     padding: float = _PADDING,
 ) -> Answer:
-    """Run a network in eval mode on a box, (4,) in image px, of a (height, width, 3) uint8 RGB image.
+    """Run a network in eval mode on a box, (4,) in px of a (height, width, 3) RGB image, and its padding.
 
-    The crop is `padding` times as large as the box, made as wide or high as the input is.
     Raises: HrnetppError if the box has no area, or is far from any picture.
     """
     bbox_xywh = np.asarray(bbox_xywh, np.float64)

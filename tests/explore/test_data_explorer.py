@@ -11,8 +11,7 @@ from hrnetpp_lib.recipe import SMOKE, STAGE2, Augmentation, resolve
 RUN = resolve(STAGE2, SMOKE)
 
 
-def click(strip, x):
-    strip.gesture = {"kind": "click", "from": [x, 0.2], "to": [x, 0.2], "number": 1}
+CLICK = {"kind": "click", "from": [0.9, 0.2], "to": [0.9, 0.2], "number": 1}
 
 
 def data_shown(explorer) -> dict[str, bytes]:
@@ -27,7 +26,7 @@ def data_shown(explorer) -> dict[str, bytes]:
         (lambda e: setattr(e.sigma, "value", 4.0), {"target"}),
         (lambda e: setattr(e.keypoint, "value", 6), {"target"}),
         (lambda e: setattr(e.visible, "value", False), {"whole"}),
-        (lambda e: click(e.strip, 0.9), {"strip", "samples", "target"}),
+        (lambda e: setattr(e.strip, "gesture", CLICK), {"strip", "samples", "target"}),
     ],
     ids=["reroll", "rotation", "sigma", "keypoint", "visible", "person"],
 )
