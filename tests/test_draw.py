@@ -47,17 +47,11 @@ def records(metric: bool) -> list[dict]:
     return [e | {"metric": "COCO AP", "value": 0.1} for e in epochs] if metric else epochs
 
 
+IMAGES = [picture(), picture(30, 60), picture()]
 BOXES = [np.array([[1.0, 2, 20, 30]]), np.zeros((0, 4)), np.array([[3.0, 3, 9, 9]])]
 POSES = [[pose()], [], [pose(1), pose()]]
 ARGUMENTS = {
-    "render_images": lambda tmp: (
-        [picture(), picture(30, 60), picture()],
-        POSES,
-        COCO17,
-        BOXES,
-        list("abc"),
-        2,
-    ),
+    "render_images": lambda tmp: (IMAGES, POSES, COCO17, BOXES, ["one", "two", "three"], 2),
     "render_heatmaps": lambda tmp: ([picture()] * 7, [np.eye(12, 9)] * 7, [str(i) for i in range(7)], 3),
     "render_curves": lambda tmp: ({"a": records(True), "b": records(False)}, {"a": "red", "b": "#00FF00"}),
     "render_bars": lambda tmp: (["x", "y", "z"], [0.5, 1.25, 0.0], ["red", "green", "blue"], "AP", 2),
@@ -89,8 +83,7 @@ def test_every_figure_has_the_one_width_can_be_saved_and_leaves_no_state(name, t
 
 
 def test_the_style_holds_for_titles_and_legends_too(tmp_path):
-    figure = draw.render_statistics(table(tmp_path), "COCO")
-    people, _, labels = figure.axes
+    people, _, labels = draw.render_statistics(table(tmp_path), "COCO").axes
     assert people.title.get_fontsize() == draw.STYLE["axes.titlesize"]
     assert not labels.get_legend().get_frame_on()
     assert labels.get_legend().get_texts()[0].get_fontsize() == draw.STYLE["legend.fontsize"]
@@ -158,17 +151,16 @@ def test_blurring_hides_pictures_and_nothing_else():
     assert figure.axes[0].get_xlim() == (0, 71) and figure.axes[0].get_ylim() == (95, 0)
     heatmaps = draw.render_heatmaps([photograph], [np.eye(24, 18)], ["one"])
     for drawn in (figure, heatmaps):
-        layers = [np.array(layer.get_array()) for layer in drawn.axes[0].images[1:]]
-        segments = [s.copy() for c in drawn.axes[0].collections[:1] for s in c.get_segments()]
+        ax = drawn.axes[0]
+        layers = [np.array(layer.get_array()) for layer in ax.images[1:]]
+        segments = [s.copy() for c in ax.collections[:1] for s in c.get_segments()]
         draw.blur_pictures(drawn)
-        hidden = np.asarray(drawn.axes[0].images[0].get_array())
+        hidden = np.asarray(ax.images[0].get_array())
         assert hidden.shape == photograph.shape
         # What is left of noise of standard deviation 74 after means over 12 x 12 px.
         assert hidden.std() < 10 and abs(hidden.mean() - photograph.mean()) < 3
-        for before, after in zip(layers, drawn.axes[0].images[1:], strict=True):
-            np.testing.assert_array_equal(before, after.get_array())
-        after = [s for c in drawn.axes[0].collections[:1] for s in c.get_segments()]
-        np.testing.assert_array_equal(segments, after)
+        np.testing.assert_array_equal(layers, [layer.get_array() for layer in ax.images[1:]])
+        np.testing.assert_array_equal(segments, [s for c in ax.collections[:1] for s in c.get_segments()])
     # A map is no picture.
     figure = draw.render_shift([np.eye(8)], ["blob"])
     draw.blur_pictures(figure)

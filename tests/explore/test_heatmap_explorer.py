@@ -44,14 +44,11 @@ def test_each_control_changes_what_it_should(explorer, control, value, changed):
     assert (explorer.answer is not answer) == new_forward and not explorer.message.value
 
 
-def test_the_pose_is_by_the_networks_own_decoder_whatever_the_slider(explorer):
+def test_a_click_picks_the_nearest_keypoint_of_the_networks_own_decoder_whatever_the_slider(explorer):
     explorer.alpha.value = 3.0
     for name, decoder in (("one", "quarter_offset"), ("two", "soft_argmax")):
         explorer.network.value = name
         assert np.array_equal(explorer._pose, explorer.answer.positions(60.0, True)[decoder])
-
-
-def test_a_click_picks_the_nearest_keypoint(explorer):
     place = explorer.answer.to_image(explorer._pose)[13] / explorer._image.shape[1::-1]
     gesture(explorer.whole, "click", place)
     assert explorer.keypoint.value == 13
@@ -115,7 +112,7 @@ def test_a_drawn_box_meets_the_person_it_is_around_or_nobody(explorer):
     assert explorer._truth is None and "not labelled" in explorer.table.value
 
 
-def test_it_opens_on_the_best_labelled_person_and_calls_a_weak_network_so(table, networks):
+def test_it_opens_on_the_best_labelled_person_and_knows_weak_networks_and_other_keypoints(table, networks):
     table.keypoints[0, np.flatnonzero(table.keypoints[0, :, 2])[:2]] = 0
     weak = copy.deepcopy(networks["two"])
     weak[0].final_layer.weight.data *= 1e-3
@@ -123,11 +120,8 @@ def test_it_opens_on_the_best_labelled_person_and_calls_a_weak_network_so(table,
     assert explorer._person == 1 and "too weak" not in explorer.hint.value
     explorer.network.value = "weak"
     assert "too weak" in explorer.hint.value
-
-
-def test_a_network_of_other_keypoints_has_its_own_menu_and_no_truth(explorer):
     explorer.keypoint.value = 16
-    explorer.network.value = "fourteen"
+    explorer.network.value = "fourteen"  # other keypoints have their own menu and no truth
     assert [name for name, _ in explorer.keypoint.options][-1] == "neck" and explorer.keypoint.value == 13
     assert "–" in explorer.table.value
     explorer.network.value = "one"

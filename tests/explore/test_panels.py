@@ -37,9 +37,8 @@ def test_maps_show_their_positions(render, positions):
 @pytest.mark.parametrize("value", [0.0, 0.7, -0.3])
 def test_flat_maps_are_drawn_without_complaint(value):
     flat = np.full((24, 16), value)
-    for render in (render_contour, render_surface):
-        assert pixels(render(flat, KNOWN, "nose")).std() > 0
-    assert pixels(render_marginals(flat, 60.0, KNOWN)).std() > 0
+    figures = [render(flat, KNOWN, "nose") for render in (render_contour, render_surface)]
+    assert all(pixels(figure).std() > 0 for figure in (*figures, render_marginals(flat, 60.0, KNOWN)))
 
 
 def test_marginals_are_those_of_the_softmax():
@@ -48,9 +47,8 @@ def test_marginals_are_those_of_the_softmax():
     for ax, axis in zip(figure.axes, (0, 1), strict=True):
         (steps,) = ax.patches
         assert steps.get_data().values == pytest.approx(mass.sum(axis=axis), abs=1e-6)
-        assert sorted(segment[0][0] for segment in ax.collections[0].get_segments()) == pytest.approx(
-            sorted(p.xy_heatmap[axis] for p in KNOWN)
-        )
+        lines = [segment[0][0] for segment in ax.collections[0].get_segments()]
+        assert lines == pytest.approx([p.xy_heatmap[axis] for p in KNOWN])
     assert figure.axes[0].get_xlim() == (-0.5, 15.5) and figure.axes[1].get_xlim() == (-0.5, 23.5)
     assert np.isfinite(pixels(render_marginals(1e4 * HEATMAP, 200.0, KNOWN))).all()
 
@@ -84,9 +82,8 @@ def test_moved_positions_are_drawn_as_if_all_were_drawn_anew(positions):
 
 @pytest.mark.parametrize("hw", [(1400, 60), (60, 1400), (90, 60), (480, 1), (1, 480)])
 def test_towers_and_ribbons_stay_small(hw):
-    drawn = pixels(
-        panels.render_box(np.zeros((*hw, 3), np.uint8), np.array([1, 1, 40, 40]), POSE, COCO17, None)
-    )
+    figure = panels.render_box(np.zeros((*hw, 3), np.uint8), np.array([1, 1, 40, 40]), POSE, COCO17, None)
+    drawn = pixels(figure)
     assert drawn.shape[0] <= 420 and drawn.shape[1] <= 280
 
 
