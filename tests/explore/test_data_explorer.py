@@ -9,8 +9,6 @@ from hrnetpp_lib.explore.data_explorer import DataExplorer, pose_in_crop, sample
 from hrnetpp_lib.recipe import SMOKE, STAGE2, Augmentation, resolve
 
 RUN = resolve(STAGE2, SMOKE)
-
-
 CLICK = {"kind": "click", "from": [0.9, 0.2], "to": [0.9, 0.2], "number": 1}
 
 
@@ -18,18 +16,20 @@ def data_shown(explorer) -> dict[str, bytes]:
     return {name: getattr(explorer, name).png for name in ("strip", "whole", "samples", "target")}
 
 
-@pytest.mark.parametrize(
-    ("act", "changed"),
-    [
-        (lambda e: e.reroll.click(), {"samples", "target"}),
-        (lambda e: setattr(e.augmentation["rotation_std_deg"], "value", 90.0), {"samples", "target"}),
-        (lambda e: setattr(e.sigma, "value", 4.0), {"target"}),
-        (lambda e: setattr(e.keypoint, "value", 6), {"target"}),
-        (lambda e: setattr(e.visible, "value", False), {"whole"}),
-        (lambda e: setattr(e.strip, "gesture", CLICK), {"strip", "samples", "target"}),
-    ],
-    ids=["reroll", "rotation", "sigma", "keypoint", "visible", "person"],
-)
+CHANGES = {
+    "reroll": (lambda e: e.reroll.click(), {"samples", "target"}),
+    "rotation": (
+        lambda e: e.augmentation["rotation_std_deg"].set_trait("value", 90.0),
+        {"samples", "target"},
+    ),
+    "sigma": (lambda e: e.sigma.set_trait("value", 4.0), {"target"}),
+    "keypoint": (lambda e: e.keypoint.set_trait("value", 6), {"target"}),
+    "visible": (lambda e: e.visible.set_trait("value", False), {"whole"}),
+    "person": (lambda e: e.strip.set_trait("gesture", CLICK), {"strip", "samples", "target"}),
+}
+
+
+@pytest.mark.parametrize(("act", "changed"), CHANGES.values(), ids=CHANGES)
 def test_data_controls_change_what_they_should(table, act, changed):
     explorer = DataExplorer(table, RUN)
     explorer.keypoint.value = 5

@@ -14,16 +14,7 @@ from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import TTA_VIEWS, predict
 from hrnetpp_lib.explore import session
-from hrnetpp_lib.explore.session import (
-    TRUTH,
-    Answer,
-    Box,
-    PeopleOfImage,
-    ask,
-    compare,
-    open_networks,
-    open_people,
-)
+from hrnetpp_lib.explore.session import TRUTH, Answer, Box, PeopleOfImage, ask, compare, open_people
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
 from hrnetpp_lib.pose.geometry import UDP
 
@@ -107,13 +98,13 @@ def test_without_truth_there_are_positions_only():
 def test_networks_come_as_file_as_pair_or_by_name(tmp_path, network):
     checkpoint = tmp_path / "stage3_x" / "model.safetensors"
     save_checkpoint(network, ModelCard(input_hw=(64, 64), run="stage3_x"), checkpoint)
-    assert list(open_networks(checkpoint)) == list(open_networks(str(checkpoint))) == ["stage3_x"]
-    pair = open_networks(checkpoint)["stage3_x"]
-    assert not pair[0].training and list(open_networks(pair)) == ["stage3_x"]
-    assert list(open_networks({"a": checkpoint, "b": pair})) == ["a", "b"]
+    assert [*session.open_networks(checkpoint)] == [*session.open_networks(str(checkpoint))] == ["stage3_x"]
+    pair = session.open_networks(checkpoint)["stage3_x"]
+    assert not pair[0].training and list(session.open_networks(pair)) == ["stage3_x"]
+    assert list(session.open_networks({"a": checkpoint, "b": pair})) == ["a", "b"]
     for nothing in ({}, None, []):
         with pytest.raises(HrnetppError, match="train --profile smoke"):
-            open_networks(nothing)
+            session.open_networks(nothing)
 
 
 def test_people_of_a_table_keep_rows_order_and_truth(table):
@@ -191,15 +182,12 @@ def test_the_best_labelled_person_is_the_first_of_equals_in_the_table():
     assert session.best_labelled([Box(np.ones(4)), box(1)]) == 1
 
 
-def test_the_box_that_overlaps_most_by_hand():
+def test_the_box_that_overlaps_most_by_hand_and_the_chosen_ones_frame():
     boxes = [Box(np.array(b, float)) for b in ([0, 0, 10, 10], [20, 0, 10, 10], [22, 0, 10, 10])]
     assert session.best_match(np.array([0.0, 0, 10, 5]), boxes) == 0  # 50 / 100
     assert session.best_match(np.array([23.0, 0, 10, 10]), boxes) == 2
     assert session.best_match(np.array([0.0, 6, 10, 10]), boxes) is None  # 40 / 160, less than 0.3
     assert session.best_match(np.array([0.0, 5, 10, 10]), boxes) == 0  # 50 / 150
-
-
-def test_thumbnails_frame_the_chosen_one():
     strip = session.thumbnails(
         np.full((50, 80, 3), 99, np.uint8), [Box(np.array([0.0, 0, 80, 50]))] * 3, chosen=1
     )
