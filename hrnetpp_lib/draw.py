@@ -22,11 +22,12 @@ from hrnetpp_lib.pose.keypoints import Skeleton
 WIDTH_IN = 6.5
 SIDE_COLOURS = {"left": "#0072B2", "right": "#D55E00", "centre": "#222222"}
 METHOD_COLOURS = {
-    "hrnet": "#7F7F7F",
-    "heatmap": "#E69F00",
-    "regression": "#009E73",
-    "ensemble": "#CC79A7",
-    "target": "#56B4E9",
+    **{"hrnet": "#7F7F7F", "heatmap": "#E69F00", "regression": "#009E73", "ensemble": "#CC79A7"},
+    **{"target": "#56B4E9"},
+}
+_KIND_COLOURS = {  # of keypoints, labelled and predicted
+    **{"visible": "#009E73", "hidden": "#E69F00", "no label": "#CCCCCC"},
+    **{"good": "#009E73", "jitter": "#56B4E9", "inversion": "#E69F00", "swap": "#CC79A7", "miss": "#7F7F7F"},
 }
 STYLE = {
     "figure.dpi": 110,
@@ -54,23 +55,19 @@ class InlineFigure(Figure):
         return buffer.getvalue()
 
 
-def new_figure(
-    rows: int, columns: int, height_in: float, images: bool = False, **grid: object
-) -> tuple[Figure, np.ndarray]:
-    """A figure of the one width and its axes as a (rows, columns) array.
-
-    Args:
-        rows, columns: The grid.
-        height_in: Figure height in inches.
-        images: Axes for pictures, without ticks and frames.
-        grid: Passed to Figure.subplots, e.g. sharex.
-    """
+def new_figure(rows: int, columns: int, height_in: float, **grid: object) -> tuple[Figure, np.ndarray]:
+    """A figure of the one width and its (rows, columns) axes; `grid` is for Figure.subplots, e.g. sharex."""
     figure = InlineFigure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **grid)
-    if images:
-        for ax in axes.flat:
-            ax.set_axis_off()
-    return figure, axes
+    return figure, figure.subplots(rows, columns, squeeze=False, **grid)
+
+
+def _image_grid(number: int, columns: int, aspect: float, title_in: float) -> tuple[Figure, np.ndarray]:
+    """A figure for so many pictures of that height per width, with room for titles; its axes in a row."""
+    rows = -(-number // columns)
+    figure, axes = new_figure(rows, columns, rows * (WIDTH_IN / columns * aspect + title_in))
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return figure, axes.ravel()
 
 
 def save(figure: Figure, path: Path) -> Figure:
@@ -84,16 +81,7 @@ def save(figure: Figure, path: Path) -> Figure:
 def draw_pose(
     ax: Axes, keypoints: np.ndarray, skeleton: Skeleton, threshold: float = 0.0, width: float = 1.5
 ) -> None:
-    """Draw limbs and keypoints in the colours of their sides.
-
-    Args:
-        ax: Where to draw, in the frame of the keypoints.
-        keypoints: (K, 3) as (x, y, visibility or score); drawn where the third value exceeds `threshold`.
-            Visibility 1 (labelled, not visible) gives a hollow dot.
-        skeleton: Names, sides and limbs.
-        threshold: See keypoints.
-        width: Line width in points.
-    """
+    """Limbs and (K, 3) keypoints of visibility or score over the threshold, in the colours of their sides."""
     shown = keypoints[:, 2] > threshold
     limbs = [(a, b) for a, b in skeleton.limbs if shown[a] and shown[b]]
     sides = [{skeleton.side(a), skeleton.side(b)} - {"centre"} for a, b in limbs]
@@ -103,7 +91,7 @@ def draw_pose(
     ax.add_collection(LineCollection(segments, colors=colours, lw=width, capstyle="round", alpha=0.9))
     dots = np.flatnonzero(shown)
     edges = [SIDE_COLOURS[skeleton.side(k)] for k in dots]
-    hollow = (keypoints[dots, 2] == 1) & (threshold == 0)
+    hollow = (keypoints[dots, 2] == 1) & (threshold == 0)  # labelled, not visible
     faces = ["white" if empty else edge for empty, edge in zip(hollow, edges, strict=True)]
     size = (2.2 * width) ** 2
     ax.scatter(*keypoints[dots, :2].T, s=size, c=faces, edgecolors=edges, linewidths=0.8, zorder=2)
@@ -125,23 +113,10 @@ def render_images(
     columns: int = 4,
     threshold: float = 0.0,
 ) -> Figure:
-    """A grid of pictures with poses and boxes drawn over them.
-
-    Args:
-        images: (h, w, 3) uint8 RGB each.
-        poses: For each image, its poses, (K, 3) in its px.
-        skeleton: Of the poses.
-        boxes: For each image, (n, 4) xywh in its px.
-        titles: One per image.
-        columns: Pictures a row.
-        threshold: See `draw_pose`.
-    """
-    rows = -(-len(images) // columns)
+    """Pictures, each with its poses, (K, 3) in its px, see `draw_pose`, and its (n, 4) xywh boxes over it."""
     aspect = max(image.shape[0] / image.shape[1] for image in images)
-    height = rows * (WIDTH_IN / columns * aspect + (0.22 if titles else 0.05))
-    figure, axes = new_figure(rows, columns, height, images=True)
-    for i, image in enumerate(images):
-        ax = axes.flat[i]
+    figure, axes = _image_grid(len(images), columns, aspect, 0.22 if titles else 0.05)
+    for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
         ax.imshow(image)
         for pose in poses[i]:
             draw_pose(ax, pose, skeleton, threshold)
@@ -154,16 +129,7 @@ def render_images(
 
 
 def heat_layer(heatmap: np.ndarray, hw: tuple[int, int], blend: float = 0.6) -> np.ndarray:
-    """A heatmap as a layer to draw over its crop, transparent where the map is zero.
-
-    Args:
-        heatmap: (H, W), clipped to [0, 1] for display.
-        hw: Height and width of the crop.
-        blend: Opacity of the heatmap at its peak.
-
-    Returns:
-        (h, w, 4) uint8 RGBA.
-    """
+    """A (H, W) heatmap as (h, w, 4) uint8 RGBA to draw over its crop: transparent at 0, `blend` at 1."""
     big = cv2.resize(np.clip(heatmap, 0, 1).astype(np.float32), hw[::-1], interpolation=cv2.INTER_LINEAR)
     layer = mpl.colormaps["inferno"](big, bytes=True)
     layer[:, :, 3] = 255 * blend * np.sqrt(np.clip(big, 0, 1))
@@ -171,13 +137,10 @@ def heat_layer(heatmap: np.ndarray, hw: tuple[int, int], blend: float = 0.6) -> 
 
 
 def blur_pictures(figure: Figure) -> None:
-    """Blur the pictures of a figure until nobody on them can be recognised; what is drawn over them stays.
-
-    Every image of three channels is a picture; heatmap layers have four, maps one.
-    """
+    """Blur the pictures of a figure until nobody on them can be recognised; what is drawn over them stays."""
     for image in (image for ax in figure.axes for image in ax.images):
         pixels = np.asarray(image.get_array())
-        if pixels.ndim == 3 and pixels.shape[2] == 3:
+        if pixels.ndim == 3 and pixels.shape[2] == 3:  # heatmap layers have four channels, maps one
             size = pixels.shape[1::-1]
             coarse = [max(1, round(8 * length / max(size))) for length in size]
             few = cv2.resize(pixels, coarse, interpolation=cv2.INTER_AREA)
@@ -188,18 +151,9 @@ def blur_pictures(figure: Figure) -> None:
 def render_heatmaps(
     crops: Sequence[np.ndarray], heatmaps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6
 ) -> Figure:
-    """A grid of crops with one heatmap over each.
-
-    Args:
-        crops: (h, w, 3) uint8 RGB each.
-        heatmaps: (H, W) each.
-        titles: One per crop.
-        columns: Pictures a row.
-    """
-    rows = -(-len(crops) // columns)
-    aspect = crops[0].shape[0] / crops[0].shape[1]
-    figure, axes = new_figure(rows, columns, rows * (WIDTH_IN / columns * aspect + 0.22), images=True)
-    for ax, crop, heatmap, title in zip(axes.flat, crops, heatmaps, titles, strict=False):
+    """Crops, so many to a row, (h, w, 3) uint8 RGB, each with its (H, W) heatmap over it and its title."""
+    figure, axes = _image_grid(len(crops), columns, crops[0].shape[0] / crops[0].shape[1], 0.22)
+    for ax, crop, heatmap, title in zip(axes, crops, heatmaps, titles, strict=False):
         ax.imshow(crop)
         ax.imshow(heat_layer(heatmap, crop.shape[:2]))
         ax.set_title(title, fontsize=7)
@@ -209,56 +163,42 @@ def render_heatmaps(
 @mpl.rc_context(STYLE)
 def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """Square maps side by side, with a cross through the middle of each."""
-    figure, axes = new_figure(1, len(maps), 1.9, images=True)
+    figure, axes = new_figure(1, len(maps), 1.9)
     for ax, values, title in zip(axes[0], maps, titles, strict=True):
-        middle = (len(values) - 1) / 2
+        ax.set_axis_off()
         ax.imshow(values, cmap="inferno")
-        ax.axhline(middle, color="white", lw=0.7)
-        ax.axvline(middle, color="white", lw=0.7)
+        for draw_line in (ax.axhline, ax.axvline):
+            draw_line((len(values) - 1) / 2, color="white", lw=0.7)
         ax.set_title(title)
     return figure
 
 
 def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) -> Figure:
-    """The heatmaps of one keypoint over the evaluated epochs, person by person, whole persons to a row.
-
-    Args:
-        snapshots: Of `journal.read_snapshots`.
-        keypoint: Index.
-        persons: How many of the snapshot's eight; as many as there are, if fewer.
-    """
+    """One keypoint over six epochs of `journal.read_snapshots`, person by person, whole persons to a row."""
     chosen = [snapshots[i] for i in np.unique(np.linspace(0, len(snapshots) - 1, 6).round().astype(int))]
     people = range(min(persons, len(chosen[0]["crops"])))
     shown = [(snapshot, person) for person in people for snapshot in chosen]
     crops = [snapshot["crops"][person] for snapshot, person in shown]
     heatmaps = [snapshot["heatmaps"][person, keypoint].astype(np.float32) for snapshot, person in shown]
-    titles = [
-        f"epoch {snapshot['epoch']}\npeak {heatmap.max():.2f}"
-        for (snapshot, _), heatmap in zip(shown, heatmaps, strict=True)
-    ]
+    epochs = [snapshot["epoch"] for snapshot, _ in shown]
+    titles = [f"epoch {n}\npeak {heatmap.max():.2f}" for n, heatmap in zip(epochs, heatmaps, strict=True)]
     return render_heatmaps(crops, heatmaps, titles, columns=len(chosen) * max(6 // len(chosen), 1))
 
 
 @mpl.rc_context(STYLE)
 def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Figure:
-    """Training loss and validation metric against epochs, one line per method.
-
-    Args:
-        records: Metrics of `journal.read_metrics` by method name.
-        colours: One per method.
-    """
+    """Training loss and validation metric against epochs, a line per method: of `journal.read_metrics`."""
     figure, axes = new_figure(1, 2, 2.3)
+    every = [epoch for epochs in records.values() for epoch in epochs if "value" in epoch]
+    for ax, key in zip(axes[0], ("loss", "value"), strict=True):
+        for name, epochs in records.items():
+            points = [(epoch["epoch"], epoch[key]) for epoch in epochs if key in epoch]
+            ax.plot(*np.reshape(points, (-1, 2)).T, "o-", ms=3, c=colours[name], label=name)
     loss_ax, metric_ax = axes[0]
-    scored = {name: [epoch for epoch in epochs if "value" in epoch] for name, epochs in records.items()}
-    for name, epochs in records.items():
-        for ax, points, key in ((loss_ax, epochs, "loss"), (metric_ax, scored[name], "value")):
-            x, y = [epoch["epoch"] for epoch in points], [epoch[key] for epoch in points]
-            ax.plot(x, y, "o-", ms=3, c=colours[name], label=name)
-    every = [epoch for epochs in scored.values() for epoch in epochs]
-    metric = every[-1]["metric"] if every else "metric"
     loss_ax.set(xlabel="epoch", ylabel="mean training loss", yscale="log")
     # Room above: a flat curve would lie on the frame.
     top = 1.1 * max((epoch["value"] for epoch in every), default=0) or 1
+    metric = every[-1]["metric"] if every else "metric"
     metric_ax.set(xlabel="epoch", ylabel=f"{metric} on val", ylim=(0, top))
     metric_ax.locator_params(axis="x", integer=True)
     metric_ax.legend()
@@ -274,91 +214,68 @@ def render_bars(
     digits: int = 3,
     intervals: Sequence[tuple[float, float]] | None = None,
 ) -> Figure:
-    """Horizontal bars with their values written at the end, first label on top.
-
-    Args:
-        labels, values, colours: One per bar.
-        xlabel: Names the values.
-        digits: Of the written values.
-        intervals: (low, high) of each value, drawn as a line over its bar.
-    """
-    figure, axes = new_figure(1, 1, 0.4 + 0.28 * len(labels))
-    ax = axes[0, 0]
+    """Horizontal bars, first label on top, their values at the end and (low, high) intervals as lines."""
+    figure, ((ax,),) = new_figure(1, 1, 0.4 + 0.28 * len(labels))
     ranges = None if intervals is None else np.abs(np.transpose(intervals) - np.asarray(values))
     bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65, xerr=ranges, capsize=3)
     ax.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    ax.set(xlabel=xlabel)
-    highest = values if intervals is None else [high for _, high in intervals]
-    ax.set_xlim(0, 1.1 * max(*highest, 0.1))
+    highest = values if intervals is None else np.max(intervals, axis=1)
+    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*highest, 0.1)))
     ax.grid(axis="y", visible=False)
     return figure
 
 
 @mpl.rc_context(STYLE)
 def render_statistics(table: PersonTable, title: str) -> Figure:
-    """Persons per image, box heights, and how often each keypoint is labelled, of one table.
-
-    Args:
-        table: Labelled persons.
-        title: Names the dataset.
-    """
-    figure, axes = new_figure(1, 3, 2.4, width_ratios=[1, 1.2, 2.2])
-    people, heights, labels = axes[0]
+    """Persons per image, box heights, and how often each keypoint is labelled, of one table."""
+    figure, ((people, heights, labels),) = new_figure(1, 3, 2.4, width_ratios=[1, 1.2, 2.2])
     counts = np.bincount(np.unique(table.image_index, return_counts=True)[1])
     people.bar(range(1, len(counts)), counts[1:], color=METHOD_COLOURS["target"])
     people.set(xlabel="labelled persons per image", ylabel="images", title=title)
     heights.hist(table.bboxes_xywh[:, 3], 24, color=METHOD_COLOURS["target"])
     heights.set(xlabel="box height (px)", ylabel="persons")
-    kinds = {"visible": (2, "#009E73"), "hidden": (1, "#E69F00"), "no label": (0, "#CCCCCC")}
-    shares = {kind: (table.keypoints[:, :, 2] == value).mean(axis=0) for kind, (value, _) in kinds.items()}
-    _stack(labels, shares, {kind: colour for kind, (_, colour) in kinds.items()}, table.skeleton)
-    labels.set(ylabel="share of persons")
+    kinds = {"visible": 2, "hidden": 1, "no label": 0}
+    shares = {kind: (table.keypoints[:, :, 2] == value).mean(axis=0) for kind, value in kinds.items()}
+    _stack(labels, shares, table.skeleton, "share of persons")
     labels.tick_params(axis="x", labelsize=6, rotation=90)
     return figure
 
 
-def _stack(ax: Axes, shares: dict[str, np.ndarray], colours: dict[str, str], skeleton: Skeleton) -> None:
+def _stack(ax: Axes, shares: dict[str, np.ndarray], skeleton: Skeleton, ylabel: str) -> None:
     """A bar per keypoint, divided into kinds: (K,) shares each."""
     bottom = np.zeros(len(skeleton))
     for kind, share in shares.items():
-        ax.bar(range(len(skeleton)), share, bottom=bottom, color=colours[kind], label=kind)
+        ax.bar(range(len(skeleton)), share, bottom=bottom, color=_KIND_COLOURS[kind], label=kind)
         bottom += share
     ax.set_xticks(range(len(skeleton)), [name.replace("_", " ") for name in skeleton.names])
-    ax.set(ylim=(0, 1))
+    ax.set(ylim=(0, 1), ylabel=ylabel)
     ax.legend(ncols=len(shares), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 @mpl.rc_context(STYLE)
 def render_lines(
-    x: np.ndarray,
-    lines: dict[str, np.ndarray],
-    xlabel: str,
-    ylabel: str,
-    colours: dict[str, str] | None = None,
+    x: np.ndarray, lines: dict[str, np.ndarray], xlabel: str, ylabel: str, colours: dict = METHOD_COLOURS
 ) -> Figure:
-    """Several curves over the same x, with a legend."""
-    figure, axes = new_figure(1, 1, 2.4)
+    """Several curves over the same x, with a legend; matplotlib's colours where none is given."""
+    figure, ((ax,),) = new_figure(1, 1, 2.4)
     for name, y in lines.items():
-        axes[0, 0].plot(x, y, lw=1.5, label=name, color=(colours or {}).get(name))
-    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
-    axes[0, 0].legend(ncols=2)
+        ax.plot(x, y, lw=1.5, label=name, color=colours.get(name))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend(ncols=2)
     return figure
 
 
 @mpl.rc_context(STYLE)
 def render_claims(claims: Sequence[Claim]) -> Figure:
     """Differences between rows of Table 1: the report's, and ours with 95% intervals, in points of AP."""
-    figure, axes = new_figure(1, 1, 0.6 + 0.42 * len(claims))
-    ax = axes[0, 0]
+    figure, ((ax,),) = new_figure(1, 1, 0.6 + 0.42 * len(claims))
     rows = np.arange(len(claims))
-    ours = np.array([claim.ours for claim in claims])
     ranges = np.abs([[c.ours - c.low for c in claims], [c.high - c.ours for c in claims]])
     ax.axvline(0, color="#222222", lw=0.8)
-    ax.errorbar(
-        ours, rows, xerr=ranges, fmt="o", ms=4, color=METHOD_COLOURS["regression"], capsize=3, label="ours"
-    )
+    colour = METHOD_COLOURS["regression"]
+    ax.errorbar([c.ours for c in claims], rows, xerr=ranges, fmt="o", ms=4, c=colour, capsize=3, label="ours")
     ax.plot([c.paper for c in claims], rows, "x", color="#222222", ms=6, label="report")
     ax.set_yticks(rows, [f"{c.better}\nminus {c.worse}" for c in claims], fontsize=7)
     ax.invert_yaxis()
@@ -368,26 +285,11 @@ def render_claims(claims: Sequence[Claim]) -> Figure:
     return figure
 
 
-_KIND_COLOURS = {
-    "good": "#009E73",
-    "jitter": "#56B4E9",
-    "inversion": "#E69F00",
-    "swap": "#CC79A7",
-    "miss": "#7F7F7F",
-}
-
-
 @mpl.rc_context(STYLE)
 def render_error_kinds(counts: dict[str, np.ndarray], skeleton: Skeleton) -> Figure:
-    """Stacked bars of the kinds of keypoints, a bar per keypoint.
-
-    Args:
-        counts: Kind -> (K,) numbers, of `diagnose.Diagnosis.counts`.
-        skeleton: Names the keypoints.
-    """
-    figure, axes = new_figure(1, 1, 2.8)
-    ax, total = axes[0, 0], np.maximum(sum(counts.values()), 1)
-    _stack(ax, {kind: number / total for kind, number in counts.items()}, _KIND_COLOURS, skeleton)
-    ax.set(ylabel="share of labelled keypoints")
+    """Stacked bars of the kinds of keypoints, a bar each, of the (K,) `diagnose.Diagnosis.counts`."""
+    figure, ((ax,),) = new_figure(1, 1, 2.8)
+    shares = {kind: number / np.maximum(sum(counts.values()), 1) for kind, number in counts.items()}
+    _stack(ax, shares, skeleton, "share of labelled keypoints")
     ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=60, ha="right", fontsize=7)
     return figure

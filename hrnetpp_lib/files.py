@@ -29,7 +29,7 @@ def project_root() -> Path:
 
 
 def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
-    """Refuse all but a regular file of so many bytes. Raises: HrnetppError, which ends with the remedy."""
+    """Refuse all but a regular file of 1 to so many bytes. Raises: HrnetppError, which ends with the remedy."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -38,6 +38,8 @@ def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
         raise HrnetppError(f"{path}: cannot be read ({error}); {remedy}") from None
     if not stat.S_ISREG(status.st_mode):
         raise HrnetppError(f"{path}: is no regular file; {remedy}")
+    if not status.st_size:  # endless files of the kernel have no bytes either
+        raise HrnetppError(f"{path}: is empty; {remedy}")
     if status.st_size > most_bytes:
         size = f"{status.st_size} bytes, more than the {most_bytes} that make sense"
         raise HrnetppError(f"{path}: has {size}; is it the right file?")

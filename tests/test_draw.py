@@ -47,15 +47,11 @@ def records(metric: bool) -> list[dict]:
     return [e | {"metric": "COCO AP", "value": 0.1} for e in epochs] if metric else epochs
 
 
+IMAGES = [picture(), picture(30, 60), picture()]
+BOXES = [np.array([[1.0, 2, 20, 30]]), np.zeros((0, 4)), np.array([[3.0, 3, 9, 9]])]
+POSES = [[pose()], [], [pose(1), pose()]]
 ARGUMENTS = {
-    "render_images": lambda tmp: (
-        [picture(), picture(30, 60), picture()],
-        [[pose()], [], [pose(1), pose()]],
-        COCO17,
-        [np.array([[1.0, 2, 20, 30]]), np.zeros((0, 4)), np.array([[3.0, 3, 9, 9]])],
-        ["one", "two", "three"],
-        2,
-    ),
+    "render_images": lambda tmp: (IMAGES, POSES, COCO17, BOXES, ["one", "two", "three"], 2),
     "render_heatmaps": lambda tmp: ([picture()] * 7, [np.eye(12, 9)] * 7, [str(i) for i in range(7)], 3),
     "render_curves": lambda tmp: ({"a": records(True), "b": records(False)}, {"a": "red", "b": "#00FF00"}),
     "render_bars": lambda tmp: (["x", "y", "z"], [0.5, 1.25, 0.0], ["red", "green", "blue"], "AP", 2),
@@ -64,61 +60,38 @@ ARGUMENTS = {
     "render_lines": lambda tmp: (np.arange(4), {"a": np.arange(4), "b": -np.arange(4)}, "x (px)", "y (px)"),
     "render_sharpening": lambda tmp: ([snapshot(e) for e in range(1, 10)], 4, 2),
     "render_error_kinds": lambda tmp: (dict.fromkeys(("good", "jitter", "swap"), np.arange(17)), COCO17),
-    "render_claims": lambda tmp: (
-        [Claim("b", "a", 0.2, 1.5, -0.5, 3.0), Claim("c", "b", 0.1, -1, -2, -0.5)],
-    ),
+    "render_claims": lambda tmp: ([Claim("b", "a", 0.2, 1.5, -0.5, 3), Claim("c", "b", 0.1, -1, -2, -0.5)],),
 }
 RENDERERS = {name: function for name, function in vars(draw).items() if name.startswith("render_")}
 
 
-@pytest.fixture(params=sorted(RENDERERS))
-def figure(request, tmp_path) -> Figure:
-    assert request.param in ARGUMENTS, "write down arguments for the new function"
-    return RENDERERS[request.param](*ARGUMENTS[request.param](tmp_path))
-
-
-def test_every_figure_has_the_one_width_and_can_be_saved(figure, tmp_path):
-    assert isinstance(figure, Figure)
+@pytest.mark.parametrize("name", sorted(RENDERERS))
+def test_every_figure_has_the_one_width_can_be_saved_and_leaves_no_state(name, tmp_path):
+    assert name in ARGUMENTS, "write down arguments for the new function"
+    before = dict(mpl.rcParams)
+    figure = RENDERERS[name](*ARGUMENTS[name](tmp_path))
+    if name in ("render_curves", "render_lines"):
+        assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
+    assert isinstance(figure, Figure) and dict(mpl.rcParams) == before
     assert figure.get_figwidth() == draw.WIDTH_IN == 6.5
     path = tmp_path / "new folder" / "figure.png"
     assert draw.save(figure, path) is figure
     image = read_image(path)
     assert image.shape[1] == 1040  # 6.5 inches at 160 dots
     assert image.std() > 2
-
-
-def test_every_figure_shows_itself_in_a_notebook(figure):
-    assert figure._repr_png_().startswith(b"\x89PNG")
-
-
-def test_charts_have_labels_on_both_axes_or_none():
-    for name in ("render_curves", "render_lines"):
-        for ax in RENDERERS[name](*ARGUMENTS[name](None)).axes:
-            assert ax.get_xlabel() and ax.get_ylabel()
-    assert draw.render_bars(*ARGUMENTS["render_bars"](None)).axes[0].get_xlabel() == "AP"
+    assert figure._repr_png_().startswith(b"\x89PNG")  # a notebook shows it
 
 
 def test_the_style_holds_for_titles_and_legends_too(tmp_path):
-    figure = draw.render_statistics(table(tmp_path), "COCO")
-    people, _, labels = figure.axes
+    people, _, labels = draw.render_statistics(table(tmp_path), "COCO").axes
     assert people.title.get_fontsize() == draw.STYLE["axes.titlesize"]
     assert not labels.get_legend().get_frame_on()
     assert labels.get_legend().get_texts()[0].get_fontsize() == draw.STYLE["legend.fontsize"]
 
 
-def test_no_state_is_left_behind(tmp_path):
-    before = dict(mpl.rcParams)
-    for name in RENDERERS:
-        RENDERERS[name](*ARGUMENTS[name](tmp_path))
-    assert dict(mpl.rcParams) == before
-
-
 def test_pyplot_is_not_needed():
     code = "import sys, hrnetpp_lib.draw; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-# -------------------------------------------------------------------------------------------- poses
 
 
 def drawn(keypoints: np.ndarray, skeleton=COCO17, **options):
@@ -139,16 +112,12 @@ def test_limbs_and_dots_have_the_colours_of_their_sides(skeleton):
         sides = {skeleton.names[k].split("_")[0] for k in (a, b)} & {"left", "right"}
         expected = sides.pop() if len(sides) == 1 else "centre"
         assert to_hex(colour).upper() == draw.SIDE_COLOURS[expected], (a, b)
-
-
-def test_left_is_blue_and_right_is_orange_red():
-    assert draw.SIDE_COLOURS["left"] == "#0072B2"
-    assert draw.SIDE_COLOURS["right"] == "#D55E00"
+    assert (draw.SIDE_COLOURS["left"], draw.SIDE_COLOURS["right"]) == ("#0072B2", "#D55E00")
     assert len(set(draw.SIDE_COLOURS.values())) == 3
     assert len(set(draw.METHOD_COLOURS.values())) == len(draw.METHOD_COLOURS)
 
 
-def test_unlabelled_keypoints_are_left_out_and_hidden_ones_hollow():
+def test_unlabelled_or_weak_keypoints_are_left_out_and_hidden_ones_hollow():
     keypoints = pose()
     keypoints[5, 2], keypoints[7, 2] = 0, 1  # left shoulder unlabelled, left elbow hidden
     limbs, dots = drawn(keypoints)
@@ -156,41 +125,20 @@ def test_unlabelled_keypoints_are_left_out_and_hidden_ones_hollow():
     assert len(limbs.get_segments()) == len(COCO17.limbs) - 3  # shoulders, upper arm, flank
     (hollow,) = np.flatnonzero((dots.get_facecolors() == 1).all(axis=1))
     np.testing.assert_allclose(dots.get_offsets()[hollow], keypoints[7, :2])
-
-
-def test_only_keypoints_above_the_threshold_are_drawn():
-    keypoints = pose()
     keypoints[:, 2] = np.linspace(0, 1, 17)
     _, dots = drawn(keypoints, threshold=0.5)
     assert len(dots.get_offsets()) == 8  # 9/16 .. 16/16
     assert not (dots.get_facecolors() == 1).all(axis=1).any()  # a score of 1 is no visibility flag
 
 
-def test_images_keep_their_pixels_and_y_points_down():
-    image = picture(30, 50)
-    ax = draw.render_images([image], [[]], COCO17, columns=1).axes[0]
-    np.testing.assert_array_equal(ax.images[0].get_array(), image)
-    assert ax.get_xlim() == (0, 49) and ax.get_ylim() == (29, 0)
-
-
-# ------------------------------------------------------------------------- heatmap layers, blurred pictures
-
-
-def test_an_empty_heatmap_is_transparent():
-    layer = draw.heat_layer(np.zeros((10, 5)), (40, 30))
-    assert layer.shape == (40, 30, 4) and layer.dtype == np.uint8
-    assert not layer[:, :, 3].any()
-
-
-def test_the_peak_is_most_opaque_where_the_cell_is():
+def test_a_heatmap_is_transparent_but_at_its_peak_and_clipped():
     heatmap = np.zeros((10, 8))
+    layer = draw.heat_layer(heatmap, (40, 32))
+    assert layer.shape == (40, 32, 4) and layer.dtype == np.uint8 and not layer[:, :, 3].any()
     heatmap[2, 6] = 1
     opacity = draw.heat_layer(heatmap, (40, 32), blend=0.5)[:, :, 3]
     row, column = np.unravel_index(opacity.argmax(), opacity.shape)
     assert (row // 4, column // 4) == (2, 6) and 100 < opacity.max() <= 127
-
-
-def test_values_outside_zero_to_one_are_clipped():
     for outside, inside in ((7.0, 1.0), (-1.0, 0.0)):
         layers = [draw.heat_layer(np.full((2, 2), value), (8, 8)) for value in (outside, inside)]
         np.testing.assert_array_equal(*layers)
@@ -199,22 +147,21 @@ def test_values_outside_zero_to_one_are_clipped():
 def test_blurring_hides_pictures_and_nothing_else():
     photograph = picture(96, 72)
     figure = draw.render_images([photograph], [[pose()]], COCO17)
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), photograph)
+    assert figure.axes[0].get_xlim() == (0, 71) and figure.axes[0].get_ylim() == (95, 0)
     heatmaps = draw.render_heatmaps([photograph], [np.eye(24, 18)], ["one"])
     for drawn in (figure, heatmaps):
-        layers = [np.array(layer.get_array()) for layer in drawn.axes[0].images[1:]]
-        segments = [s.copy() for c in drawn.axes[0].collections[:1] for s in c.get_segments()]
+        ax = drawn.axes[0]
+        layers = [np.array(layer.get_array()) for layer in ax.images[1:]]
+        segments = [s.copy() for c in ax.collections[:1] for s in c.get_segments()]
         draw.blur_pictures(drawn)
-        hidden = np.asarray(drawn.axes[0].images[0].get_array())
+        hidden = np.asarray(ax.images[0].get_array())
         assert hidden.shape == photograph.shape
         # What is left of noise of standard deviation 74 after means over 12 x 12 px.
         assert hidden.std() < 10 and abs(hidden.mean() - photograph.mean()) < 3
-        for before, after in zip(layers, drawn.axes[0].images[1:], strict=True):
-            np.testing.assert_array_equal(before, after.get_array())
-        after = [s for c in drawn.axes[0].collections[:1] for s in c.get_segments()]
-        np.testing.assert_array_equal(segments, after)
-
-
-def test_maps_are_no_pictures():
+        np.testing.assert_array_equal(layers, [layer.get_array() for layer in ax.images[1:]])
+        np.testing.assert_array_equal(segments, [s for c in ax.collections[:1] for s in c.get_segments()])
+    # A map is no picture.
     figure = draw.render_shift([np.eye(8)], ["blob"])
     draw.blur_pictures(figure)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), np.eye(8))
@@ -236,16 +183,12 @@ def test_a_flat_curve_of_the_metric_lies_below_the_frame():
     assert all(tick == int(tick) for tick in metric_ax.get_xticks())
 
 
-def test_bars_are_in_the_given_order_from_the_top():
-    ax = draw.render_bars(["first", "second"], [1.0, 2.0], ["red", "blue"], "AP", digits=1).axes[0]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
-    assert ax.yaxis_inverted()
-    assert [text.get_text() for text in ax.texts] == ["1.0", "2.0"]
-
-
-def test_bars_carry_their_intervals():
+def test_bars_are_in_the_given_order_from_the_top_and_carry_their_intervals():
     intervals = [(0.5, 1.25), (1.75, 4.0)]
     ax = draw.render_bars(["first", "second"], [1.0, 2.0], ["red", "blue"], "AP", 1, intervals).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "AP"
+    assert [text.get_text() for text in ax.texts] == ["1.0", "2.0"]
     drawn = [segment[:, 0].tolist() for segment in ax.collections[0].get_segments()]
     np.testing.assert_allclose(drawn, intervals)
     assert ax.get_xlim()[1] > 4.0

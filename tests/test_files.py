@@ -90,7 +90,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name):
 
 
 BAD_JSON = {
-    "empty": (b"", "truncated"),
+    "empty": (b"", "is empty"),
     "half": (b'{"size": 1,', "truncated"),
     "no json": (b"size: 3", "malformed"),
     "not utf-8": (b'{"size": 3, "name": "\xff"}', "utf-8"),

@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 import numpy as np
-import torch
+from torch.utils.data import default_collate
 
 from hrnetpp_lib.data.crops import Sample, TrainCrops
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.draw import render_heatmaps, render_images
 from hrnetpp_lib.explore import panels
 from hrnetpp_lib.explore.panels import ClickableImage
-from hrnetpp_lib.explore.session import open_people, thumbnails
 from hrnetpp_lib.pose import heatmap
 from hrnetpp_lib.pose.geometry import CONVENTIONS
 from hrnetpp_lib.recipe import Run
@@ -26,19 +25,10 @@ _SLIDERS = {  # field of recipe.Augmentation: highest value, step
 }
 
 
-def sample_crops(
-    table: PersonTable, run: Run, person: int, reroll: int, number: int = _SAMPLES
-) -> list[Sample]:
-    """Training samples of one person, as `data.TrainCrops` gives them.
-
-    Args:
-        table: The persons.
-        run: Gives input size and augmentation.
-        person: Row of the table.
-        reroll: Which handful; the same number gives the same samples.
-        number: How many.
-    """
-    return [TrainCrops.of_run(table, run, epoch=reroll * number + i)[person] for i in range(number)]
+def sample_crops(table: PersonTable, run: Run, person: int, reroll: int) -> list[Sample]:
+    """Six training samples of the person of that row; the same `reroll` gives the same handful."""
+    epochs = range(reroll * _SAMPLES, (reroll + 1) * _SAMPLES)
+    return [TrainCrops.of_run(table, run, epoch)[person] for epoch in epochs]
 
 
 def pose_in_crop(sample: Sample, run: Run) -> np.ndarray:
@@ -48,25 +38,25 @@ def pose_in_crop(sample: Sample, run: Run) -> np.ndarray:
 
 
 class DataExplorer(panels.Explorer):
-    """Choose a picture and a person; see keypoints by visibility, random crops and heatmap targets.
+    """Choose a labelled person; see keypoints by visibility, random crops and heatmap targets of a run.
 
-    Args:
-        table: Labelled persons.
-        run: The recipe whose augmentation and targets are the starting point.
-
-    Raises:
-        HrnetppError: If nobody is in the table, or the first picture is missing. Later mistakes are shown in
-            the widget.
+    Raises: HrnetppError if there is nothing to show. Later mistakes are shown in the widget.
     """
 
     _LABEL_WIDTH = "140px"
 
     def __init__(self, table: PersonTable, run: Run):
-        super().__init__()
+        super().__init__(table)
         self._table, self._run, self._reroll = table, run, 0
-        self._pictures = open_people(table)
-        self._make_controls()
-        self.strip = ClickableImage(alt="the people of the picture; click one")
+        self.keypoint = self._menu(panels.keypoint_names(table.skeleton), "keypoint")
+        self.visible = widgets.Checkbox(True, description="visible (v = 2)", indent=False)
+        self.hidden = widgets.Checkbox(True, description="hidden (v = 1)", indent=False)
+        self.reroll = widgets.Button(description="reroll", icon="refresh")
+        self.augmentation = {
+            name: self._slider(getattr(run.stage.augmentation, name), 0, high, step, name.replace("_", " "))
+            for name, (high, step) in _SLIDERS.items()
+        }
+        self.sigma = self._slider(run.profile.heatmap_sigma, 0.5, 4.0, 0.25, "sigma (cells)")
         self.whole = ClickableImage(alt="the picture with its labels")
         self.samples = ClickableImage(alt="six random crops of the person")
         self.target = ClickableImage(alt="the target heatmap of one keypoint, over each crop")
@@ -77,32 +67,12 @@ class DataExplorer(panels.Explorer):
             [self.whole, widgets.VBox([self.samples, self.target])],
             [self.reroll, *self.augmentation.values(), self.sigma],
         )
-        self._connect()
-        self._open()
-
-    def _make_controls(self) -> None:
-        self.picture = self._menu([(picture.name, i) for i, picture in enumerate(self._pictures)], "picture")
-        self.keypoint = self._menu(panels.keypoint_names(self._table.skeleton), "keypoint")
-        self.visible = widgets.Checkbox(True, description="visible (v = 2)", indent=False)
-        self.hidden = widgets.Checkbox(True, description="hidden (v = 1)", indent=False)
-        self.reroll = widgets.Button(description="reroll", icon="refresh")
-        own = self._run.stage.augmentation
-        self.augmentation = {
-            name: self._slider(getattr(own, name), 0, high, step, name.replace("_", " "))
-            for name, (high, step) in _SLIDERS.items()
-        }
-        self.sigma = self._slider(self._run.profile.heatmap_sigma, 0.5, 4.0, 0.25, "sigma (cells)")
-
-    def _connect(self) -> None:
-        self._on(self.picture, self._open)
-        self._on(self.strip, self._pick_person, "gesture")
-        for control in (self.visible, self.hidden):
-            self._on(control, self._draw_whole)
-        for control in self.augmentation.values():
-            self._on(control, self._sample)
-        for control in (self.keypoint, self.sigma):
-            self._on(control, self._draw_target)
+        self._on(self._open, self.picture)
+        self._on(self._draw_whole, self.visible, self.hidden)
+        self._on(self._sample, *self.augmentation.values())
+        self._on(self._draw_target, self.keypoint, self.sigma)
         self.reroll.on_click(lambda _button: self._try(self._roll))
+        self._open()
 
     def _open(self) -> None:
         picture = self._pictures[self.picture.value]
@@ -110,12 +80,9 @@ class DataExplorer(panels.Explorer):
         self._draw_whole()
         self._choose_person(0)
 
-    def _pick_person(self) -> None:
-        self._choose_person(panels.pick_person(self.strip, len(self._boxes)))
-
     def _choose_person(self, chosen: int) -> None:
         self._person = self._boxes[chosen].row
-        self.strip.png = panels.encode_image(thumbnails(self._image, self._boxes, chosen))
+        self._frame_person(chosen)
         self._sample()
 
     def _draw_whole(self) -> None:
@@ -136,20 +103,16 @@ class DataExplorer(panels.Explorer):
         chosen = {name: control.value for name, control in self.augmentation.items()}
         stage = replace(self._run.stage, augmentation=replace(self._run.stage.augmentation, **chosen))
         run = replace(self._run, stage=stage)
-        self._crops = sample_crops(self._table, run, self._person, self._reroll)
-        poses = [[pose_in_crop(crop, run)] for crop in self._crops]
-        crops = [crop.image for crop in self._crops]
-        figure = render_images(crops, poses, self._table.skeleton, columns=_SAMPLES)
+        crops = sample_crops(self._table, run, self._person, self._reroll)
+        poses = [[pose_in_crop(crop, run)] for crop in crops]
+        self._crops, skeleton = default_collate(crops), self._table.skeleton
+        figure = render_images(self._crops.image.numpy(), poses, skeleton, columns=_SAMPLES)
         self.samples.png = panels.encode_png(figure)
         self._draw_target()
 
     def _draw_target(self) -> None:
-        peaks, weight = (
-            torch.from_numpy(np.stack([getattr(crop, name) for crop in self._crops]))
-            for name in ("peaks", "target_weight")
-        )
-        drawn = heatmap.draw_gaussians(peaks, weight, self._run.profile.heatmap_hw, self.sigma.value)
-        maps = drawn[:, self.keypoint.value].numpy()
+        crops, sizes = self._crops, (self._run.profile.heatmap_hw, self.sigma.value)
+        maps = heatmap.draw_gaussians(crops.peaks, crops.target_weight, *sizes)[:, self.keypoint.value].numpy()
         titles = ["target" if target.any() else "no target" for target in maps]
-        crops = [crop.image for crop in self._crops]
-        self.target.png = panels.encode_png(render_heatmaps(crops, maps, titles, columns=_SAMPLES))
+        figure = render_heatmaps(crops.image.numpy(), maps, titles, columns=_SAMPLES)
+        self.target.png = panels.encode_png(figure)

@@ -9,22 +9,9 @@ import numpy as np
 
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS
-from hrnetpp_lib.explore import panels
+from hrnetpp_lib.explore import panels, session
 from hrnetpp_lib.explore.panels import ClickableImage
-from hrnetpp_lib.explore.session import (
-    Box,
-    PeopleOfImage,
-    ask,
-    best_labelled,
-    best_match,
-    compare,
-    open_networks,
-    open_people,
-    thumbnails,
-    whole_image_box,
-)
-from hrnetpp_lib.model.hrnet import HRNet
-from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.explore.session import Box
 
 _SHOWN_PX = (320, 480)  # width and height of the whole picture, a little more than its panel has
 _HINT = (
@@ -37,32 +24,30 @@ _WEAK = f"<b>No keypoint peaks above {panels.POSE_THRESHOLD}: this network is to
 class HeatmapExplorer(panels.Explorer):
     """Choose a picture, a person, a keypoint and a network; see the heatmap and what decoders make of it.
 
-    It opens on the person with the most labelled keypoints. Click a person in the strip or a keypoint in a
-    picture; drag the box in the left picture, or draw another. A new forward is run when the box, its
-    padding, the network or the views change; all else decodes anew what the network has said.
+    It opens on the person with the most labelled keypoints. A new forward is run when the box, its padding,
+    the network or the views change; all else decodes anew what the network has said.
 
     Args:
         networks: A checkpoint, a (network, card) pair, or several of them by name.
         people: A table of persons, a picture, several, or a folder of them. Where nobody is known the box is
             the whole picture, to be drawn smaller with the mouse.
 
-    Raises:
-        HrnetppError: If there is nothing to show. Later mistakes, like a path that does not exist, are shown
-            in the widget.
+    Raises: HrnetppError if there is nothing to show. Later mistakes are shown in the widget.
     """
 
     def __init__(
         self,
-        networks: tuple[HRNet, ModelCard] | Path | str | Mapping[str, tuple[HRNet, ModelCard] | Path | str],
+        networks: session.Network | Mapping[str, session.Network],
         people: PersonTable | Path | str | Sequence[Path | str],
     ):
-        super().__init__()
-        self._networks = open_networks(networks)
-        self._pictures = open_people(people)
-        self._before_drag: np.ndarray | None = None
-        self._panel: panels.ContourPanel | None = None
+        super().__init__(people)
+        self._networks = session.open_networks(networks)
         self._make_controls()
-        self._make_pictures()
+        self.whole = ClickableImage(alt="the picture with box and pose; drag the box, click a keypoint")
+        self.crop = ClickableImage(alt="the crop with the heatmap over it; click a keypoint")
+        self.map = ClickableImage(alt="the heatmap with the positions of each decoder")
+        self.marginals = ClickableImage(alt="marginals of the softmax of the heatmap")
+        self.table, self.hint = widgets.HTML(), widgets.HTML()
         self._arrange(
             [self.picture, self.network, self.keypoint],
             [self.person, self.path, self.upload],
@@ -74,13 +59,12 @@ class HeatmapExplorer(panels.Explorer):
         )
         everybody = [(i, box) for i, picture in enumerate(self._pictures) for box in picture.boxes]
         if everybody:
-            self.picture.value = everybody[best_labelled([box for _, box in everybody])][0]
+            self.picture.value = everybody[session.best_labelled([box for _, box in everybody])][0]
         self._connect()
         self._open()
 
     def _make_controls(self) -> None:
         skeleton = next(iter(self._networks.values()))[1].skeleton
-        self.picture = self._menu([(picture.name, i) for i, picture in enumerate(self._pictures)], "picture")
         self.network = self._menu(list(self._networks), "network")
         self.keypoint = self._menu(panels.keypoint_names(skeleton), "keypoint")
         self.person = self._menu([("1", 0)], "person")
@@ -93,75 +77,53 @@ class HeatmapExplorer(panels.Explorer):
         self.flip = widgets.Checkbox(True, description="average with the mirrored crop", indent=False)
         self.tta = widgets.Checkbox(False, description="average over five views (TTA)", indent=False)
         self.shape = widgets.ToggleButtons(options=["contour", "3-D"], style={"button_width": "70px"})
-        self.path = widgets.Text(
-            placeholder="path of a picture of yours", layout=self.picture.layout, continuous_update=False
-        )
-        self.upload = widgets.FileUpload(
-            accept="image/*", description="upload a picture", layout=widgets.Layout(width="180px")
-        )
-        self.hint = widgets.HTML()
-
-    def _make_pictures(self) -> None:
-        self.strip = ClickableImage(alt="the people of the picture; click one")
-        self.whole = ClickableImage(alt="the picture with box and pose; drag the box, click a keypoint")
-        self.crop = ClickableImage(alt="the crop with the heatmap over it; click a keypoint")
-        self.map = ClickableImage(alt="the heatmap with the positions of each decoder")
-        self.marginals = ClickableImage(alt="marginals of the softmax of the heatmap")
-        self.table = widgets.HTML()
+        self.path = widgets.Text(placeholder="path of a picture of yours", continuous_update=False)
+        self.path.layout = self.picture.layout
+        self.upload = widgets.FileUpload(accept="image/*", description="upload a picture")
+        self.upload.layout.width = "180px"
 
     def _connect(self) -> None:
         """Which control changes what."""
-        self._on(self.picture, self._open)
-        self._on(self.person, lambda: self._choose_person(self.person.value))
-        self._on(self.network, self._change_network)
-        for control in (self.padding, self.shift_x, self.shift_y, self.tta):
-            self._on(control, self._ask)
-        self._on(self.flip, self._decode)
-        self._on(self.keypoint, self._draw)
-        self._on(self.alpha, self._draw_positions)
-        self._on(self.shape, self._draw_map)
-        self._on(self.blend, self._draw_crop)
-        self._on(self.upload, self._take_upload)
-        self._on(self.path, self._take_path)
-        self._on(self.strip, self._pick_person, "gesture")
-        self._on(self.whole, self._touch_whole, "gesture")
-        self._on(self.crop, self._touch_crop, "gesture")
+        self._on(self._open, self.picture)
+        self._on(lambda: self._choose_person(self.person.value), self.person)
+        self._on(self._change_network, self.network)
+        self._on(self._ask, self.padding, self.shift_x, self.shift_y, self.tta)
+        self._on(self._decode, self.flip)
+        self._on(self._draw_crop, self.blend, self.keypoint)
+        self._on(self._draw_map, self.shape, self.keypoint)
+        self._on(self._draw_positions, self.alpha)
+        self._on(self._take_upload, self.upload)
+        self._on(self._take_path, self.path)
+        self._on(self._touch_whole, self.whole)
+        self._on(self._touch_crop, self.crop)
 
     def _open(self) -> None:
         picture = self._pictures[self.picture.value]
-        self._show(picture, picture.read())
-
-    def _show(self, picture: PeopleOfImage, image: np.ndarray) -> None:
+        image = picture.read()
         height, width = image.shape[:2]
         self._reduction = min(1.0, _SHOWN_PX[0] / width, _SHOWN_PX[1] / height)
         small = [max(round(self._reduction * length), 1) for length in (width, height)]
         self._image, self._small = image, cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-        self._boxes = picture.boxes or (whole_image_box(image),)
-        with self._quietly():
-            self.person.options = [(str(i + 1), i) for i in range(len(self._boxes))]
-        self._choose_person(best_labelled(self._boxes))
+        self._boxes = picture.boxes or (Box(np.array([0.0, 0.0, width, height])),)
+        self._set(self.person, options=[(str(i + 1), i) for i in range(len(self._boxes))])
+        self._choose_person(session.best_labelled(self._boxes))
 
     def _choose_person(self, person: int) -> None:
         self._before_drag = None
         self._box = self._boxes[person]
-        with self._quietly():
-            self.shift_x.value = self.shift_y.value = 0.0
+        self._set(self.shift_x, value=0.0)
+        self._set(self.shift_y, value=0.0)
         self._frame_person(person)
         self._ask()
 
     def _frame_person(self, person: int) -> None:
         self._person = person
-        with self._quietly():
-            self.person.value = person
-        self.strip.png = panels.encode_image(thumbnails(self._image, self._boxes, person))
+        self._set(self.person, value=person)
+        super()._frame_person(person)
 
     def _change_network(self) -> None:
         names = panels.keypoint_names(self._networks[self.network.value][1].skeleton)
-        if self.keypoint.options != tuple(names):
-            kept = min(self.keypoint.value, len(names) - 1)
-            with self._quietly():
-                self.keypoint.options = names
-                self.keypoint.value = kept
+        self._set(self.keypoint, options=names, value=min(self.keypoint.value, len(names) - 1))
         self._ask()
 
     def _ask(self) -> None:
@@ -170,7 +132,7 @@ class HeatmapExplorer(panels.Explorer):
         w, h = self._box.bbox_xywh[2:]
         shifted = self._box.bbox_xywh + (self.shift_x.value * w, self.shift_y.value * h, 0, 0)
         views = TTA_VIEWS if self.tta.value else SINGLE_VIEW
-        self.answer = ask(model, card, self._image, shifted, views, self.padding.value)
+        self.answer = session.ask(model, card, self._image, shifted, views, self.padding.value)
         self._shown_bbox = shifted
         known = self._box.truth is not None and len(self._box.truth) == len(card.skeleton)
         self._truth = self._box.truth if known else None
@@ -181,28 +143,22 @@ class HeatmapExplorer(panels.Explorer):
         card = self.answer.card
         self._pose = self.answer.positions(card.alpha, self.flip.value)[card.decoder]
         self._scores = self.answer.scores(self.flip.value)
+        self._maps = self.answer.heatmaps(self.flip.value)[0].numpy()
         self.hint.value = (_WEAK if self._scores.max() <= panels.POSE_THRESHOLD else "") + _HINT
         pose = np.column_stack([self.answer.to_image(self._pose) * self._reduction, self._scores])
         truth = None if self._truth is None else self._truth * (self._reduction, self._reduction, 1)
         bbox = self._shown_bbox * self._reduction
         self.whole.png = panels.encode_png(panels.render_box(self._small, bbox, pose, card.skeleton, truth))
-        self._draw()
-
-    def _draw(self) -> None:
         self._draw_crop()
         self._draw_map()
 
-    def _heatmap(self) -> np.ndarray:
-        return self.answer.heatmaps(self.flip.value)[0, self.keypoint.value].numpy()
-
     def _draw_crop(self) -> None:
-        pose, truth = np.column_stack([self._pose * self.answer.stride_xy, self._scores]), None
-        if self._truth is not None:
-            places = self.answer.to_heatmap(self._truth[:, :2]) * self.answer.stride_xy
-            truth = np.column_stack([places, self._truth[:, 2]])
-        crop, skeleton = self.answer.crops[0], self.answer.card.skeleton
-        seen = (crop, self._heatmap(), self.blend.value)
-        figure = panels.render_crop(*seen, pose, skeleton, self.keypoint.value, truth)
+        answer, truth = self.answer, self._truth
+        pose = np.column_stack([self._pose * answer.stride_xy, self._scores])
+        if truth is not None:
+            truth = np.column_stack([answer.to_heatmap(truth[:, :2]) * answer.stride_xy, truth[:, 2]])
+        seen = (answer.crops[0], self._maps[self.keypoint.value], self.blend.value)
+        figure = panels.render_crop(*seen, pose, answer.card.skeleton, self.keypoint.value, truth)
         self.crop.png = panels.encode_png(figure)
 
     def _draw_map(self) -> None:
@@ -211,9 +167,10 @@ class HeatmapExplorer(panels.Explorer):
 
     def _draw_positions(self) -> None:
         """All that alpha moves."""
-        heatmap, keypoint, alpha = self._heatmap(), self.keypoint.value, self.alpha.value
+        keypoint, alpha = self.keypoint.value, self.alpha.value
+        heatmap = self._maps[keypoint]
         box = Box(self._box.bbox_xywh, self._truth, self._box.area)
-        positions = compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
+        positions = session.compare(self.answer, box, keypoint, self.answer.positions(alpha, self.flip.value))
         name, _ = self.keypoint.options[keypoint]
         if self.shape.value == "contour":
             self._panel = self._panel or panels.ContourPanel(heatmap, positions, name)
@@ -223,17 +180,12 @@ class HeatmapExplorer(panels.Explorer):
         self.marginals.png = panels.encode_png(panels.render_marginals(heatmap, alpha, positions))
         self.table.value = panels.table_html(positions)
 
-    def _pick_person(self) -> None:
-        if self.strip.gesture["kind"] == "click":
-            self._choose_person(panels.pick_person(self.strip, len(self._boxes)))
-
     def _touch_whole(self) -> None:
         """A click picks the nearest keypoint; a drag moves the box, or draws one if it starts outside."""
         size = np.array(self._image.shape[1::-1], float)  # corners come as whole numbers
         start, end = (np.array(self.whole.gesture[name]) * size for name in ("from", "to"))
         if self.whole.gesture["kind"] == "click":
-            self._pick_keypoint(self.answer.to_image(self._pose), end)
-            return
+            return self._pick_keypoint(self.answer.to_image(self._pose), end)
         if self._before_drag is None:
             self._before_drag = self._shown_bbox.copy()
         x, y, w, h = before = self._before_drag
@@ -243,21 +195,15 @@ class HeatmapExplorer(panels.Explorer):
             bbox, person = np.concatenate([corner, before[2:]]), self._box
         else:
             bbox = np.concatenate([np.minimum(start, end), np.maximum(np.abs(end - start), 4)])
-            person = self._meet(bbox)
+            known = session.best_match(bbox, self._boxes)  # who it is around; nobody has no truth
+            person = Box(bbox) if known is None else self._boxes[known]
+            if known is not None:
+                self._frame_person(known)
         bbox[:2] -= bbox[2:] * (self.shift_x.value, self.shift_y.value)  # `_ask` adds the sliders' shift
         self._box = Box(bbox, person.truth, person.area)
         if self.whole.gesture["kind"] == "drop":
             self._before_drag = None
         self._ask()
-
-    def _meet(self, bbox: np.ndarray) -> Box:
-        """The known person that a drawn box is around; nobody's truth if it is around none."""
-        person = best_match(bbox, self._boxes)
-        if person is None:
-            return Box(bbox)
-        if person != self._person:
-            self._frame_person(person)
-        return self._boxes[person]
 
     def _touch_crop(self) -> None:
         if self.crop.gesture["kind"] == "click":
@@ -269,21 +215,18 @@ class HeatmapExplorer(panels.Explorer):
         self.keypoint.value = int(np.hypot(*(points - place).T).argmin())
 
     def _take_path(self) -> None:
-        path = self.path.value.strip().strip("'\"")
-        if path:
-            self._add(open_people(path))
+        if path := self.path.value.strip().strip("'\""):
+            self._add(session.open_people(path))
 
     def _take_upload(self) -> None:
         for file in self.upload.value:
-            self._add([PeopleOfImage(Path(file["name"]).name, bytes(file["content"]))])
+            self._add([session.PeopleOfImage(Path(file["name"]).name, bytes(file["content"]))])
 
-    def _add(self, pictures: list[PeopleOfImage]) -> None:
+    def _add(self, pictures: list[session.PeopleOfImage]) -> None:
         """New pictures into the menu, and the first of them onto the screen."""
-        image = pictures[0].read()  # complains before the menu knows it
+        pictures[0].read()  # complains before the menu knows it
         known = {picture.source for picture in self._pictures}
         self._pictures += [picture for picture in pictures if picture.source not in known]
         first = [picture.source for picture in self._pictures].index(pictures[0].source)
-        with self._quietly():
-            self.picture.options = [(picture.name, i) for i, picture in enumerate(self._pictures)]
-            self.picture.value = first
-        self._show(self._pictures[first], image)
+        self._set(self.picture, options=self._picture_names(), value=first)
+        self._open()

@@ -1,9 +1,9 @@
 """What the explorers are made of: figures of one heatmap, a picture to click on, and their controls."""
 
-import contextlib
 import html
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import anywidget
 import cv2
@@ -16,21 +16,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.draw import METHOD_COLOURS, STYLE, InlineFigure, draw_box, draw_pose, heat_layer
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.explore import session
 from hrnetpp_lib.explore.session import TRUTH, Position
 from hrnetpp_lib.pose.keypoints import Skeleton
 
-
-class Mark(NamedTuple):
-    """How a position is called and drawn: matplotlib's marker, its size in points, and its colour."""
-
-    label: str
-    marker: str
-    size: int
-    colour: str
-
-
+Mark = namedtuple("Mark", "label marker size colour")  # how a position is called and drawn; size in points
 MARKS = {  # markers differ too, for print in grey; sizes, so that equal positions are all seen
     "arg_max": Mark("arg-max", "s", 14, "#56B4E9"),
     "quarter_offset": Mark("quarter offset", "D", 9, METHOD_COLOURS["heatmap"]),
@@ -46,59 +39,47 @@ _TABLE_CSS = (
 POSE_THRESHOLD = 0.05  # keypoints that score no more are not drawn
 
 
-def _panel(title: str, projection: str | None = None) -> tuple[Figure, Axes]:
+def _panel(title: str, place: tuple[float, ...], **options: object) -> tuple[Figure, Axes]:
     """A small figure with one axes at a fixed place: automatic layout costs more time than drawing."""
     figure = InlineFigure(figsize=PANEL_IN)
-    ax = figure.add_axes((0.13, 0.12, 0.84, 0.78), projection=projection)
-    ax.set_title(title)
-    return figure, ax
+    return figure, figure.add_axes(place, title=title, **options)
 
 
-def _picture_panel(image: np.ndarray, inches: float) -> tuple[Figure, Axes]:
-    """A figure that is filled by a picture, so many inches per px; never without any width or height."""
-    height, width = image.shape[:2]
-    figure = InlineFigure(figsize=(max(inches * width, 0.05), max(inches * height, 0.05)))
+def _picture_panel(
+    inches: float, layers: list[np.ndarray], poses: list[np.ndarray | None], skeleton: Skeleton, width: float
+) -> tuple[Figure, Axes]:
+    """A figure filled by pictures of one size, so many inches per px, with the truth and a pose over them."""
+    truth, pose = poses
+    size = np.array(layers[0].shape[1::-1])
+    figure = InlineFigure(figsize=np.maximum(inches * size, 0.05))  # never without any width or height
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
-    ax.imshow(image)
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    return figure, ax
-
-
-def _draw_poses(
-    ax: Axes, pose: np.ndarray, skeleton: Skeleton, truth: np.ndarray | None, width: float
-) -> None:
-    """A pose over the true one, where it is known."""
+    for layer in layers:
+        ax.imshow(layer)
+    ax.set(xlim=(-0.5, size[0] - 0.5), ylim=(size[1] - 0.5, -0.5))
     if truth is not None:
         labelled = truth[:, 2] > 0
         segments = [truth[[a, b], :2] for a, b in skeleton.limbs if labelled[a] and labelled[b]]
         ax.add_collection(LineCollection(segments, colors="white", lw=3.5, alpha=0.55, capstyle="round"))
         ax.plot(*truth[labelled, :2].T, "*", ms=6, mfc=MARKS[TRUTH].colour, mec="white", mew=0.6, ls="")
     draw_pose(ax, pose, skeleton, POSE_THRESHOLD, width)
+    return figure, ax
 
 
-def _few(cells: int) -> np.ndarray:
-    """Four ticks along an axis; each costs a millisecond, and a slider's move redraws them all."""
-    return np.linspace(0, cells - 1, 4).round().astype(int)
+def _ticks(heatmap: np.ndarray) -> dict[str, np.ndarray]:
+    """Four along each axis; each costs a millisecond, and a slider's move redraws them all."""
+    yticks, xticks = (np.linspace(0, cells - 1, 4).round().astype(int) for cells in heatmap.shape)
+    return {"xticks": xticks, "yticks": yticks}
 
 
 @mpl.rc_context(STYLE)
 def render_box(
     image: np.ndarray, bbox_xywh: np.ndarray, pose: np.ndarray, skeleton: Skeleton, truth: np.ndarray | None
 ) -> Figure:
-    """The whole picture with the box, the pose, and the true pose in grey beneath it.
-
-    Args:
-        image: (height, width, 3) uint8 RGB.
-        bbox_xywh: (4,) image px.
-        pose: (K, 3) image px and score.
-        skeleton: Of both poses.
-        truth: (K, 3) image px and visibility, or None.
-    """
-    height, width = image.shape[:2]
+    """A (height, width, 3) RGB picture with the box and the pose, (K, 3) in its px, over the true one."""
     # A tower must not fill the page.
-    figure, ax = _picture_panel(image, min(PANEL_IN[0] / width, 1.5 * PANEL_IN[1] / height))
-    _draw_poses(ax, pose, skeleton, truth, width=1.5)
+    inches = min(PANEL_IN[0] / image.shape[1], 1.5 * PANEL_IN[1] / image.shape[0])
+    figure, ax = _picture_panel(inches, [image], [truth, pose], skeleton, width=1.5)
     draw_box(ax, bbox_xywh)
     return figure
 
@@ -113,70 +94,42 @@ def render_crop(
     keypoint: int,
     truth_input: np.ndarray | None = None,
 ) -> Figure:
-    """The crop with a heatmap over it, the pose, and the keypoint in question ringed.
-
-    Args:
-        crop: (h, w, 3) uint8 RGB.
-        heatmap: (H, W).
-        blend: Opacity of the heatmap, 0 to 1.
-        pose_input: (K, 3) input px and score.
-        skeleton: Of the pose.
-        keypoint: Index of the heatmap's keypoint.
-        truth_input: (K, 3) input px and visibility, or None.
-    """
-    figure, ax = _picture_panel(crop, PANEL_IN[1] / crop.shape[0])
-    ax.imshow(heat_layer(heatmap, crop.shape[:2], blend))
-    _draw_poses(ax, pose_input, skeleton, truth_input, width=1.2)
+    """A (h, w, 3) RGB crop, the (H, W) heatmap of a keypoint, which is ringed, and (K, 3) poses in its px."""
+    layers, inches = [crop, heat_layer(heatmap, crop.shape[:2], blend)], PANEL_IN[1] / crop.shape[0]
+    figure, ax = _picture_panel(inches, layers, [truth_input, pose_input], skeleton, width=1.2)
     ax.plot(*pose_input[keypoint, :2], "o", ms=13, mfc="none", mec="white", mew=1.8)
     return figure
 
 
 @mpl.rc_context(STYLE)
 def render_contour(heatmap: np.ndarray, positions: Sequence[Position], name: str) -> Figure:
-    """The heatmap as an image with contours, and where each method puts the keypoint.
-
-    Args:
-        heatmap: (H, W).
-        positions: Of `session.compare`.
-        name: The keypoint's.
-    """
-    figure, ax = _panel(f"{name}, peak {heatmap.max():.2f}")
+    """The (H, W) heatmap of the keypoint of that name with contours, and where each method puts it."""
+    figure, ax = _panel(f"{name}, peak {heatmap.max():.2f}", (0.13, 0.31, 0.84, 0.61))
     ax.imshow(heatmap, cmap="Greys_r", vmin=min(0.0, float(heatmap.min())), vmax=max(0.2, heatmap.max()))
     if heatmap.max() > heatmap.min():
         levels = np.linspace(heatmap.min(), heatmap.max(), 7)[1:-1]
         ax.contour(heatmap, levels=levels, colors="#F0E442", linewidths=0.6)
     for position in positions:
         label, marker, size, colour = MARKS[position.source]
-        style = {"ms": size, "mfc": "none", "mec": colour, "mew": 2, "zorder": 5}
-        ax.plot(*position.xy_heatmap, marker, label=label, **style)
-    ticks = {"xticks": _few(heatmap.shape[1]), "yticks": _few(heatmap.shape[0])}
+        ax.plot(*position.xy_heatmap, marker, label=label, ms=size, mfc="none", mec=colour, mew=2, zorder=5)
     # Positions outside the map, as the truth may have, must not shrink it.
     frame = {"xlim": (-0.5, heatmap.shape[1] - 0.5), "ylim": (heatmap.shape[0] - 0.5, -0.5)}
-    ax.set(xlabel="x (heatmap px)", ylabel="y (heatmap px)", **ticks, **frame)
+    ax.set(xlabel="x (heatmap px)", ylabel="y (heatmap px)", **_ticks(heatmap), **frame)
     ax.grid(False)
-    ax.set_position((0.13, 0.31, 0.84, 0.61))
     figure.legend(loc="lower center", ncols=2, fontsize=7, markerscale=0.6)
     return figure
 
 
 class ContourPanel:
-    """`render_contour` as a PNG whose positions can be moved without drawing the rest again.
-
-    Text and axes take most of the time, and a slider of alpha moves nothing but positions.
-
-    Args:
-        heatmap, positions, name: Of `render_contour`.
-    """
+    """`render_contour` as a PNG whose positions move without drawing the rest, most of the work, again."""
 
     def __init__(self, heatmap: np.ndarray, positions: Sequence[Position], name: str):
-        self._figure = render_contour(heatmap, positions, name)
-        (self._ax,) = self._figure.axes
+        figure = render_contour(heatmap, positions, name)
+        (self._ax,) = figure.axes
         for mark in self._ax.lines:
             mark.set_animated(True)  # left out of what is drawn once
-        self._figure.set_dpi(_DPI)
-        self._canvas = FigureCanvasAgg(self._figure)
-        self._canvas.draw()
-        self._background = self._canvas.copy_from_bbox(self._figure.bbox)
+        self._canvas = _paint(figure)
+        self._background = self._canvas.copy_from_bbox(figure.bbox)
 
     def draw(self, positions: Sequence[Position]) -> bytes:
         """The PNG with these positions, which are of the same methods as before."""
@@ -184,104 +137,86 @@ class ContourPanel:
         for mark, position in zip(self._ax.lines, positions, strict=True):
             mark.set_data(*position.xy_heatmap[:, None])
             self._ax.draw_artist(mark)
-        return _encode_canvas(self._canvas)
+        return encode_image(self._canvas.buffer_rgba())
 
 
 @mpl.rc_context(STYLE)
 def render_surface(heatmap: np.ndarray, positions: Sequence[Position], name: str) -> Figure:
     """The heatmap as a surface, with the positions marked on its floor; arguments as `render_contour`."""
-    figure, ax = _panel(f"{name}, peak {heatmap.max():.2f}", projection="3d")
+    figure, ax = _panel(f"{name}, peak {heatmap.max():.2f}", (0.0, 0.02, 0.92, 0.9), projection="3d")
     ax.computed_zorder = False  # positions stay in sight
-    ax.set_position((0.0, 0.02, 0.92, 0.9))
     y, x = np.mgrid[: heatmap.shape[0], : heatmap.shape[1]]
     ax.plot_surface(x, y, heatmap, cmap="inferno", rcount=32, ccount=32, linewidth=0, antialiased=False)
-    floor = min(0.0, float(heatmap.min()))
-    top = max(0.2, float(heatmap.max()) * 1.1)
+    floor, top = min(0.0, float(heatmap.min())), max(0.2, float(heatmap.max()) * 1.1)
     limits = np.array(heatmap.shape[::-1]) - 1
     for position in positions:
-        _, marker, size, colour = MARKS[position.source]
-        (x, y), line = position.xy_heatmap, {"color": colour, "zorder": 10}
-        if not ((position.xy_heatmap >= 0) & (position.xy_heatmap <= limits)).all():
-            continue  # a stem outside the map would stand anywhere
-        ax.plot([x, x], [y, y], [floor, top], lw=1, **line)
-        ax.plot([x], [y], [top], marker, ms=size, mfc="none", mew=2, **line)
-    ax.set(xlim=(0, limits[0]), ylim=(limits[1], 0), zlim=(floor, top))
-    ax.set(xticks=_few(heatmap.shape[1]), yticks=_few(heatmap.shape[0]))
-    ax.set_xlabel("x", labelpad=-8)
-    ax.set_ylabel("y", labelpad=-8)
+        (x, y), (_, marker, size, colour) = position.xy_heatmap, MARKS[position.source]
+        if 0 <= x <= limits[0] and 0 <= y <= limits[1]:  # a stem outside the map would stand anywhere
+            ax.plot([x, x], [y, y], [floor, top], lw=1, color=colour, zorder=10)
+            ax.plot([x], [y], [top], marker, ms=size, mfc="none", mew=2, color=colour, zorder=10)
+    ax.set(xlim=(0, limits[0]), ylim=(limits[1], 0), zlim=(floor, top), **_ticks(heatmap))
+    ax.set(xlabel="x", ylabel="y")
+    ax.xaxis.labelpad = ax.yaxis.labelpad = -8
     ax.tick_params(labelsize=6, pad=-2)
     return figure
 
 
 @mpl.rc_context(STYLE)
 def render_marginals(heatmap: np.ndarray, alpha: float, positions: Sequence[Position]) -> Figure:
-    """The marginals of softmax(alpha * heatmap) along x and y: what soft-argmax takes the mean of.
-
-    Args:
-        heatmap: (H, W).
-        alpha: Inverse temperature.
-        positions: Of `session.compare`.
-    """
+    """The marginals of softmax(alpha * heatmap) along x and y: what soft-argmax takes the mean of."""
     logits = alpha * heatmap.astype(np.float64)
     mass = np.exp(logits - logits.max())
     mass /= mass.sum()
-    figure = InlineFigure(figsize=PANEL_IN)
-    for place, axis, label in (((0.19, 0.64, 0.78, 0.27), 0, "x"), ((0.19, 0.17, 0.78, 0.27), 1, "y")):
-        ax = figure.add_axes(place)
+    figure, above = _panel(f"marginals of softmax({alpha:.3g} H)", (0.19, 0.64, 0.78, 0.27))
+    below = figure.add_axes((0.19, 0.17, 0.78, 0.27))
+    colours = [MARKS[position.source].colour for position in positions]
+    for axis, (ax, name) in enumerate(((above, "x"), (below, "y"))):
         values = mass.sum(axis=axis)
         edges = np.arange(len(values) + 1) - 0.5
         ax.stairs(values, edges, fill=True, color=METHOD_COLOURS["regression"], alpha=0.45)
         top = max(0.2, float(values.max()))
-        places = [position.xy_heatmap[axis] for position in positions]
-        colours = [MARKS[position.source].colour for position in positions]
-        ax.vlines(places, 0, 1.05 * top, colors=colours, lw=1.6)
-        ax.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 1.05 * top), ylabel="mass")
-        ax.set(xlabel=f"{label} (heatmap px)", xticks=_few(len(values)), yticks=(0, round(top, 2)))
+        ax.vlines([p.xy_heatmap[axis] for p in positions], 0, 1.05 * top, colors=colours, lw=1.6)
+        ax.set(xlim=(-0.5, len(values) - 0.5), xticks=_ticks(heatmap)[f"{name}ticks"], ylim=(0, 1.05 * top))
+        ax.set(xlabel=f"{name} (heatmap px)", ylabel="mass", yticks=(0, round(top, 2)))
         ax.grid(False)
-    figure.axes[0].set_title(f"marginals of softmax({alpha:.3g} H)")
     return figure
 
 
 def table_html(positions: Sequence[Position]) -> str:
-    """The positions, errors and similarities as an HTML table; dashes where there is no truth.
-
-    It always has a row for the truth, so that what stands below it does not jump.
-    """
-
-    def cell(value: float, digits: int) -> str:
-        return "–" if np.isnan(value) else f"{value:.{digits}f}"
-
-    def line(source: str, *cells: str) -> str:
-        mark = f'<span style="color:{MARKS[source].colour}">&#9632;</span> {MARKS[source].label}'
-        return "<tr>" + "".join(f"<td>{text}</td>" for text in (mark, *cells)) + "</tr>"
-
+    """Positions, errors and similarities as an HTML table; dashes where there is no truth."""
     heads = ("", "x, y (heatmap px)", "error (heatmap px)", "error (input px)", "similarity", "OKS")
-    lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
+    rows = []
     for p in positions:
         numbers = ((p.error_heatmap, 2), (p.error_input, 2), (p.similarity, 3), (p.oks, 3))
-        xy = "{:.2f}, {:.2f}".format(*p.xy_heatmap)
-        lines.append(line(p.source, xy, *(cell(value, digits) for value, digits in numbers)))
+        cells = ["–" if np.isnan(value) else f"{value:.{digits}f}" for value, digits in numbers]
+        rows.append((p.source, "{:.2f}, {:.2f}".format(*p.xy_heatmap), *cells))
     if TRUTH not in [p.source for p in positions]:
-        lines.append(line(TRUTH, "not labelled", *"––––"))
-    return f'{_TABLE_CSS}<table class="positions">{"".join(lines)}</table>'
+        rows.append((TRUTH, "not labelled", *"––––"))  # so that what stands below does not jump
+    lines = ["".join(f"<th>{head}</th>" for head in heads)]
+    for source, *cells in rows:
+        mark = f'<span style="color:{MARKS[source].colour}">&#9632;</span> {MARKS[source].label}'
+        lines.append("".join(f"<td>{cell}</td>" for cell in (mark, *cells)))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'{_TABLE_CSS}<table class="positions">{body}</table>'
+
+
+def _paint(figure: Figure) -> FigureCanvasAgg:
+    """A figure as pixels."""
+    figure.set_dpi(_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas
 
 
 def encode_png(figure: Figure) -> bytes:
     """A figure as a PNG file; several times as fast as savefig, and larger."""
-    figure.set_dpi(_DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return _encode_canvas(canvas)
-
-
-def _encode_canvas(canvas: FigureCanvasAgg) -> bytes:
-    pixels = cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
-    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    return encode_image(_paint(figure).buffer_rgba())
 
 
 def encode_image(image: np.ndarray) -> bytes:
-    """(h, w, 3) uint8 RGB as a PNG file."""
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    """(h, w, 3 or 4) uint8 RGB or RGBA as a PNG file without transparency."""
+    pixels = cv2.cvtColor(np.asarray(image)[:, :, :3], cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
 _JAVASCRIPT = """
@@ -330,13 +265,9 @@ export default {
 
 
 class ClickableImage(anywidget.AnyWidget):
-    """A PNG, and what the mouse did on it.
+    """A PNG that says in `alt` what it shows, and what the mouse did on it.
 
-    Attributes:
-        png: The file's bytes.
-        alt: What it shows, for those who do not see it.
-        gesture: kind ('click', 'drag' under way, 'drop' at its end), from and to as (x, y) in shares of width
-            and height, and a running number. Observe it.
+    A gesture is a 'click', 'drag' (under way) or 'drop' (its end), from and to (x, y) in shares of the size.
     """
 
     _esm = _JAVASCRIPT
@@ -346,14 +277,28 @@ class ClickableImage(anywidget.AnyWidget):
 
 
 class Explorer(widgets.VBox):
-    """Rows of controls and pictures; what cannot be done is said in `message`, whoever asks for it."""
+    """A menu of pictures, a strip of people and a message, in which all that cannot be done is said."""
 
     _LABEL_WIDTH = "90px"
 
-    def __init__(self):
+    def __init__(self, people: PersonTable | Path | str | Sequence[Path | str]):
         super().__init__()
+        self._pictures, self._listening = session.open_people(people), True
+        self.picture = self._menu(self._picture_names(), "picture")
+        self.strip = ClickableImage(alt="the people of the picture; click one")
         self.message = widgets.HTML(layout=widgets.Layout(min_height="22px"))
-        self._listening = True
+        self._on(self._pick_person, self.strip)
+
+    def _picture_names(self) -> list[tuple[str, int]]:
+        return [(picture.name, i) for i, picture in enumerate(self._pictures)]
+
+    def _pick_person(self) -> None:
+        if self.strip.gesture["kind"] == "click":
+            people = len(self._boxes)
+            self._choose_person(min(max(int(self.strip.gesture["to"][0] * people), 0), people - 1))
+
+    def _frame_person(self, person: int) -> None:
+        self.strip.png = encode_image(session.thumbnails(self._image, self._boxes, person))
 
     def _arrange(self, *rows: Sequence[widgets.Widget]) -> None:
         wrap = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="6px 14px")
@@ -370,9 +315,11 @@ class Explorer(widgets.VBox):
     def _slider(self, value: float, low: float, high: float, step: float, label: str) -> widgets.FloatSlider:
         return widgets.FloatSlider(value, min=low, max=high, step=step, **self._look(label))
 
-    def _on(self, control: widgets.Widget, action: Callable[[], None], trait: str = "value") -> None:
-        """What happens when a trait of a control changes."""
-        control.observe(lambda _change: self._listening and self._try(action), trait)
+    def _on(self, action: Callable[[], None], *controls: widgets.Widget) -> None:
+        """What happens when the value of a control changes, or the mouse does something on a picture."""
+        for control in controls:
+            trait = "gesture" if isinstance(control, ClickableImage) else "value"
+            control.observe(lambda _change: self._listening and self._try(action), trait)
 
     def _try(self, action: Callable[[], None]) -> None:
         self.message.value = ""
@@ -381,21 +328,14 @@ class Explorer(widgets.VBox):
         except HrnetppError as error:
             self.message.value = f"<b style='color:#D55E00'>{html.escape(str(error))}</b>"
 
-    @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """While entered, controls are set without an answer."""
+    def _set(self, control: widgets.Widget, **traits: object) -> None:
+        """Give a control's traits values, in this order, without an answer."""
         self._listening = False
-        try:
-            yield
-        finally:
-            self._listening = True
+        for name, value in traits.items():
+            setattr(control, name, value)
+        self._listening = True
 
 
 def keypoint_names(skeleton: Skeleton) -> list[tuple[str, int]]:
     """The options of a menu of keypoints."""
     return [(name.replace("_", " "), k) for k, name in enumerate(skeleton.names)]
-
-
-def pick_person(strip: ClickableImage, number: int) -> int:
-    """Which of so many people, side by side, the mouse was on."""
-    return min(max(int(strip.gesture["to"][0] * number), 0), number - 1)

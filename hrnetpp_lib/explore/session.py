@@ -21,52 +21,38 @@ from hrnetpp_lib.pose.geometry import transform_points
 from hrnetpp_lib.pose.heatmap import decode
 from hrnetpp_lib.pose.softargmax import soft_argmax
 
+Network = tuple[HRNet, ModelCard] | Path | str  # ready to be asked, or its checkpoint
 TRUTH = "truth"  # beside "arg_max", "quarter_offset" and "soft_argmax", the decoders
 _FAR_PX = 1e6  # no picture is as large
 _PADDING = 1.25  # of bbox_to_center_scale; other paddings are views
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _MOST_PICTURES, _MOST_PEOPLE = 300, 10
+_THUMBNAIL_HW = (96, 72)
 
 
 @dataclass(frozen=True)
 class Box:
-    """A person to look at.
+    """A person to look at."""
 
-    Attributes:
-        bbox_xywh: (4,) in image px.
-        truth: (K, 3) labelled keypoints in image px, or None.
-        area: px^2 of the person, for similarities; None without truth.
-        row: Of the table that the person comes from, if any.
-    """
-
-    bbox_xywh: np.ndarray
-    truth: np.ndarray | None = None
-    area: float | None = None
-    row: int | None = None
+    bbox_xywh: np.ndarray  # (4,) in image px
+    truth: np.ndarray | None = None  # (K, 3) labelled keypoints in image px
+    area: float | None = None  # px^2 of the person, for similarities; None without truth
+    row: int | None = None  # of the table that the person comes from, if any
 
     @property
     def labelled(self) -> int:
-        """How many keypoints have a label."""
         return 0 if self.truth is None else int((self.truth[:, 2] > 0).sum())
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The raw output for V views of one box.
-
-    Attributes:
-        card: How the network is to be used.
-        crops: (V, h, w, 3) uint8 RGB.
-        matrices: (V, 2, 3), image px -> input px.
-        plain: (V, K, H, W) fp32 heatmaps of the crops.
-        mirrored: (V, K, H, W) fp32 heatmaps of the mirrored crops, brought back.
-    """
+    """The raw output for V views of one box."""
 
     card: ModelCard
-    crops: np.ndarray
-    matrices: np.ndarray
-    plain: torch.Tensor
-    mirrored: torch.Tensor
+    crops: np.ndarray  # (V, h, w, 3) uint8 RGB
+    matrices: np.ndarray  # (V, 2, 3), image px -> input px
+    plain: torch.Tensor  # (V, K, H, W) fp32 heatmaps of the crops
+    mirrored: torch.Tensor  # (V, K, H, W) fp32 heatmaps of the mirrored crops, brought back
 
     @property
     def stride_xy(self) -> np.ndarray:
@@ -78,15 +64,7 @@ class Answer:
         return 0.5 * (self.plain + self.mirrored) if flip else self.plain
 
     def positions(self, alpha: float, flip: bool) -> dict[str, np.ndarray]:
-        """Where each decoder puts the keypoints; with several views the mean of their places in the image.
-
-        Args:
-            alpha: Inverse temperature of soft-argmax, > 0.
-            flip: See `heatmaps`.
-
-        Returns:
-            "arg_max", and the decoders as model cards call them -> (K, 2) in heatmap px of the first view.
-        """
+        """Each decoder's (K, 2) in heatmap px of the first view; several views give their mean place."""
         maps = self.heatmaps(flip)
         decoded = {
             "arg_max": decode(maps, quarter_offset=False)[0],
@@ -117,18 +95,9 @@ def ask(
     views: tuple[View, ...] = SINGLE_VIEW,
     padding: float = _PADDING,
 ) -> Answer:
-    """Run a network on a box, plain and mirrored.
+    """Run a network in eval mode on a box, (4,) in px of a (height, width, 3) RGB image, and its padding.
 
-    Args:
-        model: In eval mode, on any device.
-        card: How to use it.
-        image: (height, width, 3) uint8 RGB.
-        bbox_xywh: (4,) in image px, with positive size.
-        views: The first one is shown, all are averaged; see `infer.TTA_VIEWS`.
-        padding: How much larger than the box the crop is, at equal aspect ratio.
-
-    Raises:
-        HrnetppError: If the box has no area, or is far from any picture.
+    Raises: HrnetppError if the box has no area, or is far from any picture.
     """
     bbox_xywh = np.asarray(bbox_xywh, np.float64)
     if not (np.abs(bbox_xywh) < _FAR_PX).all():
@@ -143,115 +112,75 @@ def ask(
 
 @dataclass(frozen=True)
 class Position:
-    """Where one decoder, or the truth, puts one keypoint; and how good the whole person is.
+    """Where a decoder, or the truth, puts a keypoint; and how good the person is: NaN without truth."""
 
-    Attributes:
-        source: Of `Answer.positions`, or TRUTH.
-        xy_heatmap: (2,) in heatmap px.
-        error_heatmap, error_input: Distance from the truth in heatmap and input px; NaN without truth.
-        similarity: Keypoint similarity, 0..1; NaN without truth.
-        oks: Of all labelled keypoints, 0..1; NaN without truth.
-    """
-
-    source: str
-    xy_heatmap: np.ndarray
-    error_heatmap: float = np.nan
-    error_input: float = np.nan
-    similarity: float = np.nan
-    oks: float = np.nan
+    source: str  # of `Answer.positions`, or TRUTH
+    xy_heatmap: np.ndarray  # (2,) in heatmap px
+    error_heatmap: float = np.nan  # distance from the truth in heatmap px
+    error_input: float = np.nan  # and in input px
+    similarity: float = np.nan  # of this keypoint, 0..1
+    oks: float = np.nan  # of all labelled keypoints, 0..1
 
 
 def compare(answer: Answer, box: Box, keypoint: int, positions: dict[str, np.ndarray]) -> list[Position]:
-    """One entry per decoder, and one for the truth if the keypoint is labelled.
-
-    Args:
-        answer: Gives frames and skeleton.
-        box: With or without truth.
-        keypoint: Index.
-        positions: Of `Answer.positions`.
-    """
+    """Of one keypoint an entry per decoder of `Answer.positions`, and one for the truth if it is labelled."""
     if not box.labelled:
         return [Position(source, points[keypoint]) for source, points in positions.items()]
-    labelled = box.truth[:, 2] > 0
+    labelled, sigmas = box.truth[:, 2] > 0, answer.card.skeleton.oks_sigmas
+    known = 1.0 if labelled[keypoint] else np.nan
     truth = answer.to_heatmap(box.truth[:, :2])[keypoint]
     found = []
     for source, points in positions.items():
-        sigmas = answer.card.skeleton.oks_sigmas
         similarity = keypoint_similarity(answer.to_image(points), box.truth, box.area, sigmas)
-        away = points[keypoint] - truth if labelled[keypoint] else np.full(2, np.nan)
-        own = similarity[keypoint] if labelled[keypoint] else np.nan
-        numbers = np.hypot(*away), np.hypot(*(away * answer.stride_xy)), own, similarity[labelled].mean()
+        away = (points[keypoint] - truth) * known
+        errors = np.hypot(*away), np.hypot(*(away * answer.stride_xy))
+        numbers = *errors, similarity[keypoint] * known, similarity[labelled].mean()
         found.append(Position(source, points[keypoint], *map(float, numbers)))
     return [*found, Position(TRUTH, truth, 0.0, 0.0, 1.0, 1.0)] if labelled[keypoint] else found
 
 
-def open_networks(
-    networks: tuple[HRNet, ModelCard] | Path | str | Mapping[str, tuple[HRNet, ModelCard] | Path | str],
-) -> dict[str, tuple[HRNet, ModelCard]]:
-    """Networks and their cards by name, ready to be asked.
+def open_networks(networks: Network | Mapping[str, Network]) -> dict[str, tuple[HRNet, ModelCard]]:
+    """Networks and their cards by name, ready to be asked: of one, named by its run, or several by name.
 
-    Args:
-        networks: A checkpoint, a (network, card) pair, or several of them by name.
-
-    Raises:
-        HrnetppError: If there is none, or a checkpoint cannot be used.
+    Raises: HrnetppError if there is none, or a checkpoint cannot be used.
     """
     if isinstance(networks, (str, Path)):
         networks = {Path(networks).parent.name: networks}
     elif isinstance(networks, tuple):
         networks = {networks[1].run or "network": networks}
     if not networks or not isinstance(networks, Mapping):
-        raise HrnetppError(
-            "no network to explore; train the smallest with python -m hrnetpp_lib train --profile smoke"
-        )
-    opened = {}
-    for name, network in networks.items():
-        model, card = network if isinstance(network, tuple) else load_checkpoint(Path(network))
-        opened[name] = (model.eval(), card)
-    return opened
+        smallest = "train the smallest with python -m hrnetpp_lib train --profile smoke"
+        raise HrnetppError(f"no network to explore; {smallest}")
+    pairs = {name: n if isinstance(n, tuple) else load_checkpoint(Path(n)) for name, n in networks.items()}
+    return {name: (model.eval(), card) for name, (model, card) in pairs.items()}
 
 
 @dataclass(frozen=True)
 class PeopleOfImage:
-    """An image and its people.
+    """An image and its people."""
 
-    Attributes:
-        name: For menus.
-        source: The image's file, or the bytes of one that somebody uploaded.
-        boxes: The people, most confident first; empty where nobody is known.
-    """
-
-    name: str
-    source: Path | bytes
-    boxes: tuple[Box, ...] = ()
+    name: str  # for menus
+    source: Path | bytes  # the image's file, or the bytes of one that somebody uploaded
+    boxes: tuple[Box, ...] = ()  # the people, most confident first; empty where nobody is known
 
     def read(self) -> np.ndarray:
-        """(height, width, 3) uint8 RGB.
-
-        Raises:
-            HrnetppError: If it is no image.
-        """
-        # Annotations refer to the stored pixels; an image without them is shown as its camera was held.
-        upright = not self.boxes
+        """(height, width, 3) uint8 RGB, upright unless annotations refer to the pixels as they are stored."""
         if isinstance(self.source, bytes):
-            return decode_image(self.source, self.name, upright)
-        return read_image(self.source, upright)
+            return decode_image(self.source, self.name, upright=not self.boxes)
+        return read_image(self.source, upright=not self.boxes)
 
 
 def open_people(source: PersonTable | Path | str | Sequence[Path | str]) -> list[PeopleOfImage]:
-    """The images of a table of persons, of a folder, or those named; at most 300.
+    """The images, at most 300, of a table of persons, of a folder, or one or several that are named.
 
-    Args:
-        source: Persons with or without labels; or an image, a folder of images, or several images.
-
-    Raises:
-        HrnetppError: If there is none, or one does not exist, or nobody in the table has a box.
+    Raises: HrnetppError if there is none, or one does not exist, or nobody in the table has a box.
     """
     if isinstance(source, PersonTable):
         return _people_of_table(source)
-    listed = [source] if isinstance(source, (str, Path)) else source
     try:
-        paths = [Path(path).expanduser() for path in listed]
+        paths = [
+            Path(path).expanduser() for path in ([source] if isinstance(source, (str, Path)) else source)
+        ]
         if len(paths) == 1 and paths[0].is_dir():
             found = (path for path in paths[0].iterdir() if path.suffix.lower() in _PICTURES)
             paths = sorted(path for path in found if _has_content(path))
@@ -260,9 +189,8 @@ def open_people(source: PersonTable | Path | str | Sequence[Path | str]) -> list
         reason = f"{str(source)[:200]}: cannot be looked at ({str(error)[:100]})"
         raise HrnetppError(f"{reason}; check the path") from error
     if missing or not paths:
-        raise HrnetppError(
-            f"{missing[0] if missing else source}: no picture there; give a .jpg or .png, or a folder of them"
-        )
+        wrong = missing[0] if missing else source
+        raise HrnetppError(f"{wrong}: no picture there; give a .jpg or .png, or a folder of them")
     return [PeopleOfImage(path.name, path) for path in paths[:_MOST_PICTURES]]
 
 
@@ -278,68 +206,38 @@ def _people_of_table(table: PersonTable) -> list[PeopleOfImage]:
         counted &= ~table.crowd
     if not counted.any():
         raise HrnetppError(f"{table.name}: has no person with a box; choose another table")
-    labelled = (table.keypoints[:, :, 2] > 0).any(axis=1)
+
+    def box(row: int) -> Box:
+        labelled = (table.keypoints[row, :, 2] > 0).any()
+        truth = (table.keypoints[row], float(table.areas[row])) if labelled else (None, None)
+        return Box(table.bboxes_xywh[row], *truth, int(row))
+
     opened = []
     for image in np.unique(table.image_index[counted])[:_MOST_PICTURES]:
-        persons = np.flatnonzero(counted & (table.image_index == image))
-        persons = persons[np.argsort(-table.bbox_scores[persons], kind="stable")][:_MOST_PEOPLE]
-        boxes = tuple(
-            Box(
-                table.bboxes_xywh[p],
-                table.keypoints[p] if labelled[p] else None,
-                float(table.areas[p]) if labelled[p] else None,
-                int(p),
-            )
-            for p in persons
-        )
-        path = table.image_path(persons[0])
-        opened.append(PeopleOfImage(path.name, path, boxes))
+        rows = np.flatnonzero(counted & (table.image_index == image))
+        rows = rows[np.argsort(-table.bbox_scores[rows], kind="stable")][:_MOST_PEOPLE]
+        path = table.image_path(rows[0])
+        opened.append(PeopleOfImage(path.name, path, tuple(map(box, rows))))
     return opened
 
 
 def best_labelled(boxes: Sequence[Box]) -> int:
     """Which person has the most labelled keypoints; of equals the first in their table; 0 if none."""
-
-    def merit(number: int) -> tuple[int, int]:
-        box = boxes[number]
-        return box.labelled, -(number if box.row is None else box.row)
-
-    return max(range(len(boxes)), key=merit, default=0)
+    merits = [(-box.labelled, i if box.row is None else box.row, i) for i, box in enumerate(boxes)]
+    return min(merits, default=(0,))[-1]
 
 
-def best_match(bbox_xywh: np.ndarray, boxes: Sequence[Box], threshold: float = 0.3) -> int | None:
-    """Which box overlaps a given one most; None where no intersection over union reaches the threshold.
-
-    Args:
-        bbox_xywh: (4,) image px.
-        boxes: To choose from.
-        threshold: Of intersection over union.
-    """
+def best_match(bbox_xywh: np.ndarray, boxes: Sequence[Box]) -> int | None:
+    """Which box overlaps a given one, (4,) image px, most; None where none overlaps it enough."""
     others = np.array([box.bbox_xywh for box in boxes])
     overlap = mask.iou(bbox_xywh[None], others, np.zeros(len(others)))[0]
-    return int(overlap.argmax()) if overlap.max() >= threshold else None
+    return int(overlap.argmax()) if overlap.max() >= 0.3 else None
 
 
-def whole_image_box(image: np.ndarray) -> Box:
-    """The box of a picture of which nothing is known."""
-    return Box(np.array([0.0, 0.0, image.shape[1], image.shape[0]]))
-
-
-def thumbnails(image: np.ndarray, boxes: Sequence[Box], chosen: int, height: int = 96) -> np.ndarray:
-    """The people of a picture side by side, the chosen one framed.
-
-    Args:
-        image: (height, width, 3) uint8 RGB.
-        boxes: At least one.
-        chosen: Index.
-        height: Of the strip in px; every person takes 3/4 of it in width.
-
-    Returns:
-        (height, N * 3/4 height, 3) uint8 RGB.
-    """
-    size = (height, height * 3 // 4)
-    people = [crops_of_box(image, box.bbox_xywh, size, (View(),))[0][0] for box in boxes]
+def thumbnails(image: np.ndarray, boxes: Sequence[Box], chosen: int) -> np.ndarray:
+    """The people of a picture side by side, the chosen one framed: (96, 72 * N, 3) uint8 RGB."""
+    people = [crops_of_box(image, box.bbox_xywh, _THUMBNAIL_HW, (View(),))[0][0] for box in boxes]
     for number, person in enumerate(people):
-        colour = (240, 228, 66) if number == chosen else (120, 120, 120)
-        cv2.rectangle(person, (0, 0), (size[1] - 1, size[0] - 1), colour, 4 if number == chosen else 1)
+        colour, width = ((240, 228, 66), 4) if number == chosen else ((120, 120, 120), 1)
+        cv2.rectangle(person, (0, 0), (_THUMBNAIL_HW[1] - 1, _THUMBNAIL_HW[0] - 1), colour, width)
     return np.hstack(people)

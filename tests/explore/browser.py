@@ -1,4 +1,4 @@
-"""JupyterLab in a headless Chromium: python tests/explore/browser.py [width] takes the screenshot of README.
+"""JupyterLab in a headless Chromium: python tests/explore/browser.py takes the screenshot of README.
 
 The notebook runs in a copy, so that nothing of the project is written to.
 """
@@ -46,32 +46,28 @@ def jupyter_lab(folder: Path) -> Iterator[str]:
     command += ["--ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]
     with open(folder / "jupyter.log", "w") as log:
         server = subprocess.Popen(command, env=os.environ | own | kernel, stdout=log, stderr=log)
+    limit = time.monotonic() + PATIENCE_S
     try:
-        _wait_for(f"{address}/api/status?token={TOKEN}", server)
+        while True:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=2).close()
+                break
+            assert time.monotonic() < limit and server.poll() is None, "JupyterLab did not start"
+            time.sleep(0.2)
         yield address
     finally:
         server.terminate()
         server.wait(timeout=20)
 
 
-def _wait_for(url: str, server: subprocess.Popen) -> None:
-    limit = time.monotonic() + PATIENCE_S
-    while time.monotonic() < limit and server.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        time.sleep(0.2)
-    raise RuntimeError("JupyterLab did not start; see jupyter.log")
-
-
 @contextlib.contextmanager
-def open_explorer(folder: Path, width: int = 1280) -> Iterator[object]:
+def open_explorer(folder: Path) -> Iterator[object]:
     """Notebook 10 of `copy_notebook`, run in a browser until its widget is there; gives playwright's page."""
     from playwright.sync_api import sync_playwright
 
     with jupyter_lab(folder) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 1500})
+        page = browser.new_page(viewport={"width": 1280, "height": 1500})
         page.set_default_timeout(1000 * PATIENCE_S)
         # "doc" is JupyterLab with one document; the notebook is opened by its address.
         page.goto(f"{address}/doc/tree/notebooks/{NOTEBOOK}?token={TOKEN}")
@@ -91,20 +87,17 @@ def slider_handle(page: object, label: str) -> object:
 
 def main() -> None:
     """Take figures/explorer.png of the mini profile's networks."""
-    width = int(sys.argv[1]) if len(sys.argv) > 1 else 1280
-    target = ROOT / "figures" / "explorer.png" if width == 1280 else Path(f"explorer_{width}.png")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_notebook(folder, "mini")
         for part in ("runs", "data"):
             (folder / part).symlink_to(ROOT / part)
-        with open_explorer(folder, width) as page:
+        with open_explorer(folder) as page:
             widget = page.locator(".jp-OutputArea-child:has(.noUi-handle)").first
             widget.scroll_into_view_if_needed()
             page.get_by_role("button", name="No", exact=True).click()  # to news of Jupyter
             page.wait_for_timeout(1500)
-            widget.screenshot(path=str(target))
-    print(target)
+            widget.screenshot(path=str(ROOT / "figures" / "explorer.png"))
 
 
 if __name__ == "__main__":

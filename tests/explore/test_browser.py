@@ -32,38 +32,18 @@ def project(tmp_path_factory):
     return root
 
 
-class Widget:
-    """The explorer on a page: what it shows, and waiting until that changes."""
-
-    def __init__(self, page):
-        self.page = page
-        self.table = page.locator("table.positions").last
-        self.images = page.locator(".jp-OutputArea-child:has(.noUi-handle) img")
-
-    def shown(self) -> dict[str, object]:
-        sources = [self.images.nth(i).get_attribute("src") for i in range(self.images.count())]
-        return {"table": self.table.inner_text(), "pictures": sources}
-
-    def after(self, action) -> tuple[dict, dict]:
-        """What is shown before an action, and once table and a picture have changed."""
-        before = self.shown()
-        action()
-        for _ in range(300):
-            now = self.shown()
-            if now["table"] != before["table"] and now["pictures"] != before["pictures"]:
-                break
-            self.page.wait_for_timeout(100)
-        return before, now
-
-
 def test_the_explorer_answers_in_a_real_browser(project):
     with open_explorer(project) as page:
-        widget = Widget(page)
-        widget.table.wait_for()
-        assert widget.images.count() == 5  # people, picture, crop, heatmap, marginals
-        assert all(source.startswith("blob:") for source in widget.shown()["pictures"])
-        alpha = slider_handle(page, "alpha")
-        alpha.focus()
+        table = page.locator("table.positions").last
+        images = page.locator(".jp-OutputArea-child:has(.noUi-handle) img")
+        table.wait_for()
+
+        def shown() -> tuple[str, list[str]]:
+            return table.inner_text(), [image.get_attribute("src") for image in images.all()]
+
+        assert images.count() == 5  # people, picture, crop, heatmap, marginals
+        assert all(source.startswith("blob:") for source in shown()[1])
+        slider_handle(page, "alpha").focus()
         menu = page.locator(".widget-dropdown:has(.widget-label:text-is('keypoint')) select").first
 
         def lower_alpha():
@@ -73,12 +53,19 @@ def test_the_explorer_answers_in_a_real_browser(project):
         changes = {
             "alpha slider": lower_alpha,
             "keypoint menu": lambda: menu.select_option("right ankle"),
-            "box dragged": lambda: drag(page, widget.images.nth(1)),
+            "box dragged": lambda: drag(page, images.nth(1)),
         }
         for what, action in changes.items():
-            before, now = widget.after(action)
-            assert now["table"] != before["table"], f"{what}: the table did not change"
-            assert now["pictures"] != before["pictures"], f"{what}: no picture changed"
+            before = now = shown()
+            action()
+            for _ in range(300):
+                if all(new != old for new, old in zip(now, before, strict=True)):
+                    break
+                page.wait_for_timeout(100)
+                now = shown()
+            assert all(new != old for new, old in zip(now, before, strict=True)), (
+                f"{what}: table or pictures stay"
+            )
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
 
 

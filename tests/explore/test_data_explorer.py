@@ -9,28 +9,27 @@ from hrnetpp_lib.explore.data_explorer import DataExplorer, pose_in_crop, sample
 from hrnetpp_lib.recipe import SMOKE, STAGE2, Augmentation, resolve
 
 RUN = resolve(STAGE2, SMOKE)
-
-
-def click(strip, x):
-    strip.gesture = {"kind": "click", "from": [x, 0.2], "to": [x, 0.2], "number": 1}
+CLICK = {"kind": "click", "from": [0.9, 0.2], "to": [0.9, 0.2], "number": 1}
 
 
 def data_shown(explorer) -> dict[str, bytes]:
     return {name: getattr(explorer, name).png for name in ("strip", "whole", "samples", "target")}
 
 
-@pytest.mark.parametrize(
-    ("act", "changed"),
-    [
-        (lambda e: e.reroll.click(), {"samples", "target"}),
-        (lambda e: setattr(e.augmentation["rotation_std_deg"], "value", 90.0), {"samples", "target"}),
-        (lambda e: setattr(e.sigma, "value", 4.0), {"target"}),
-        (lambda e: setattr(e.keypoint, "value", 6), {"target"}),
-        (lambda e: setattr(e.visible, "value", False), {"whole"}),
-        (lambda e: click(e.strip, 0.9), {"strip", "samples", "target"}),
-    ],
-    ids=["reroll", "rotation", "sigma", "keypoint", "visible", "person"],
-)
+CHANGES = {
+    "reroll": (lambda e: e.reroll.click(), {"samples", "target"}),
+    "rotation": (
+        lambda e: e.augmentation["rotation_std_deg"].set_trait("value", 90.0),
+        {"samples", "target"},
+    ),
+    "sigma": (lambda e: e.sigma.set_trait("value", 4.0), {"target"}),
+    "keypoint": (lambda e: e.keypoint.set_trait("value", 6), {"target"}),
+    "visible": (lambda e: e.visible.set_trait("value", False), {"whole"}),
+    "person": (lambda e: e.strip.set_trait("gesture", CLICK), {"strip", "samples", "target"}),
+}
+
+
+@pytest.mark.parametrize(("act", "changed"), CHANGES.values(), ids=CHANGES)
 def test_data_controls_change_what_they_should(table, act, changed):
     explorer = DataExplorer(table, RUN)
     explorer.keypoint.value = 5
@@ -55,7 +54,7 @@ def test_keypoints_lie_on_their_dots_in_the_crop(table, coordinates):
     profile = replace(SMOKE, input_hw=(128, 96))
     run = resolve(replace(STAGE2, coordinates=coordinates, augmentation=still), profile)
     table.bboxes_xywh[0] = (20, 55, 130, 125)  # dots at the right and lower edges of the crop
-    (sample,) = sample_crops(table, run, 0, 0, number=1)
+    sample, *_ = sample_crops(table, run, 0, 0)
     pose, labelled = pose_in_crop(sample, run), np.flatnonzero(table.keypoints[0, :, 2])
     assert np.flatnonzero(pose[:, 2] == 2).tolist() == labelled.tolist()
     y, x = np.mgrid[:128, :96]

@@ -22,25 +22,18 @@ def shown(explorer) -> dict[str, object]:
     return {name: getattr(explorer, name).png for name in pictures} | {"table": explorer.table.value}
 
 
-def gesture(picture, kind, start, end):
+def gesture(picture, kind, start, end=None):
+    start, end = (np.asarray(place).tolist() for place in (start, start if end is None else end))
     picture.gesture = {"kind": kind, "from": start, "to": end, "number": picture.gesture["number"] + 1}
 
 
-@pytest.mark.parametrize(
-    ("control", "value", "changed"),
-    [
-        ("alpha", 3.0, {"map", "marginals", "table"}),
-        ("blend", 0.1, {"crop"}),
-        ("keypoint", 11, {"crop", "map", "marginals", "table"}),
-        ("shape", "3-D", {"map"}),
-        ("flip", False, {"whole", "crop", "map", "marginals", "table"}),
-        ("tta", True, {"whole", "crop", "map", "marginals", "table"}),
-        ("padding", 1.8, {"whole", "crop", "map", "marginals", "table"}),
-        ("shift_x", 0.2, {"whole", "crop", "map", "marginals", "table"}),
-        ("shift_y", -0.2, {"whole", "crop", "map", "marginals", "table"}),
-        ("network", "two", {"whole", "crop", "map", "marginals", "table"}),
-    ],
-)
+ALPHA, ALL = {"map", "marginals", "table"}, {"whole", "crop", "map", "marginals", "table"}
+CHANGES = [("alpha", 3.0, ALPHA), ("blend", 0.1, {"crop"}), ("keypoint", 11, ALPHA | {"crop"})]
+CHANGES += [("shape", "3-D", {"map"}), ("flip", False, ALL), ("tta", True, ALL), ("padding", 1.8, ALL)]
+CHANGES += [("shift_x", 0.2, ALL), ("shift_y", -0.2, ALL), ("network", "two", ALL)]
+
+
+@pytest.mark.parametrize(("control", "value", "changed"), CHANGES)
 def test_each_control_changes_what_it_should(explorer, control, value, changed):
     explorer.keypoint.value = 9
     before, answer = shown(explorer), explorer.answer
@@ -51,19 +44,15 @@ def test_each_control_changes_what_it_should(explorer, control, value, changed):
     assert (explorer.answer is not answer) == new_forward and not explorer.message.value
 
 
-def test_the_pose_is_by_the_networks_own_decoder_whatever_the_slider(explorer):
+def test_a_click_picks_the_nearest_keypoint_of_the_networks_own_decoder_whatever_the_slider(explorer):
     explorer.alpha.value = 3.0
     for name, decoder in (("one", "quarter_offset"), ("two", "soft_argmax")):
         explorer.network.value = name
         assert np.array_equal(explorer._pose, explorer.answer.positions(60.0, True)[decoder])
-
-
-def test_a_click_picks_the_nearest_keypoint(explorer):
     place = explorer.answer.to_image(explorer._pose)[13] / explorer._image.shape[1::-1]
-    gesture(explorer.whole, "click", place.tolist(), place.tolist())
+    gesture(explorer.whole, "click", place)
     assert explorer.keypoint.value == 13
-    place = explorer._pose[4] * 4 / (64, 96)
-    gesture(explorer.crop, "click", place.tolist(), place.tolist())
+    gesture(explorer.crop, "click", explorer._pose[4] * 4 / (64, 96))
     assert explorer.keypoint.value == 4
 
 
@@ -71,21 +60,23 @@ def test_the_box_is_dragged_or_drawn_anew(explorer):
     size = np.array(explorer._image.shape[1::-1], float)
     x, y, w, h = before = explorer._shown_bbox.copy()
     inside = np.array([x + w / 2, y + h / 2]) / size
-    gesture(explorer.whole, "drag", inside.tolist(), (inside + 0.05).tolist())
-    gesture(explorer.whole, "drop", inside.tolist(), (inside + 0.1).tolist())
+    gesture(explorer.whole, "drag", inside, inside + 0.05)
+    gesture(explorer.whole, "drop", inside, inside + 0.1)
     assert explorer._shown_bbox == pytest.approx([x + 0.1 * size[0], y + 0.1 * size[1], w, h])
     gesture(explorer.whole, "drop", [0.01, 0.02], [0.2, 0.1])
     assert explorer._shown_bbox == pytest.approx([*(size * (0.01, 0.02)), *(size * (0.19, 0.08))])
     gesture(explorer.whole, "drop", [0, 0], [1, 1])  # json has no decimal point for corners
     assert explorer._shown_bbox == pytest.approx([0, 0, *size])
-    gesture(explorer.strip, "click", [0.1, 0.5], [0.1, 0.5])
+    gesture(explorer.strip, "click", [0.1, 0.5])
     assert explorer._shown_bbox == pytest.approx(before)
+    gesture(explorer.whole, "drop", [0.5, 0.5], [9.0, -9.0])  # it cannot leave the picture
+    x, y, w, h = explorer._shown_bbox
+    assert (x + w / 2, y + h / 2) == pytest.approx((size[0], 0))
 
 
 def test_on_a_picture_of_which_nothing_is_known_a_box_is_drawn(tmp_path, networks):
-    path = tmp_path / "me.png"
-    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8))
-    explorer = HeatmapExplorer(networks, path)
+    explorer = HeatmapExplorer(networks, save_noise(tmp_path / "me.png", (900, 1200)))
+    assert explorer._shown_bbox.tolist() == [0, 0, 1200, 900]
     gesture(explorer.whole, "drop", [0.25, 0.2], [0.5, 0.8])
     assert explorer._shown_bbox == pytest.approx([300, 180, 300, 540])
     explorer.shift_x.value = 0.1
@@ -93,11 +84,14 @@ def test_on_a_picture_of_which_nothing_is_known_a_box_is_drawn(tmp_path, network
     assert explorer._shown_bbox == pytest.approx([390, 180, 300, 540])
     drawn = cv2.imdecode(np.frombuffer(explorer.whole.png, np.uint8), cv2.IMREAD_COLOR)
     assert drawn.shape[1] / drawn.shape[0] == pytest.approx(4 / 3, rel=0.02)
+    for hw in ((3000, 1), (1, 2000), (1, 1)):  # without any height or width
+        explorer.path.value = save_noise(tmp_path / f"{hw[0]}x{hw[1]}.png", hw)
+        assert explorer._image.shape[:2] == hw and not explorer.message.value
 
 
 def test_people_are_picked_in_the_strip_and_in_the_menu(explorer):
     before = shown(explorer)
-    gesture(explorer.strip, "click", [0.9, 0.2], [0.9, 0.2])
+    gesture(explorer.strip, "click", [0.9, 0.2])
     assert explorer._person == explorer.person.value == 1 and shown(explorer)["strip"] != before["strip"]
     explorer.shift_x.value, explorer.shift_y.value = 0.2, -0.1
     x, y, w, h = explorer._boxes[1].bbox_xywh
@@ -114,54 +108,45 @@ def test_a_drawn_box_meets_the_person_it_is_around_or_nobody(explorer):
     explorer._ask()
     gesture(explorer.whole, "drop", ((x + w) / size[0], y / size[1]), (x / size[0], (y + h) / size[1]))
     assert explorer._person == explorer.person.value == 1 and explorer._truth is explorer._boxes[1].truth
-    gesture(explorer.whole, "drop", outside.tolist(), (6 / size).tolist())
+    gesture(explorer.whole, "drop", outside, 6 / size)
     assert explorer._truth is None and "not labelled" in explorer.table.value
 
 
-def test_a_box_cannot_leave_the_picture(explorer):
-    gesture(explorer.whole, "drop", [0.5, 0.5], [9.0, -9.0])
-    x, y, w, h = explorer._shown_bbox
-    assert (x + w / 2, y + h / 2) == pytest.approx((explorer._image.shape[1], 0))
-
-
-def test_it_opens_on_the_best_labelled_person(table, networks):
+def test_it_opens_on_the_best_labelled_person_and_knows_weak_networks_and_other_keypoints(table, networks):
     table.keypoints[0, np.flatnonzero(table.keypoints[0, :, 2])[:2]] = 0
-    assert HeatmapExplorer(networks, table)._person == 1
-
-
-def test_a_network_that_is_too_weak_is_called_so(explorer):
-    assert "too weak" not in explorer.hint.value
-    explorer._networks["two"] = (copy.deepcopy(explorer._networks["two"][0]), explorer._networks["two"][1])
-    explorer._networks["two"][0].final_layer.weight.data *= 1e-3
-    explorer.network.value = "two"
+    weak = copy.deepcopy(networks["two"])
+    weak[0].final_layer.weight.data *= 1e-3
+    explorer = HeatmapExplorer(networks | {"weak": weak}, table)
+    assert explorer._person == 1 and "too weak" not in explorer.hint.value
+    explorer.network.value = "weak"
     assert "too weak" in explorer.hint.value
-
-
-def test_a_network_of_other_keypoints_has_its_own_menu_and_no_truth(explorer):
     explorer.keypoint.value = 16
-    explorer.network.value = "fourteen"
+    explorer.network.value = "fourteen"  # other keypoints have their own menu and no truth
     assert [name for name, _ in explorer.keypoint.options][-1] == "neck" and explorer.keypoint.value == 13
     assert "–" in explorer.table.value
     explorer.network.value = "one"
     assert len(explorer.keypoint.options) == 17
 
 
-def uploaded(name: str, content: bytes) -> dict:
-    """A file as ipywidgets brings it."""
-    now = datetime.now(UTC)
-    return {"name": name, "type": "image/png", "size": len(content), "content": content, "last_modified": now}
+def upload(explorer, name: str, content: bytes) -> None:
+    """As ipywidgets brings files."""
+    file = {"name": name, "type": "image/png", "size": len(content), "content": content}
+    explorer.upload.value = (file | {"last_modified": datetime.now(UTC)},)
+
+
+def save_noise(path, hw=(50, 40)) -> str:
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (*hw, 3), np.uint8))
+    return str(path)
 
 
 def test_own_pictures_by_path_and_upload_and_mistakes_become_messages(explorer, tmp_path):
-    cv2.imwrite(str(tmp_path / "me.png"), np.random.default_rng(0).integers(0, 255, (50, 40, 3), np.uint8))
-    explorer.path.value = str(tmp_path / "me.png")
+    explorer.path.value = save_noise(tmp_path / "me.png")
     assert explorer.picture.options[-1][0] == "me.png" and explorer._image.shape == (50, 40, 3)
-    data = (tmp_path / "me.png").read_bytes()
-    explorer.upload.value = (uploaded("up.png", data),)
+    upload(explorer, "up.png", (tmp_path / "me.png").read_bytes())
     assert explorer.picture.options[-1][0] == "up.png" and not explorer.message.value
     explorer.path.value = str(tmp_path / "nobody.png")
     assert "nobody.png" in explorer.message.value and len(explorer.picture.options) == 3
-    explorer.upload.value = (uploaded("up.png", b"no"),)
+    upload(explorer, "up.png", b"no")
     assert "up.png" in explorer.message.value and len(explorer.picture.options) == 3
     explorer.picture.value = 0
     explorer.picture.value = 2  # the one before is still what it was
@@ -170,33 +155,24 @@ def test_own_pictures_by_path_and_upload_and_mistakes_become_messages(explorer, 
     assert "&lt;u&gt;" in explorer.message.value
     explorer.path.value = f"'{tmp_path / 'me.png'}'"  # known already
     assert explorer.picture.value == 1 and len(explorer.picture.options) == 3
-    cv2.imwrite(str(tmp_path / "you.png"), np.zeros((30, 20, 3), np.uint8))
+    save_noise(tmp_path / "you.png")
     (tmp_path / "zzz.png").write_bytes(b"torn, but not the first")
     explorer.path.value = str(tmp_path)
     names = ["dots.png", "me.png", "up.png", "you.png", "zzz.png"]
     assert [name for name, _ in explorer.picture.options] == names and not explorer.message.value
 
 
-@pytest.mark.parametrize("hw", [(3000, 1), (1, 3000), (1, 1)])
-def test_pictures_without_any_width_can_be_looked_at(networks, tmp_path, hw):
-    cv2.imwrite(str(tmp_path / "thin.png"), np.full((*hw, 3), 90, np.uint8))
-    explorer = HeatmapExplorer(networks, tmp_path / "thin.png")
-    assert explorer._image.shape[:2] == hw and explorer.whole.png.startswith(b"\x89PNG")
-
-
 def test_what_cannot_be_read_is_a_message_and_changes_nothing(explorer, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "empty").mkdir()
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     (tmp_path / "text.jpg").write_text("no picture")
     before = shown(explorer)
-    for path in ("pipe.png", "empty", "torn.png", "text.jpg", "x" * 5000, "\0", "~nobody-here/x.png"):
-        explorer.path.value = path if "~" in path else str(tmp_path / path)
+    for path in ("pipe.png", "torn.png", "text.jpg", "x" * 5000, "\0"):
+        explorer.path.value = str(tmp_path / path)
         assert explorer.message.value and shown(explorer) == before, path
     assert len(explorer.picture.options) == 1
     for name in ("b.png", "a.png"):
-        cv2.imwrite(str(tmp_path / name), np.full((50, 40, 3), 90, np.uint8))
-        explorer.path.value = str(tmp_path / name)
+        explorer.path.value = save_noise(tmp_path / name)
     before = shown(explorer)
     (tmp_path / "b.png").unlink()
     explorer.picture.value = 1

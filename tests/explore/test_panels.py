@@ -4,18 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from hrnetpp_lib.explore.panels import (
-    MARKS,
-    ContourPanel,
-    encode_image,
-    encode_png,
-    render_box,
-    render_contour,
-    render_crop,
-    render_marginals,
-    render_surface,
-    table_html,
-)
+from hrnetpp_lib.explore import panels
+from hrnetpp_lib.explore.panels import MARKS, encode_png, render_contour, render_marginals, render_surface
 from hrnetpp_lib.explore.session import TRUTH, Position
 from hrnetpp_lib.pose.keypoints import COCO17
 
@@ -47,9 +37,8 @@ def test_maps_show_their_positions(render, positions):
 @pytest.mark.parametrize("value", [0.0, 0.7, -0.3])
 def test_flat_maps_are_drawn_without_complaint(value):
     flat = np.full((24, 16), value)
-    for render in (render_contour, render_surface):
-        assert pixels(render(flat, KNOWN, "nose")).std() > 0
-    assert pixels(render_marginals(flat, 60.0, KNOWN)).std() > 0
+    figures = [render(flat, KNOWN, "nose") for render in (render_contour, render_surface)]
+    assert all(pixels(figure).std() > 0 for figure in (*figures, render_marginals(flat, 60.0, KNOWN)))
 
 
 def test_marginals_are_those_of_the_softmax():
@@ -58,24 +47,19 @@ def test_marginals_are_those_of_the_softmax():
     for ax, axis in zip(figure.axes, (0, 1), strict=True):
         (steps,) = ax.patches
         assert steps.get_data().values == pytest.approx(mass.sum(axis=axis), abs=1e-6)
-        assert sorted(segment[0][0] for segment in ax.collections[0].get_segments()) == pytest.approx(
-            sorted(p.xy_heatmap[axis] for p in KNOWN)
-        )
+        lines = [segment[0][0] for segment in ax.collections[0].get_segments()]
+        assert lines == pytest.approx([p.xy_heatmap[axis] for p in KNOWN])
     assert figure.axes[0].get_xlim() == (-0.5, 15.5) and figure.axes[1].get_xlim() == (-0.5, 23.5)
     assert np.isfinite(pixels(render_marginals(1e4 * HEATMAP, 200.0, KNOWN))).all()
 
 
-def test_the_crop_keeps_its_aspect_and_the_blend_shows():
+def test_pictures_keep_their_aspect_and_show_blend_and_truth():
     crop = RNG.integers(0, 255, (96, 64, 3)).astype(np.uint8)
-    drawn = [pixels(render_crop(crop, HEATMAP, b, POSE, COCO17, 9, POSE)) for b in (0.0, 0.9)]
+    drawn = [pixels(panels.render_crop(crop, HEATMAP, b, POSE, COCO17, 9, POSE)) for b in (0.0, 0.9)]
     assert drawn[0].shape[0] / drawn[0].shape[1] == pytest.approx(96 / 64, rel=0.02)
     assert np.abs(drawn[0].astype(int) - drawn[1]).mean() > 1
-
-
-def test_the_whole_picture_with_and_without_truth():
-    image = np.full((60, 90, 3), 120, np.uint8)
-    box = np.array([10.0, 5.0, 40.0, 50.0])
-    with_truth, without = (pixels(render_box(image, box, POSE, COCO17, truth)) for truth in (POSE + 3, None))
+    image, box = np.full((60, 90, 3), 120, np.uint8), np.array([10.0, 5.0, 40.0, 50.0])
+    with_truth, without = (pixels(panels.render_box(image, box, POSE, COCO17, t)) for t in (POSE + 3, None))
     assert with_truth.shape == without.shape and (with_truth != without).any()
     assert with_truth.shape[1] / with_truth.shape[0] == pytest.approx(90 / 60, rel=0.02)
 
@@ -90,7 +74,7 @@ def test_a_truth_far_outside_does_not_shrink_the_map():
 
 @pytest.mark.parametrize("positions", [KNOWN, UNKNOWN], ids=["truth", "no truth"])
 def test_moved_positions_are_drawn_as_if_all_were_drawn_anew(positions):
-    panel = ContourPanel(HEATMAP, positions, "left wrist")
+    panel = panels.ContourPanel(HEATMAP, positions, "left wrist")
     for shift in (0, 3, 0):
         moved = [Position(p.source, p.xy_heatmap + shift) for p in positions]
         assert panel.draw(moved) == encode_png(render_contour(HEATMAP, moved, "left wrist"))
@@ -98,29 +82,20 @@ def test_moved_positions_are_drawn_as_if_all_were_drawn_anew(positions):
 
 @pytest.mark.parametrize("hw", [(1400, 60), (60, 1400), (90, 60), (480, 1), (1, 480)])
 def test_towers_and_ribbons_stay_small(hw):
-    drawn = pixels(render_box(np.zeros((*hw, 3), np.uint8), np.array([1, 1, 40, 40]), POSE, COCO17, None))
+    figure = panels.render_box(np.zeros((*hw, 3), np.uint8), np.array([1, 1, 40, 40]), POSE, COCO17, None)
+    drawn = pixels(figure)
     assert drawn.shape[0] <= 420 and drawn.shape[1] <= 280
 
 
-def test_the_table_has_numbers_or_dashes():
-    html = table_html(KNOWN)
+def test_the_table_has_numbers_or_dashes_and_marks_differ():
+    html = panels.table_html(KNOWN)
     assert all(mark.label in html for mark in MARKS.values())
-    assert (
-        html.count("<tr>") == 5
-        and "6.25, 9.25" in html
-        and "<td>1.20</td>" in html
-        and "<td>0.970</td><td>0.840</td>" in html
-    )
-    unknown = table_html(UNKNOWN)
+    assert html.count("<tr>") == 5
+    assert all(cells in html for cells in ("6.25, 9.25", "<td>1.20</td>", "<td>0.970</td><td>0.840</td>"))
+    unknown = panels.table_html(UNKNOWN)
     assert unknown.count("–") == 8 and "not labelled" in unknown and "not labelled" not in html
-
-
-def test_marks_differ_in_shape_size_and_grey():
     labels, markers, sizes, colours = (set(column) for column in zip(*MARKS.values(), strict=True))
     assert len(labels) == len(markers) == len(colours) == 4 and len(sizes) == 3
-
-
-def test_an_image_comes_back_from_its_png():
     image = RNG.integers(0, 255, (5, 7, 3)).astype(np.uint8)
-    decoded = cv2.imdecode(np.frombuffer(encode_image(image), np.uint8), cv2.IMREAD_COLOR)
+    decoded = cv2.imdecode(np.frombuffer(panels.encode_image(image), np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(decoded[..., ::-1], image)

@@ -281,7 +281,7 @@ def test_truncated_file(tmp_path, load, name, keep):
     if name.startswith("legacy"):
         torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    with pytest.raises(HrnetppError, match=rf"{name}: damaged.*download it again"):
+    with pytest.raises(HrnetppError, match=rf"{name}: (is empty|damaged.*download it again)"):
         load(small(), path)
 
 
