@@ -29,7 +29,7 @@ def project_root() -> Path:
 
 
 def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
-    """Refuse all but a regular file of 1 to so many bytes. Raises: HrnetppError, which ends with the remedy."""
+    """Refuse all but a regular file of 1 to so many bytes. Raises: HrnetppError that ends with the remedy."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

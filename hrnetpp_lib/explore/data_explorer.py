@@ -112,7 +112,9 @@ class DataExplorer(panels.Explorer):
 
     def _draw_target(self) -> None:
         crops, sizes = self._crops, (self._run.profile.heatmap_hw, self.sigma.value)
-        maps = heatmap.draw_gaussians(crops.peaks, crops.target_weight, *sizes)[:, self.keypoint.value].numpy()
+        maps = heatmap.draw_gaussians(crops.peaks, crops.target_weight, *sizes)[
+            :, self.keypoint.value
+        ].numpy()
         titles = ["target" if target.any() else "no target" for target in maps]
         figure = render_heatmaps(crops.image.numpy(), maps, titles, columns=_SAMPLES)
         self.target.png = panels.encode_png(figure)
