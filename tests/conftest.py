@@ -1,6 +1,9 @@
 """Fixtures shared by all tests."""
 
+import contextlib
 import os
+import resource
+import signal
 import zipfile
 from pathlib import Path
 
@@ -11,6 +14,27 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import scipy.io  # noqa: E402
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file grows beyond some bytes: writing ends in an OSError of the system's own.
+
+    Only around the write itself: what pytest prints may go to a longer file.
+    """
+
+    @contextlib.contextmanager
+    def full(most_bytes):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return full
 
 
 @pytest.fixture(scope="session")

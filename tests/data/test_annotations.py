@@ -120,7 +120,7 @@ def edited(find, put):
 BAD_COCO = {
     "a list": ([], "Expected `object`, got `array`.*COCO ground truth"),
     "truncated": (json.dumps(coco_document())[:-30], "truncated"),
-    "empty file": ("", "truncated"),
+    "empty file": ("", "is empty"),
     "nested where nobody reads": ('{"info": ' + "[" * 100_000 + "]" * 100_000 + "}", "recursion depth"),
     "no utf-8": (json.dumps(coco_document()).encode().replace(b"thirty", b"\xff\xfe"), "utf-8"),
     "no images": ({"annotations": [], "categories": []}, "missing required field `images`"),

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import resource
-import signal
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -98,18 +97,12 @@ def test_card_of_a_run():
     assert ModelCard.of_run(run, AIC14) == ModelCard(AIC14, (64, 64), "soft_argmax", 27.0, UDP, run.name)
 
 
-def test_a_full_disk_keeps_the_older_file(tmp_path):
+def test_a_full_disk_keeps_the_older_file(tmp_path, full_disk):
     path = tmp_path / "model.safetensors"
     save_checkpoint(small(14, seed=1), CARD, path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
-    try:
-        with pytest.raises(HrnetppError, match=r"model\.safetensors: cannot be written .*make room"):
-            save_checkpoint(small(14, seed=2), CARD, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    full = pytest.raises(HrnetppError, match=r"model\.safetensors: cannot be written .*make room")
+    with full, full_disk(2**16):
+        save_checkpoint(small(14, seed=2), CARD, path)
     assert same(load_checkpoint(path)[0].state_dict(), small(14, seed=1).state_dict(), HEAD)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 

@@ -1,5 +1,6 @@
 """The loss by hand; training learns, is repeatable, stages hand over, nothing half-done looks finished."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -202,22 +203,16 @@ WRITERS["append_metrics"] = (loop.journal, 3, "metrics.jsonl:")
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_disk_that_is_full_ends_the_run_and_loses_nothing_saved(paths, tmp_path, writer):
+def test_a_disk_that_is_full_ends_the_run_and_loses_nothing_saved(paths, tmp_path, writer, full_disk):
     """Files may not grow in one of the last writes; then there is room again."""
-    resource = pytest.importorskip("resource")
     run = resolve(STAGE2, replace(PROFILE, eval_every=9), epochs=3)
     whole = train(run, paths, tmp_path / "whole").read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     module, call, named = WRITERS[writer]
     calls, save = itertools.count(1), getattr(module, writer)
 
     def save_on_a_small_disk(*arguments):
-        full = next(calls) == call
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300 if full else soft, hard))
-        try:
+        with full_disk(300) if next(calls) == call else contextlib.nullcontext():
             return save(*arguments)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, writer, save_on_a_small_disk)
