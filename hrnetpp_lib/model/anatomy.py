@@ -1,5 +1,6 @@
 """Facts about the parts of HRNet++ that one can measure without training: cost, alignment, bias."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,10 +45,10 @@ def count_macs(model: nn.Module, input_hw: tuple[int, int]) -> int:
 
     Official "GFLOPs" are this number / 2^30; the GMACs of most papers are this number / 10^9.
     """
-    # The meta device carries shapes only, and the network stays as it is.
-    state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    # The meta device carries shapes only. There, batch statistics would take most of the time.
+    shapes = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        torch.func.functional_call(model, state, torch.empty(1, 3, *input_hw, device="meta"))
+        shapes(torch.empty(1, 3, *input_hw, device="meta"))
     return counter.get_total_flops() // 2
 
 

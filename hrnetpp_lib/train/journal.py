@@ -97,7 +97,9 @@ def cut_metrics(run_dir: Path, epochs: int) -> str:
 
 def _read_lines(path: Path) -> bytes:
     """The content of metrics.jsonl, nothing where there is none yet."""
-    return read_bytes(path, "delete it", _MOST_BYTES) if path.exists() else b""
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        return b""
+    return read_bytes(path, "delete it", _MOST_BYTES)
 
 
 def _parse(line: bytes, path: Path, number: int) -> Epoch:
@@ -110,8 +112,10 @@ def _parse(line: bytes, path: Path, number: int) -> Epoch:
 def read_metrics(runs_dir: Path, run: Run) -> list[Epoch]:
     """A run's epochs in their order, at least one. Raises: HrnetppError if a line is damaged or missing."""
     path = runs_dir / run.name / "metrics.jsonl"
+    if not path.exists():
+        raise HrnetppError(f"{path}: there is no such file; train {run.name} first")
     records: list[Epoch] = []
-    for number, line in enumerate(read_bytes(path, f"train {run.name} first", _MOST_BYTES).splitlines(), 1):
+    for number, line in enumerate(_read_lines(path).splitlines(), 1):
         records.append(_parse(line, path, number))
         if len(records) > 1 and records[-1]["epoch"] <= records[-2]["epoch"]:
             raise HrnetppError(f"{path}, line {number}: is not of a later epoch; {_REMEDY}")

@@ -68,13 +68,13 @@ class _Watched(Dataset):
         return self.crops[index]
 
 
+_CAN_OUTLIVE = hasattr(signal, "sigwaitinfo")  # neither on Windows nor on macOS
+
+
 def _outlive_sigterm(worker: int) -> None:
     """In a worker: a scheduler tells all processes of a job, but the main one still needs its crops."""
     # The main process ends its workers by the same signal, so who sent it decides.
-    if not hasattr(signal, "sigwaitinfo"):  # neither on Windows nor on macOS
-        return
     parent = os.getppid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
@@ -87,8 +87,8 @@ def _outlive_sigterm(worker: int) -> None:
 @contextlib.contextmanager
 def load_batches(
     crops: TrainCrops, batches: EpochBatches, workers: int, pin_memory: bool = False
-) -> Iterator[DataLoader]:
-    """Around the loop over an epoch's collated batches; a worker that dies is told with its person."""
+) -> Iterator[Iterator[Sample]]:
+    """Around the loop over an epoch's collated batches; a worker that dies is named with its person."""
     crops.set_epoch(batches.epoch)
     workers = usable_workers(workers)
     notes = torch.zeros(max(workers, 1), 2, dtype=torch.int64).share_memory_()
@@ -106,6 +106,18 @@ def load_batches(
             "command goes on from the last saved state"
         )
 
-    options = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _outlive_sigterm}
+    protected = {"worker_init_fn": _outlive_sigterm} if workers and _CAN_OUTLIVE else {}
+    loader = DataLoader(
+        _Watched(crops, notes), batch_sampler=batches, num_workers=workers, pin_memory=pin_memory, **protected
+    )
     with explain_workers(obituary):
-        yield DataLoader(_Watched(crops, notes), batch_sampler=batches, **options)
+        if not protected:
+            yield iter(loader)
+            return
+        # Blocked before the workers begin, so that each of their threads inherits it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            arriving = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield arriving
