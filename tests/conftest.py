@@ -7,13 +7,18 @@ import signal
 import zipfile
 from pathlib import Path
 
-# Spinning OpenMP threads slow tiny networks down by an order of magnitude; read when torch is imported.
+# Threads slow networks this small down, spinning ones by an order of magnitude; read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import scipy.io  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("ours", deadline=None)  # a busy machine is no error
+settings.load_profile("ours")
 
 
 @pytest.fixture
