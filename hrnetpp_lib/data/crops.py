@@ -34,8 +34,12 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, input_hw: tuple[int, int]) -> np.ndarray:
-    """The crop (h, w, 3) that matrix (2, 3), image px -> input px, cuts out; black outside of the image."""
-    return cv2.warpAffine(image, matrix, (input_hw[1], input_hw[0]), flags=cv2.INTER_LINEAR)
+    """The crop (h, w, 3) that matrix (2, 3), image px -> input px, cuts out; black outside of the image.
+
+    The image may have a fourth channel, which is dropped, and with which OpenCV is twice as fast.
+    """
+    crop = cv2.warpAffine(image, matrix, (input_hw[1], input_hw[0]), flags=cv2.INTER_LINEAR)
+    return crop if crop.shape[2] == 3 else cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB)
 
 
 class Sample(NamedTuple):
@@ -86,7 +90,7 @@ class TrainCrops(torch.utils.data.Dataset):
         person = index
         for _ in range(_MOST_REPLACEMENTS):
             try:
-                image = read_image(self.table.image_path(person))
+                image = read_image(self.table.image_path(person), channels=4)
             except HrnetppError:
                 if not self.skip_bad_images:
                     raise
