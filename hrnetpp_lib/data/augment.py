@@ -59,8 +59,9 @@ def sample_crop(
         half = half_body(keypoints[:, :2], labelled, skeleton, input_hw, upper) if wanted else None
         center, scale = half or (center, scale)
     std, bound = augmentation.scale_std, augmentation.rotation_bound_deg
-    scale = scale * np.clip(1 + std * rng.standard_normal(), 1 - std, 1 + std)
-    rotation = float(np.clip(augmentation.rotation_std_deg * rng.standard_normal(), -bound, bound))
+    factor = min(max(1 + std * rng.standard_normal(), 1 - std), 1 + std)
+    scale = scale * np.float64(factor)  # half a body's is float32, and would stay it
+    rotation = min(max(augmentation.rotation_std_deg * rng.standard_normal(), -bound), bound)
     if rng.random() > augmentation.rotation_probability:
         rotation = 0.0
     flipped = rng.random() <= augmentation.flip_probability

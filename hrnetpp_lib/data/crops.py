@@ -1,6 +1,7 @@
 """From a table of persons to crops: the training samples and the boxes to predict on."""
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -40,6 +41,14 @@ def warp(image: np.ndarray, matrix: np.ndarray, input_hw: tuple[int, int]) -> np
     """
     crop = cv2.warpAffine(image, matrix, (input_hw[1], input_hw[0]), flags=cv2.INTER_LINEAR)
     return crop if crop.shape[2] == 3 else cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB)
+
+
+def rows_of_crop(matrix: np.ndarray, input_hw: tuple[int, int]) -> int:
+    """How many of an image's upper rows (1 or more) `warp` looks at; matrix (2, 3), image px -> input px."""
+    (a, b, left), (c, d, top) = matrix.tolist()
+    height, width = input_hw
+    lowest = max((a * (y - top) - c * (x - left)) / (a * d - b * c) for x in (0, width) for y in (0, height))
+    return max(1, int(lowest) + 3) if lowest < 2**31 else 2**31  # between two rows it takes both
 
 
 class Sample(NamedTuple):
@@ -89,24 +98,35 @@ class TrainCrops(torch.utils.data.Dataset):
         random = np.random.default_rng((self.seed, self.epoch, index))
         person = index
         for _ in range(_MOST_REPLACEMENTS):
+            before = random.bit_generator.state
+            matrix, flipped = self._crop(person, random)
             try:
-                image = read_image(self.table.image_path(person), channels=4)
+                rows = rows_of_crop(matrix, self.input_hw)
+                image = read_image(self.table.image_path(person), channels=4, rows=rows)
             except HrnetppError:
                 if not self.skip_bad_images:
                     raise
+                random.bit_generator.state = before  # as if no crop had been drawn
                 person = int(random.integers(len(self.table)))
                 continue
-            return self._sample(image, person, -1 if person == index else index, random)
+            return self._sample(image, person, -1 if person == index else index, matrix, flipped)
         wrong = f"{_MOST_REPLACEMENTS} images in a row cannot be read, first {self.table.image_path(index)}"
         raise HrnetppError(f"{self.table.name}: {wrong}; mend the image folder")
 
-    def _sample(self, image: np.ndarray, person: int, bad: int, random: np.random.Generator) -> Sample:
-        keypoints, skeleton, input_hw = self.table.keypoints[person], self.table.skeleton, self.input_hw
-        box = geometry.bbox_to_center_scale(self.table.bboxes_xywh[person], input_hw)
-        matrix, flipped = sample_crop(
-            self.augmentation, keypoints, *box, skeleton, input_hw, random, self.coordinates
-        )
-        keypoints = keypoints[skeleton.flip_order if flipped else slice(None)]
+    def _crop(self, person: int, random: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """Matrix and mirroring of a person's next crop."""
+        table, (centers, scales) = self.table, self._boxes
+        around = (table.keypoints[person], centers[person], scales[person], table.skeleton, self.input_hw)
+        return sample_crop(self.augmentation, *around, random, self.coordinates)
+
+    @functools.cached_property
+    def _boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all persons at once: for each alone it would take as long as its crop's matrix."""
+        return geometry.bbox_to_center_scale(self.table.bboxes_xywh, self.input_hw)
+
+    def _sample(self, image: np.ndarray, person: int, bad: int, matrix: np.ndarray, flipped: bool) -> Sample:
+        keypoints, input_hw = self.table.keypoints[person], self.input_hw
+        keypoints = keypoints[self.table.skeleton.flip_order if flipped else slice(None)]
         labelled = keypoints[:, 2] > 0
         points = geometry.transform_points(keypoints[:, :2].astype(np.float64), matrix) * labelled[:, None]
         # CHOICE: in the L1, a keypoint that the crop cuts off has no weight; the report does not say.

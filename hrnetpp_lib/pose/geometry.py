@@ -68,8 +68,9 @@ def crop_matrix(center: np.ndarray, scale: np.ndarray, rotation_deg: float, outp
         zoom, angle = output_hw[1] / scale[0], np.deg2rad(rotation_deg)
         cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
         linear = np.array([[cosine, sine], [-sine, cosine]])
-        matrix = np.column_stack([linear, np.array(output_hw[::-1]) / 2 - linear @ center])
-    if not (np.isfinite([*matrix, [*scale, zoom]]).all() and zoom > 0):
+        matrix = np.empty((2, 3))
+        matrix[:, :2], matrix[:, 2] = linear, np.array(output_hw[::-1]) / 2 - linear @ center
+    if not (np.isfinite(matrix).all() and np.isfinite(scale).all() and 0 < zoom < np.inf):
         box = f"padded box at {center.tolist()} of size {scale.tolist()}, rotated by {rotation_deg} degrees"
         raise HrnetppError(f"{box}: needs finite numbers and a positive width")
     return matrix
