@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from hrnetpp_lib.data import crops
+from hrnetpp_lib.data import crops, images
+from hrnetpp_lib.data.annotations import read_coco
 from hrnetpp_lib.data.crops import BoxCrops, Sample, TrainCrops, View, explain_workers
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.geometry import OFFICIAL, UDP, transform_points
+from hrnetpp_lib.pose.geometry import CONVENTIONS, OFFICIAL, UDP, transform_points
 from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import MINI, STAGE2, Augmentation, resolve
 
@@ -169,3 +170,43 @@ CARRIED = "Caught HrnetppError in DataLoader worker process 0.\nTraceback\nx.Hrn
 def test_what_ends_a_worker_becomes_one_line(error, kind, message):
     with pytest.raises(kind, match=message), explain_workers(lambda process_ids: f"gone: {process_ids}"):
         raise error
+
+
+def test_samples_are_the_same_whichever_decoder_and_however_much_of_the_image_is_read(real_data, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    folder = real_data / "coco_mini"
+    table = read_coco(folder / "annotations" / "person_keypoints_train2017.json", folder / "train2017")
+    table, read = table.select(np.arange(0, len(table), 5)), []
+    for samples in (TrainCrops.of_run(table, run_of(coordinates=name), epoch=2) for name in CONVENTIONS):
+        with monkeypatch.context() as patch:
+            whole = images.read_image
+            patch.setattr(
+                crops, "read_image", lambda path, channels, rows: whole(path)
+            )  # 3 channels, all rows
+            patch.setattr(images, "simplejpeg", None)
+            expected = [samples[index] for index in range(len(table))]
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                crops, "read_image", lambda path, **wanted: read.append(whole(path, **wanted)) or read[-1]
+            )
+            for index, sample in enumerate(expected):
+                assert all(map(np.array_equal, samples[index], sample))
+    heights = table.image_hw[table.image_index, 0]
+    assert (np.array([len(image) for image in read]).reshape(3, -1) < heights).mean() > 0.3
+
+
+def test_rows_of_a_crop_by_hand():
+    assert crops.rows_of_crop(np.array([[2.0, 0, -20], [0, 2, -40]]), (64, 32)) == 52 + 3  # (64 + 40) / 2
+    above = np.array([[1.0, 0, 0], [0, 1, 500]])
+    assert crops.rows_of_crop(above, (64, 32)) == 1
+    quarter_turn = np.array([[0.0, 1, 0], [-1, 0, 90]])  # x of the crop is y of the image
+    assert crops.rows_of_crop(quarter_turn, (64, 32)) == 32 + 3
+    assert crops.rows_of_crop(np.array([[1e200, 0, 0], [0, 1e200, -1e203]]), (64, 32)) >= 2**31  # overflow
+
+
+def test_a_fourth_channel_changes_no_crop():
+    image = np.random.default_rng(5).integers(0, 256, (60, 90, 4), np.uint8)
+    matrix = np.array([[0.7, 0.4, -9.0], [-0.4, 0.7, 20.0]])
+    three = crops.warp(np.ascontiguousarray(image[..., :3]), matrix, (48, 36))
+    assert three.shape == (48, 36, 3)
+    np.testing.assert_array_equal(crops.warp(image, matrix, (48, 36)), three)

@@ -1,12 +1,15 @@
 """read_image: channel and depth rules, and every way a picture file can be bad."""
 
+import io
 import os
 import struct
+import zipfile
 import zlib
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from hrnetpp_lib.data import images
 from hrnetpp_lib.data.images import decode_image, read_image
@@ -138,3 +141,142 @@ def test_real_photographs_pass_and_their_halves_do_not(real_data):
         data = path.read_bytes()
         with pytest.raises(HrnetppError, match="truncated"):
             decode_image(data[: len(data) // 2], path)
+
+
+def smooth(height, width, seed=3):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX)
+
+
+def by_pillow(picture, **options):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def every_kind_of_jpeg(height=101, width=77):
+    """JPEGs of all that OpenCV and Pillow can write."""
+    image, quality = smooth(height, width), cv2.IMWRITE_JPEG_QUALITY
+    samplings = [getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{name}") for name in (411, 420, 422, 440, 444)]
+    for sampling in samplings:
+        for progressive, restart in ((0, 0), (1, 0), (0, 3)):
+            options = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling, quality, 60 + 20 * progressive)
+            options += (cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, restart)
+            yield encode(image, ".jpg", *options)
+    yield encode(image[..., 0], ".jpg")
+    picture = Image.fromarray(image)
+    yield by_pillow(picture.convert("CMYK"))
+    yield by_pillow(picture.convert("L"), progressive=True)
+    yield by_pillow(picture, keep_rgb=True)
+    yield by_pillow(picture, optimize=True, comment=b"\xff\xd9 no end")
+    yield with_exif(encode(image, ".jpg"), b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0))
+
+
+def outcome(data, **options):
+    """The pixels, or what is complained about."""
+    try:
+        return decode_image(data, "a.jpg", **options)
+    except HrnetppError as error:
+        return np.array(str(error))
+
+
+@pytest.fixture
+def by_opencv(monkeypatch):
+    """`outcome`, but without simplejpeg."""
+
+    def decode(data, **options):
+        with monkeypatch.context() as absent:
+            absent.setattr(images, "simplejpeg", None)
+            return outcome(data, **options)
+
+    return decode
+
+
+def assert_the_same(data, by_opencv, rows):
+    """The same pixels or complaint with either decoder, in both layouts, and in the upper rows."""
+    expected = by_opencv(data)
+    np.testing.assert_array_equal(outcome(data), expected)
+    for decode in (outcome, by_opencv):
+        padded = decode(data, channels=4)
+        assert padded.shape[2:] == (4,) * (padded.ndim > 0)
+        np.testing.assert_array_equal(padded[..., :3] if padded.ndim else padded, expected)
+        upper = decode(data, channels=4, rows=rows)
+        assert upper.ndim == 0 or len(upper) >= min(rows, len(expected))
+        np.testing.assert_array_equal(
+            upper[..., :3] if upper.ndim else upper, expected[: len(upper)] if upper.ndim else expected
+        )
+
+
+@pytest.mark.parametrize("size", [(101, 77), (1, 1), (3, 200), (64, 48), (200, 3)])
+def test_both_decoders_give_the_same_pixels(size, by_opencv):
+    pytest.importorskip("simplejpeg")
+    for number, data in enumerate(every_kind_of_jpeg(*size)):
+        assert_the_same(data, by_opencv, rows=1 + 7 * number % size[0])
+
+
+def test_simplejpeg_is_used_for_what_it_can_and_told_where_to_stop(monkeypatch, by_opencv):
+    simplejpeg = pytest.importorskip("simplejpeg")
+    taken = []
+
+    class Watched:
+        @staticmethod
+        def decode_jpeg(data, *arguments, **options):
+            image = simplejpeg.decode_jpeg(data, *arguments, **options)
+            taken.append(image.shape)
+            return image
+
+    monkeypatch.setattr(images, "simplejpeg", Watched)
+    baseline = encode(smooth(200, 30), ".jpg")
+    assert decode_image(baseline, "a", rows=50).shape == (50, 30, 3) and taken == [(82, 30, 3)]
+    for rows in (168, 200, 999, 2**31):  # too few are left to stop before
+        assert decode_image(baseline, "a", rows=rows).shape == (min(rows, 200), 30, 3) and taken[-1][0] == 200
+    progressive = encode(smooth(200, 30), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    decode_image(progressive, "a", rows=50)  # has all rows in each of its scans
+    assert taken[-1][0] == 200 and len(taken) == 6
+    decode_image(baseline, "a", upright=True)
+    decode_image(encode(smooth(20, 30)), "a")
+    assert len(taken) == 6
+
+
+def test_what_simplejpeg_refuses_is_left_to_opencv(monkeypatch):
+    class Refuses:
+        @staticmethod
+        def decode_jpeg(*_, **__):
+            raise ValueError("not mine")
+
+    data = encode(smooth(101, 77), ".jpg")
+    expected = decode_image(data, "a")
+    monkeypatch.setattr(images, "simplejpeg", Refuses)
+    for rows in (None, 20):
+        np.testing.assert_array_equal(decode_image(data, "a", rows=rows), expected[: rows and 101])
+
+
+def test_damaged_files_give_the_same_pixels_or_complaint(by_opencv):
+    pytest.importorskip("simplejpeg")
+    random, seen = np.random.default_rng(4), []
+    for data in every_kind_of_jpeg():
+        for _ in range(8):
+            bad = bytearray(data)
+            match random.integers(4):
+                case 0:
+                    bad[random.integers(2, len(bad))] = random.integers(256)
+                case 1:
+                    del bad[(at := random.integers(2, len(bad))) : at + random.integers(1, 300)]
+                case 2:
+                    at = random.integers(len(bad) // 2, len(bad))
+                    bad[at:at] = bytes([0xFF, random.integers(0xC0, 0xFF)]) + random.bytes(random.integers(9))
+                case 3:
+                    bad = bad[: random.integers(2, len(bad))] + b"\xff\xd9"
+            assert_the_same(bytes(bad), by_opencv, int(random.integers(1, 70)))
+            seen.append(outcome(bytes(bad)).ndim)
+    assert seen.count(3) > 60 and seen.count(0) > 3
+
+
+def test_real_photographs_are_the_same_with_either_decoder(real_data, by_opencv):
+    pytest.importorskip("simplejpeg")
+    photographs = [path.read_bytes() for path in sorted(real_data.rglob("*.jpg"))]
+    with zipfile.ZipFile(sorted((real_data / "lspet").glob("*.zip"))[0]) as archive:
+        photographs += [archive.read(name) for name in archive.namelist()[::100]]
+    assert len(photographs) > 100
+    for data in photographs:
+        assert_the_same(data, by_opencv, rows=150)
