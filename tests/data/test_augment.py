@@ -1,5 +1,6 @@
 """Half body by hand, and the statistics and geometry of random crops."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -93,3 +94,16 @@ def test_half_body_happens_only_with_more_than_eight_keypoints():
         some = KEYPOINTS.copy()
         some[count:, 2] = 0
         assert np.allclose(draw(STILL(0.0, 1.0), 3, some)[0], PLAIN) == plain
+
+
+def test_half_a_body_is_scaled_in_float64():
+    """Its keypoints are float32; in which of the two it is scaled decides on the last bits of the crop."""
+    keypoints = KEYPOINTS.astype(np.float32)
+    augmentation = replace(STILL(0.0, half_body_probability=1.0), scale_std=0.35)
+    random = np.random.default_rng((0, 0, 3))
+    random.random()
+    half = half_of(keypoints, range(17), upper=random.standard_normal() < 0.5)
+    scale = half[1].astype(np.float64) * np.clip(1 + 0.35 * random.standard_normal(), 0.65, 1.35)
+    np.testing.assert_array_equal(
+        draw(augmentation, 3, keypoints)[0], crop_matrix(half[0], scale, 0.0, INPUT_HW)
+    )

@@ -197,14 +197,13 @@ def assert_the_same(data, by_opencv, rows):
     expected = by_opencv(data)
     np.testing.assert_array_equal(outcome(data), expected)
     for decode in (outcome, by_opencv):
-        padded = decode(data, channels=4)
-        assert padded.shape[2:] == (4,) * (padded.ndim > 0)
-        np.testing.assert_array_equal(padded[..., :3] if padded.ndim else padded, expected)
-        upper = decode(data, channels=4, rows=rows)
-        assert upper.ndim == 0 or len(upper) >= min(rows, len(expected))
-        np.testing.assert_array_equal(
-            upper[..., :3] if upper.ndim else upper, expected[: len(upper)] if upper.ndim else expected
-        )
+        padded, upper = decode(data, channels=4), decode(data, channels=4, rows=rows)
+        if not expected.ndim:  # a complaint
+            assert padded == upper == expected
+            continue
+        assert padded.shape == (*expected.shape[:2], 4) and len(upper) >= min(rows, len(expected))
+        np.testing.assert_array_equal(padded[..., :3], expected)
+        np.testing.assert_array_equal(upper[..., :3], expected[: len(upper)])
 
 
 @pytest.mark.parametrize("size", [(101, 77), (1, 1), (3, 200), (64, 48), (200, 3)])
@@ -276,7 +275,7 @@ def test_real_photographs_are_the_same_with_either_decoder(real_data, by_opencv)
     pytest.importorskip("simplejpeg")
     photographs = [path.read_bytes() for path in sorted(real_data.rglob("*.jpg"))]
     with zipfile.ZipFile(sorted((real_data / "lspet").glob("*.zip"))[0]) as archive:
-        photographs += [archive.read(name) for name in archive.namelist()[::100]]
-    assert len(photographs) > 100
+        photographs += [archive.read(name) for name in archive.namelist()[::200]]
+    assert len(photographs) > 90
     for data in photographs:
         assert_the_same(data, by_opencv, rows=150)
