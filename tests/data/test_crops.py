@@ -138,6 +138,13 @@ def test_bad_pictures_are_replaced_on_request_and_always_by_the_same_person(tmp_
     with pytest.raises(HrnetppError, match="torn.jpg"):
         TrainCrops.of_run(table, RUN)[1]
     samples = TrainCrops.of_run(table, RUN, skip_bad_images=True)
+    for epoch in range(8):  # drawn as the first of the sample's random numbers
+        samples.set_epoch(epoch)
+        random, person = np.random.default_rng((RUN.seed, epoch, 1)), 1
+        while person == 1:
+            person = random.integers(3)
+        assert samples[1].person == person
+    samples.set_epoch(0)
     first, again = samples[1], samples[1]
     assert first.bad == 1 and first.person in (0, 2) and again.person == first.person
     assert np.array_equal(first.image, again.image)

@@ -237,6 +237,25 @@ def test_simplejpeg_is_used_for_what_it_can_and_told_where_to_stop(monkeypatch, 
     assert len(taken) == 6
 
 
+def test_a_file_whose_colours_come_one_after_the_other_is_not_cut(monkeypatch):
+    """Each colour's scan has all of the rows."""
+    given = []
+
+    class Listens:
+        @staticmethod
+        def decode_jpeg(data, *_, **__):
+            given.append(data)
+            return np.zeros((200, 30, 3), np.uint8)
+
+    monkeypatch.setattr(images, "simplejpeg", Listens)
+    together = encode(smooth(200, 30), ".jpg")
+    colours = together.index(b"\xff\xda") + 4
+    assert together[colours] == 3
+    for data, cut in ((together, True), (together[:colours] + b"\1" + together[colours + 1 :], False)):
+        decode_image(data, "a", rows=50)
+        assert (given.pop() != data) is cut
+
+
 def test_what_simplejpeg_refuses_is_left_to_opencv(monkeypatch):
     class Refuses:
         @staticmethod
