@@ -98,7 +98,7 @@ def decode(heatmaps: Tensor, quarter_offset: bool = True) -> tuple[Tensor, Tenso
     maps = _check_4d(heatmaps)
     height, width = maps.shape[-2:]
     flat = maps.flatten(2)
-    if flat.is_cpu:  # numpy's search is several times faster; both take the first NaN, or the first maximum
+    if flat.is_cpu:  # numpy's search is many times faster; both take the first NaN, or the first maximum
         index = torch.from_numpy(flat.detach().numpy().argmax(axis=2))
         scores = flat.gather(2, index[:, :, None])[:, :, 0]
     else:
@@ -154,9 +154,10 @@ def flip_average(
     if shift != 1:
         return 0.5 * (maps + flip_back(mirrored, flip_pairs, shift))
     back = _mirror(mirrored, flip_pairs, shift)
-    mean = torch.empty_like(maps, memory_format=torch.contiguous_format)
-    torch.add(maps[..., :1], back[..., :1], out=mean[..., :1])
-    torch.add(maps[..., 1:], back[..., :-1], out=mean[..., 1:])
+    maps, mean = maps.contiguous(), torch.empty_like(back)
+    # One run through memory; what it makes of each row's first cell is mended.
+    torch.add(maps.view(-1)[1:], back.view(-1)[:-1], out=mean.view(-1)[1:])
+    mean[..., 0] = maps[..., 0] + back[..., 0]
     return mean.mul_(0.5)
 
 
