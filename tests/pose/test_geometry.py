@@ -118,7 +118,7 @@ def test_bad_crops_are_refused():
 
 def test_many_maps_at_once_are_inverted_and_applied_as_each_alone():
     random = np.random.default_rng(3)
-    boxes = zip(random.uniform(-50, 900, (40, 2)), random.uniform(5, 900, (40, 1)), strict=True)
+    boxes = zip(random.uniform(-50, 900, (40, 2)), random.uniform(5, 900, (40, 2)), strict=True)
     maps = np.stack(
         [crop_matrix(center, scale, 7.0 * i, INPUT_HW) for i, (center, scale) in enumerate(boxes)]
     )
