@@ -1,12 +1,15 @@
 """From boxes to poses: flip test, decoding, test-time augmentation and the ensemble."""
 
 import contextlib
+import os
+import sys
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import tqdm.std
 from torch import Tensor
 
 from hrnetpp_lib.data.crops import BoxCrops, View, crops_of_box, normalise
@@ -23,6 +26,7 @@ SINGLE_VIEW = (View(),)
 TTA_VIEWS = (View(0.8), View(1.0), View(1.2), View(1.0, -10.0), View(1.0, 10.0))
 
 _CROPS_A_BATCH = 32  # of the network; on a CPU larger ones no longer fit the memory allocator's reserve
+_SECONDS_BETWEEN_LINES = 60.0
 _PERSONS_IN_CACHE = 4  # of heatmaps 96 x 72: a megabyte each, plain and mirrored
 
 
@@ -192,11 +196,24 @@ def predict_boxes(
     batches = BoxCrops(table, card.input_hw, views, card.coordinates).batches(boxes, workers)
     keypoints = np.zeros((len(table), len(card.skeleton), 2))
     scores = np.zeros((len(table), len(card.skeleton)), np.float32)
-    with contextlib.closing(batches):
+    with contextlib.closing(batches), _progress(len(table)) as lines:
         for rows, crops, matrices in batches:
             found = _mean_of_views(model, card, crops, matrices, flip)
             keypoints[rows], scores[rows] = found.keypoints, found.scores
+            lines.update(len(rows))
     return Predictions(keypoints, scores, card.input_hw)
+
+
+def _progress(boxes: int) -> tqdm.std.tqdm:
+    """How far, how fast and how long to go: seldom a line, none from a short job."""
+    seldom = dict.fromkeys(("mininterval", "maxinterval", "delay"), _SECONDS_BETWEEN_LINES)
+    line, quiet = (
+        "predicted {n}/{total} boxes, {rate_fmt}, {remaining} to go\n",
+        os.environ.get("RANK", "0") != "0",
+    )
+    return tqdm.std.tqdm(
+        total=boxes, unit="box", leave=False, bar_format=line, file=sys.stdout, disable=quiet, **seldom
+    )
 
 
 def _boxes_a_batch(crops: int, views: tuple[View, ...], flip: bool) -> int:

@@ -171,6 +171,16 @@ def test_no_thread_outlives_an_error_of_a_picture_or_of_the_network(tmp_path):
     assert threading.active_count() == threads
 
 
+def test_a_long_prediction_says_how_far_it_is_and_a_short_one_nothing(tmp_path, monkeypatch, capsys):
+    table = table_of(tmp_path, 2, 5)
+    infer.predict_boxes(BrightnessNetwork(), SMALL, table)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(infer, "_SECONDS_BETWEEN_LINES", 1e-9)
+    infer.predict_boxes(BrightnessNetwork(), SMALL, table, batch_size=4)
+    said = capsys.readouterr().out
+    assert "predicted 2/5 boxes, " in said and "box/s, 00:0" in said and " to go\n" in said
+
+
 def test_a_network_without_parameters_says_where_it_is():
     network = BrightnessNetwork()
     crops = torch.randint(0, 256, (3, *HW, 3), dtype=torch.uint8)
