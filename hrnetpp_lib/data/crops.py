@@ -4,7 +4,9 @@ import contextlib
 import functools
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -159,8 +161,69 @@ class BoxCrops(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """crops (V, h, w, 3) uint8 RGB and matrices (V, 2, 3), image px -> input px."""
-        image = read_image(self.table.image_path(index))
-        return crops_of_box(image, self.table.bboxes_xywh[index], self.input_hw, self.views, self.coordinates)
+        crops, matrices = self._empty(1)
+        self._cut(None, np.array([index]), crops, matrices, keep=False)
+        return crops[0], matrices[0]
+
+    def batches(self, boxes: int, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """All boxes, in the order of their images, while threads read ahead: each image is read once.
+
+        Close the generator, or use it up, and its threads have ended.
+
+        Args:
+            boxes: At most so many a batch; batches are of nearly one size.
+            workers: Threads; at least one.
+
+        Yields:
+            rows (n,) of the table, crops (n, V, h, w, 3) uint8 RGB and matrices (n, V, 2, 3).
+
+        Raises: HrnetppError if an image cannot be read.
+        """
+        if not len(self):
+            return
+        order = np.argsort(self.table.image_index, kind="stable")
+        threads, ahead = max(1, workers), deque()
+        pool, image, last = ThreadPoolExecutor(threads, "read images"), None, -1
+        try:
+            for rows in np.array_split(order, -(-len(order) // boxes)):
+                crops, matrices = self._empty(len(rows))
+                of_image = self.table.image_index[rows]
+                starts = np.flatnonzero(np.diff(of_image, prepend=-1))
+                jobs = []
+                for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+                    # A job waits for none but an earlier one, which has a thread already.
+                    before, last = image if of_image[start] == last else None, of_image[start]
+                    part = slice(start, end)
+                    keep = end == len(rows)  # for the next batch; other images are let go
+                    image = pool.submit(self._cut, before, rows[part], crops[part], matrices[part], keep)
+                    jobs.append(image)
+                ahead.append((jobs, rows, crops, matrices))
+                if len(ahead) > 1 + threads:
+                    yield _finished(*ahead.popleft())
+            while ahead:
+                yield _finished(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _empty(self, boxes: int) -> tuple[np.ndarray, np.ndarray]:
+        views = (boxes, len(self.views))
+        return np.empty((*views, *self.input_hw, 3), np.uint8), np.empty((*views, 2, 3))
+
+    def _cut(
+        self, before: Future | None, rows: np.ndarray, crops: np.ndarray, matrices: np.ndarray, keep: bool
+    ) -> np.ndarray | None:
+        """Fill in the crops of some boxes of one image, which the job before may have read and kept."""
+        image = before.result() if before else read_image(self.table.image_path(rows[0]))
+        for i, box in enumerate(self.table.bboxes_xywh[rows]):
+            crops[i], matrices[i] = crops_of_box(image, box, self.input_hw, self.views, self.coordinates)
+        return image if keep else None
+
+
+def _finished(jobs: list[Future], *batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    """A batch once its crops are made. Raises: HrnetppError if an image of it cannot be read."""
+    for job in jobs:
+        job.result()
+    return batch
 
 
 def crops_of_box(

@@ -77,26 +77,32 @@ def crop_matrix(center: np.ndarray, scale: np.ndarray, rotation_deg: float, outp
 
 
 def invert_matrix(matrix: np.ndarray) -> np.ndarray:
-    """The (2, 3) inverse of an affine map (2, 3), float64. Raises: HrnetppError if there is none."""
+    """The (..., 2, 3) inverses of affine maps (..., 2, 3), float64. Raises: HrnetppError if there is none."""
     matrix = _check_affine(matrix)
-    (a, b), (c, d) = matrix[:, :2]
+    (a, b), (c, d) = np.moveaxis(matrix[..., :2], (-2, -1), (0, 1))
     with np.errstate(all="ignore"):
-        linear = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
-        inverse = np.column_stack([linear, -linear @ matrix[:, 2]])
-    if not np.isfinite(inverse).all():
-        raise HrnetppError(f"matrix {matrix.tolist()}: has no inverse")
+        adjugate = np.stack([np.stack([d, -b], axis=-1), np.stack([-c, a], axis=-1)], axis=-2)
+        linear = adjugate / (a * d - b * c)[..., None, None]
+        inverse = np.concatenate([linear, -linear @ matrix[..., 2:]], axis=-1)
+    good = np.isfinite(inverse).all(axis=(-2, -1))
+    if not good.all():
+        raise HrnetppError(f"matrix {matrix[~good][0].tolist()}: has no inverse")
     return inverse
 
 
 def transform_points(points_xy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Points (..., 2) under a (2, 3) affine map, float64. Raises: HrnetppError if it is of another shape."""
+    """Points (..., 2) under a (2, 3) affine map, or (B, K, 2) under (B, 2, 3), one map each; float64.
+
+    Raises: HrnetppError if the map is of another shape.
+    """
     matrix = _check_affine(matrix)
-    return np.asarray(points_xy, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    shift = matrix[..., 2] if matrix.ndim == 2 else matrix[..., None, :, 2]
+    return np.asarray(points_xy, np.float64) @ matrix[..., :2].swapaxes(-1, -2) + shift
 
 
 def _check_affine(matrix: np.ndarray) -> np.ndarray:
     matrix = np.asarray(matrix, np.float64)
-    if matrix.shape != (2, 3):
+    if matrix.shape[-2:] != (2, 3):
         raise HrnetppError(f"matrix of shape {matrix.shape}: give (2, 3)")
     return matrix
 

@@ -98,7 +98,11 @@ def decode(heatmaps: Tensor, quarter_offset: bool = True) -> tuple[Tensor, Tenso
     maps = _check_4d(heatmaps)
     height, width = maps.shape[-2:]
     flat = maps.flatten(2)
-    scores, index = flat.max(dim=2)
+    if flat.is_cpu:  # numpy's search is many times faster; both take the first NaN, or the first maximum
+        index = torch.from_numpy(flat.detach().numpy().argmax(axis=2))
+        scores = flat.gather(2, index[:, :, None])[:, :, 0]
+    else:
+        scores, index = flat.max(dim=2)
     if not scores.isfinite().all():
         raise HrnetppError("heatmaps are not finite; use another network, or other images")
     index = index * (scores > 0)
@@ -131,17 +135,42 @@ def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: 
     Raises: HrnetppError if heatmaps is not 4-D, or shift is not within 0 and 1.
     Reference: official HRNet, flip_back and SHIFT_HEATMAP.
     """
+    back = _mirror(heatmaps, flip_pairs, shift)
+    if not shift:
+        return back
+    moved = torch.cat([back[..., :1], back[..., :-1]], dim=-1)
+    return moved if shift == 1 else torch.lerp(back, moved, float(shift))
+
+
+@torch.no_grad()
+def flip_average(
+    heatmaps: Tensor, mirrored: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: float = True
+) -> Tensor:
+    """Mean of (B, K, H, W) heatmaps and `flip_back` of the mirrored image's, in one pass for a whole shift.
+
+    Raises: HrnetppError as `flip_back`.
+    """
+    maps = _check_4d(heatmaps)
+    if shift != 1:
+        return 0.5 * (maps + flip_back(mirrored, flip_pairs, shift))
+    back = _mirror(mirrored, flip_pairs, shift)
+    maps, mean = maps.contiguous(), torch.empty_like(back)
+    # One run through memory; what it makes of each row's first cell is mended.
+    torch.add(maps.view(-1)[1:], back.view(-1)[:-1], out=mean.view(-1)[1:])
+    mean[..., 0] = maps[..., 0] + back[..., 0]
+    return mean.mul_(0.5)
+
+
+def _mirror(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: float) -> Tensor:
+    """Heatmaps with left and right exchanged, in columns and in keypoints; `shift` is only checked."""
     maps = _check_4d(heatmaps)
     if not 0 <= shift <= 1:
         raise HrnetppError(f"shift must be within 0 and 1 cells, got {shift}")
     order = list(range(maps.shape[1]))
     for left, right in flip_pairs:
         order[left], order[right] = order[right], order[left]
-    back = maps[:, order].flip(-1)
-    if not shift:
-        return back
-    moved = torch.cat([back[..., :1], back[..., :-1]], dim=-1)
-    return moved if shift == 1 else torch.lerp(back, moved, float(shift))
+    # Along memory: channels-last maps would be read with large strides.
+    return maps.contiguous().index_select(1, torch.tensor(order, device=maps.device)).flip(-1)
 
 
 def _check_4d(heatmaps: Tensor) -> Tensor:

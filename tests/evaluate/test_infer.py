@@ -1,13 +1,17 @@
 """Inference with a network that is known to be right: it lights up where the picture is bright."""
 
+import threading
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from hrnetpp_lib.data.annotations import read_coco_detections
+from hrnetpp_lib.data.crops import BoxCrops
+from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.evaluate import infer
@@ -18,6 +22,7 @@ from hrnetpp_lib.pose.keypoints import COCO17
 
 HW = (128, 96)
 CARD = ModelCard(COCO17, HW)
+SMALL = replace(CARD, input_hw=(64, 32))
 
 
 class BrightnessNetwork(torch.nn.Module):
@@ -87,6 +92,102 @@ def test_tta_returns_the_mean_of_its_views():
     network, image = BrightnessNetwork(), dotted_image({0: DOT, 1: (120, 80), 2: (180, 150)})
     parts = [predict(network, image, BOX, tta=(view,), card=CARD) for view in TTA_VIEWS]
     assert predict(network, image, BOX, tta=TTA_VIEWS, card=CARD) == pytest.approx(np.mean(parts, axis=0))
+
+
+class RowsNetwork(BrightnessNetwork):
+    """Notes how many crops it sees at once, and whether half of them mirror the other half."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.mirrored = [], []
+
+    def forward(self, images):
+        half = len(images) // 2
+        self.seen.append(len(images))
+        self.mirrored.append(torch.equal(images[:half], images[half:].flip(-1)))
+        return super().forward(images)
+
+
+def table_of(folder, images: int, boxes: int) -> PersonTable:
+    """That many boxes on pictures with a dot each, the pictures in turn, so that no two rows share one."""
+    for i in range(images):
+        picture = dotted_image({0: (120 + 20 * i, 100)})
+        cv2.imwrite(str(folder / f"{i}.png"), picture[..., ::-1])
+    files, index = (
+        np.array([f"{i}.png".encode() for i in range(images)]),
+        np.arange(boxes, dtype=np.int32) % images,
+    )
+    image = files, np.arange(images), np.full((images, 2), [240, 320], np.int32), index
+    bboxes = BOX + np.arange(boxes)[:, None] * [1.0, 0.5, 0.25, 0.75]
+    person = np.arange(boxes), bboxes, np.ones(boxes), np.ones(boxes), np.zeros((boxes, 17, 3), np.float32)
+    return PersonTable("dots", COCO17, folder, *image, *person, {})
+
+
+@pytest.mark.parametrize("views", [infer.SINGLE_VIEW, TTA_VIEWS], ids=["single", "tta"])
+def test_boxes_in_any_order_threads_and_batches_give_what_one_crop_alone_gives(tmp_path, monkeypatch, views):
+    table, read = table_of(tmp_path, 3, 11), []
+
+    def count(path):
+        read.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr("hrnetpp_lib.data.crops.read_image", count)
+    network = RowsNetwork()
+    for batch_size, workers in ((32, 0), (7, 3)):
+        found = infer.predict_boxes(network, SMALL, table, True, views, batch_size, workers)
+        assert sorted(read) == ["0.png", "1.png", "2.png"] and all(network.mirrored)
+        assert max(network.seen) <= max(batch_size, 2 * len(views)) and sum(network.seen) == 11 * 2 * len(
+            views
+        )
+        for row in (0, 1, 10):
+            picture = read_image(table.image_path(row))
+            alone = predict(BrightnessNetwork(), picture, table.bboxes_xywh[[row]], tta=views, card=SMALL)[0]
+            assert np.array_equal(found.keypoints[row], alone[:, :2])
+            assert np.array_equal(found.scores[row], alone[:, 2].astype(np.float32))
+        read.clear(), network.seen.clear()
+
+
+def test_predict_takes_the_boxes_of_an_image_together():
+    network, boxes = RowsNetwork(), BOX + np.arange(20)[:, None]
+    together = predict(network, dotted_image({0: DOT}), boxes, card=SMALL)
+    assert network.seen == [20, 20] and all(network.mirrored)  # two batches of one size, not of 32 and 8
+    alone = [predict(network, dotted_image({0: DOT}), boxes[[i]], card=SMALL)[0] for i in range(20)]
+    assert np.array_equal(together, alone)
+
+
+def test_no_thread_outlives_an_error_of_a_picture_or_of_the_network(tmp_path):
+    table, threads = table_of(tmp_path, 9, 60), threading.active_count()
+    network = BrightnessNetwork()
+    network.forward = lambda images: torch.full((len(images), 17, 16, 8), torch.nan)
+    with pytest.raises(HrnetppError, match="heatmaps are not finite"):
+        infer.predict_boxes(network, SMALL, table, batch_size=4, workers=3)
+    (tmp_path / "5.png").write_bytes(b"torn")
+    with pytest.raises(HrnetppError) as caught:
+        infer.predict_boxes(BrightnessNetwork(), SMALL, table, batch_size=4, workers=3)
+    assert str(caught.value).startswith(str(tmp_path / "5.png")) and "\n" not in str(caught.value)
+    batches = BoxCrops(table_of(tmp_path, 9, 60), HW).batches(2, workers=2)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == threads
+
+
+def test_a_long_prediction_says_how_far_it_is_and_a_short_one_nothing(tmp_path, monkeypatch, capsys):
+    table = table_of(tmp_path, 2, 5)
+    infer.predict_boxes(BrightnessNetwork(), SMALL, table)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(infer, "_SECONDS_BETWEEN_LINES", 1e-9)
+    infer.predict_boxes(BrightnessNetwork(), SMALL, table, batch_size=4)
+    said = capsys.readouterr().out
+    assert "predicted 2/5 boxes, " in said and "box/s, 00:0" in said and " to go\n" in said
+
+
+def test_a_network_without_parameters_says_where_it_is():
+    network = BrightnessNetwork()
+    crops = torch.randint(0, 256, (3, *HW, 3), dtype=torch.uint8)
+    expected = infer.forward(network, crops, CARD)
+    del network.weight
+    network.device = torch.device("cpu")
+    assert torch.equal(infer.forward(network, crops, CARD), expected)
 
 
 def test_average_by_hand_and_of_other_boxes():

@@ -116,6 +116,23 @@ def test_bad_crops_are_refused():
             crop_matrix(np.array(center), np.array(scale), rotation, INPUT_HW)
 
 
+def test_many_maps_at_once_are_inverted_and_applied_as_each_alone():
+    random = np.random.default_rng(3)
+    boxes = zip(random.uniform(-50, 900, (40, 2)), random.uniform(5, 900, (40, 2)), strict=True)
+    maps = np.stack(
+        [crop_matrix(center, scale, 7.0 * i, INPUT_HW) for i, (center, scale) in enumerate(boxes)]
+    )
+    points, inverses = random.uniform(-5, 100, (40, 17, 2)), invert_matrix(maps)
+    moved = transform_points(points, inverses)
+    assert moved.shape == (40, 17, 2) and inverses.shape == (40, 2, 3)
+    for i, matrix in enumerate(maps):
+        assert np.array_equal(inverses[i], invert_matrix(matrix))
+        assert np.array_equal(moved[i], transform_points(points[i], inverses[i]))
+    maps[7, :, :2] = 0
+    with pytest.raises(HrnetppError, match=re.escape(f"matrix {maps[7].tolist()}: has no inverse")):
+        invert_matrix(maps)
+
+
 def test_maps_without_inverse_or_of_another_shape_are_refused():
     for linear in [[1, 2], [2, 4]], [[np.nan, 0], [0, 1]], [[1e-200, 0], [0, 1e-200]]:
         with pytest.raises(HrnetppError, match="no inverse"):

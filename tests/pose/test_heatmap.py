@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.heatmap import decode, encode, flip_back
+from hrnetpp_lib.pose.heatmap import decode, encode, flip_average, flip_back
 
 INPUT_HW, HEATMAP_HW = (64, 48), (16, 12)
 
@@ -117,6 +117,27 @@ def test_flip_back_swaps_pairs_mirrors_and_shifts():
     assert flip_back(part, (), shift=0.75)[1, 2, 3].tolist() == [8.0, 7.0, 3.0, 0.0]
     with pytest.raises(HrnetppError, match="within 0 and 1"):
         flip_back(maps, (), shift=1.5)
+
+
+@pytest.mark.parametrize("shift", [True, 1.0, 0.75, 0])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_flip_average_is_the_mean_with_what_flip_back_gives(shift, layout):
+    maps, mirrored = torch.randn(2, 4, 3, 5, 6).contiguous().unbind(0)
+    before, kept = maps.clone(), mirrored.clone()
+    given = (each.contiguous(memory_format=layout) for each in (maps, mirrored))
+    mean = flip_average(*given, ((0, 2),), shift)
+    assert torch.equal(mean, 0.5 * (maps + flip_back(mirrored, ((0, 2),), shift)))
+    assert torch.equal(maps, before) and torch.equal(mirrored, kept)
+    with pytest.raises(HrnetppError, match="within 0 and 1"):
+        flip_average(maps, mirrored, (), shift=-0.1)
+
+
+def test_decode_reads_channels_last_maps_too():
+    maps = torch.randn(3, 4, 7, 9)
+    for mine, yours in zip(
+        decode(maps), decode(maps.contiguous(memory_format=torch.channels_last)), strict=True
+    ):
+        assert torch.equal(mine, yours)
 
 
 def test_heatmaps_of_another_shape_or_not_finite_are_refused():
