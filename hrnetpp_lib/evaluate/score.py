@@ -1,9 +1,5 @@
 """The dataset's own metric of a network on its validation boxes, and how far another sample could move it."""
 
-import contextlib
-import copy
-import io
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +25,8 @@ def score(predictions: Predictions, data: StageData) -> dict[str, float]:
         return metrics.coco_metrics(metrics.match_coco(data.truth, scored_poses(predictions, data)))
     _check_rows(predictions, data)
     found, truth = predictions.keypoints, data.truth  # val's boxes are the true ones
-    by_image = ((truth.image_index == i, data.val.image_index == i) for i in np.unique(truth.image_index))
+    rows, nobody = metrics.rows_by_image(data.val.image_index), np.zeros(0, int)
+    by_image = ((t, rows.get(i, nobody)) for i, t in metrics.rows_by_image(truth.image_index).items())
     images = ((truth.keypoints[t].astype(np.float64), truth.areas[t], found[f]) for t, f in by_image)
     return metrics.ai_challenger_metrics(images, truth.skeleton.oks_sigmas)
 
@@ -51,12 +48,8 @@ def scored_poses(predictions: Predictions, data: StageData) -> metrics.ScoredPos
     # The boxes as the network saw them, padded and extended to its input's shape.
     areas = bbox_to_center_scale(table.bboxes_xywh, predictions.input_hw)[1].prod(axis=1)
     sigmas = np.array(table.skeleton.oks_sigmas)[scored]
-    persons, kept = defaultdict(list), []
-    for person, image_id in enumerate(image_ids.tolist()):
-        persons[image_id].append(person)
-    for members in map(np.array, persons.values()):
-        poses = keypoints[members][:, scored]
-        kept += members[metrics.oks_nms(poses, areas[members], scores[members], sigmas=sigmas)].tolist()
+    images = metrics.rows_by_image(image_ids).values()
+    kept = metrics.suppress(images, keypoints[:, scored], areas, scores, sigmas=sigmas)
     return metrics.ScoredPoses(image_ids[kept], keypoints[kept], predictions.scores[kept], scores[kept])
 
 
@@ -129,19 +122,35 @@ def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 
     samples = np.random.default_rng(seed).integers(0, images, (draws, images))
     for method, found in predictions.items():
         matches = metrics.match_coco(data.truth, scored_poses(found, data))
-        drawn[method] = np.array([_resampled_ap(matches, sample) for sample in samples])
+        drawn[method] = _resampled_aps(matches, samples)
         whole[method] = metrics.coco_metrics(matches)
     return Draws(whole, drawn)
 
 
-def _resampled_ap(matches: COCOeval | None, sample: np.ndarray) -> float:
-    """AP over the sampled images; an image that is drawn twice counts twice."""
-    if matches is None:
-        return 0.0
-    sampled, params = copy.copy(matches), copy.copy(matches.params)
-    params.areaRng = params.areaRng[:1]  # all sizes, which come first: an entry for each image
-    sampled.evalImgs = [matches.evalImgs[image] for image in sample]
-    with contextlib.redirect_stdout(io.StringIO()):
-        sampled.accumulate(params)
-    precision = sampled.eval["precision"]
-    return float(precision[precision > -1].mean()) if (precision > -1).any() else 0.0
+def _resampled_aps(matches: COCOeval | None, samples: np.ndarray) -> np.ndarray:
+    """(draws,) AP over the images of each row of `samples`; one that is drawn twice counts twice.
+
+    What pycocotools' accumulate and summarize would have, to the last bit.
+    """
+    everyone, people = [np.zeros((21, 0))] * samples.shape[1], np.zeros(samples.shape[1], np.int64)
+    for image in filter(None, matches.evalImgs if matches else ()):
+        if list(image["aRng"]) == [0, 1e10]:  # all sizes
+            matched, ignored = (np.array(image[name], bool) for name in ("dtMatches", "dtIgnore"))
+            columns = [[image["dtScores"]], matched & ~ignored, ~matched & ~ignored]
+            everyone[image["image_id"]] = np.concatenate(columns)
+            people[image["image_id"]] = np.count_nonzero(~np.array(image["gtIgnore"], bool))
+    counts = np.array([poses.shape[1] for poses in everyone])
+    ends, (scores, *hits) = counts.cumsum(), np.concatenate(everyone, axis=1)
+    rank, hits = np.unique(-scores, return_inverse=True)[1], np.array(hits)
+
+    def ap(sample: np.ndarray) -> float:
+        drawn, total = counts[sample], people[sample].sum()
+        poses = np.arange(drawn.sum()) + np.repeat(ends[sample] - drawn.cumsum(), drawn)
+        poses = poses[rank[poses].argsort(kind="stable")]
+        right, wrong = hits[:, poses].cumsum(axis=1).reshape(2, 10, -1)
+        precision = np.pad(right / (wrong + right + np.spacing(1)), ((0, 0), (0, 1)))
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        reached = [recall.searchsorted(np.linspace(0, 1, 101)) for recall in right / max(total, 1)]
+        return float(np.take_along_axis(precision, np.array(reached), axis=1).mean()) if total else 0.0
+
+    return np.array([ap(sample) for sample in samples])
