@@ -202,7 +202,7 @@ def _match(images: int, true: dict[str, np.ndarray], found: dict[str, np.ndarray
     order = np.lexsort((-found["score"], found["image_id"]))
     rank = np.arange(len(order)) - found["image_id"][order].searchsorted(found["image_id"][order])
     found, rank = {name: column[order[rank < most]] for name, column in found.items()}, rank[rank < most]
-    pose, person, similarity = _similar_pairs(true, found, rank)
+    pose, person, similarity = _similar_pairs(true, found)
     if "keypoints" in found:
         sizes, hidden = np.ptp(found["keypoints"][..., :2], axis=1), true["num_keypoints"] == 0
     else:
@@ -212,29 +212,29 @@ def _match(images: int, true: dict[str, np.ndarray], found: dict[str, np.ndarray
     for hits, misses, (low, high) in zip(right, wrong, ranges, strict=True):
         ignored = crowd | hidden | (true["area"] < low) | (true["area"] > high)
         counts.append(np.bincount(true["image_id"][~ignored], minlength=images))
-        inside = (low <= sizes.prod(axis=1)) & (sizes.prod(axis=1) <= high)
-        misses[:] = inside
+        misses[:] = (low <= sizes.prod(axis=1)) & (sizes.prod(axis=1) <= high)
         taken = np.zeros((len(_THRESHOLDS), len(crowd)), bool)
         # The best person of a pose comes last: not ignored, then the most similar, then the later one.
         pairs = np.lexsort((similarity, ~ignored[person], pose, rank[pose]))
         for part in np.split(pairs, np.flatnonzero(np.diff(rank[pose[pairs]])) + 1):  # one pose of each image
-            free = (similarity[part] >= _THRESHOLDS[:, None]) & (crowd | ~taken)[:, person[part]]
+            free = (similarity[part] >= _THRESHOLDS[:, None]) & (
+                crowd[person[part]] | ~taken[:, person[part]]
+            )
             first = np.flatnonzero(np.diff(pose[part], prepend=-1))
             best = np.maximum.reduceat(np.where(free, np.arange(len(part)), -1), first, axis=1)
             level, column = np.nonzero(best >= 0)
             pair = part[best[level, column]]
             taken[level, person[pair]] = True
             hits[level, pose[pair]], misses[level, pose[pair]] = ~ignored[person[pair]], False
-    number = np.bincount(found["image_id"], minlength=images)
-    return Matches(found["score"], right, wrong, number, np.array(counts))
+    found_counts = np.bincount(found["image_id"], minlength=images)
+    return Matches(found["score"], right, wrong, found_counts, np.array(counts))
 
 
-def _similar_pairs(true: dict, found: dict, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _similar_pairs(true: dict, found: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Found and true rows and the similarity of all pairs of an image that could match."""
     by_image = np.argsort(true["image_id"], kind="stable")
-    first, last = (
-        true["image_id"][by_image].searchsorted(found["image_id"], side) for side in ("left", "right")
-    )
+    sorted_ids = true["image_id"][by_image]
+    first, last = (sorted_ids.searchsorted(found["image_id"], side) for side in ("left", "right"))
     ends = (last - first).cumsum()
     similar = _pose_similarity if "keypoints" in found else _box_overlap
     pairs = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))]
@@ -242,10 +242,8 @@ def _similar_pairs(true: dict, found: dict, rank: np.ndarray) -> tuple[np.ndarra
         pose = np.repeat(rows, (last - first)[rows])
         person = by_image[np.arange(ends[rows[-1]] - len(pose), ends[rows[-1]]) + (last - ends)[pose]]
         if len(pose):
-            columns = (
-                {k: v[chosen] for k, v in side.items()} for side, chosen in ((true, person), (found, pose))
-            )
-            similarity = similar(*columns)
+            persons, poses = {k: v[person] for k, v in true.items()}, {k: v[pose] for k, v in found.items()}
+            similarity = similar(persons, poses)
             near = similarity >= _THRESHOLDS[0]
             pairs.append((pose[near], person[near], similarity[near]))
     return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
@@ -257,9 +255,8 @@ def _pose_similarity(true: dict[str, np.ndarray], found: dict[str, np.ndarray]) 
     unlabelled = ~counted.any(axis=1)[:, None]
     # Instead of labels there are boxes of three times the size, in which a keypoint is right.
     start, size = np.split(true["bbox"][:, None], 2, axis=2)
-    nearest = np.where(
-        unlabelled[..., None], place.clip(start - size, start + 2 * size), true["keypoints"][..., :2]
-    )
+    inside, labels = place.clip(start - size, start + 2 * size), true["keypoints"][..., :2]
+    nearest = np.where(unlabelled[..., None], inside, labels)
     single = keypoint_similarity(place, nearest, true["area"], COCO17.oks_sigmas)
     counted |= unlabelled
     number, result = counted.sum(axis=1), np.zeros(len(counted))
@@ -277,40 +274,33 @@ def _box_overlap(true: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> n
     return np.divide(both, union, out=np.zeros(len(both)), where=both > 0)
 
 
-def precision_and_recall(
-    scores: np.ndarray, right: np.ndarray, wrong: np.ndarray, total: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(T, 101) interpolated precision at each hundredth of recall and (T,) recall of (T, P) found persons.
+def curve(scores: np.ndarray, right: np.ndarray, wrong: np.ndarray, total: int) -> np.ndarray:
+    """(T, 102) interpolated precision of (T, P) found persons at each hundredth of recall, and recall.
 
     -1 where there is nobody to find. The arithmetic is that of pycocotools' accumulate.
     """
     if not total:
-        return np.full((len(right), 101), -1.0), np.full(len(right), -1.0)
+        return np.full((len(right), 102), -1.0)
     order = np.argsort(-scores, kind="stable")
     right, wrong = right[:, order].cumsum(axis=1), wrong[:, order].cumsum(axis=1)
     precision = np.pad(right / (wrong + right + np.spacing(1)), ((0, 0), (0, 1)))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = np.pad(right / total, ((0, 0), (1, 0)))
     reached = [row[1:].searchsorted(np.linspace(0, 1, 101)) for row in recall]
-    return np.take_along_axis(precision, np.array(reached), axis=1), recall[:, -1]
+    return np.hstack([np.take_along_axis(precision, np.array(reached), axis=1), recall[:, -1:]])
 
 
 def coco_metrics(*categories: Matches) -> dict[str, float]:
     """The ten COCO metrics of matched persons by their names, in [0, 1]; see `coco_ap`."""
     if not sum(len(matches.scores) for matches in categories):
         return dict.fromkeys(COCO_METRICS, 0.0)
-    columns = [
-        [precision_and_recall(m.scores, m.right[a], m.wrong[a], m.true[a].sum()) for m in categories]
-        for a in range(len(categories[0].right))
-    ]
-    values = []
-    for kind in (0, 1):
-        areas = [np.stack([part[kind] for part in area], axis=-1) for area in columns]
-        values += [areas[0], areas[0][0], areas[0][5], *areas[1:]]
-    values = [part[part > -1] for part in values]
-    return dict(
-        zip(COCO_METRICS, [float(part.mean()) if len(part) else -1.0 for part in values], strict=False)
-    )
+    rows = [zip(m.right, m.wrong, m.true.sum(axis=1), strict=True) for m in categories]
+    curves = [[curve(m.scores, *row) for row in part] for m, part in zip(categories, rows, strict=True)]
+    curves, means = np.stack(curves, axis=-1), []  # (A, T, 102, categories)
+    for part in (curves[:, :, :-1], curves[:, :, -1:]):
+        for values in (part[0], part[0, 0], part[0, 5], *part[1:]):
+            means.append(float(values[values > -1].mean()) if (values > -1).any() else -1.0)
+    return dict(zip(COCO_METRICS, means, strict=False))  # boxes have all sizes alone, AP first
 
 
 def ai_challenger_metrics(

@@ -134,6 +134,6 @@ def _resampled_aps(matches: metrics.Matches, samples: np.ndarray) -> np.ndarray:
         count = matches.found[sample]
         found = np.arange(count.sum()) + np.repeat(ends[sample] - count.cumsum(), count)
         columns = rank[found], matches.right[0][:, found], matches.wrong[0][:, found]
-        precision, _ = metrics.precision_and_recall(*columns, matches.true[0][sample].sum())
-        aps.append(max(float(precision.mean()), 0.0))
+        precision = metrics.curve(*columns, matches.true[0][sample].sum())[:, :-1]
+        aps.append(max(float(precision.ravel().mean()), 0.0))
     return np.array(aps)
