@@ -17,6 +17,7 @@ from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 _POSES_AT_ONCE = 1024  # as many as a processor's cache holds
 _PAIRS_AT_ONCE = 8192
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_RECALLS = np.linspace(0, 1, 101)
 _AREAS = ((0, 1e10), (32**2, 96**2), (96**2, 1e10))  # all, medium, large; px^2
 COCO_METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
@@ -274,29 +275,35 @@ def _box_overlap(true: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> n
     return np.divide(both, union, out=np.zeros(len(both)), where=both > 0)
 
 
-def curve(scores: np.ndarray, right: np.ndarray, wrong: np.ndarray, total: int) -> np.ndarray:
-    """(T, 102) interpolated precision of (T, P) found persons at each hundredth of recall, and recall.
+def curve(right: np.ndarray, wrong: np.ndarray, total: int) -> np.ndarray:
+    """(T, 102) precision, interpolated at each hundredth of recall, and recall of (T, P) persons, best first.
 
     -1 where there is nobody to find. The arithmetic is that of pycocotools' accumulate.
     """
     if not total:
         return np.full((len(right), 102), -1.0)
-    order = np.argsort(-scores, kind="stable")
-    right, wrong = right[:, order].cumsum(axis=1), wrong[:, order].cumsum(axis=1)
-    precision = np.pad(right / (wrong + right + np.spacing(1)), ((0, 0), (0, 1)))
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = np.pad(right / total, ((0, 0), (1, 0)))
-    reached = [row[1:].searchsorted(np.linspace(0, 1, 101)) for row in recall]
-    return np.hstack([np.take_along_axis(precision, np.array(reached), axis=1), recall[:, -1:]])
+    (levels, found), right = right.shape, right.cumsum(axis=1)
+    precision = np.zeros((levels, found + 1))  # 0 where recall does not reach
+    np.divide(right, wrong.cumsum(axis=1) + right + np.spacing(1), out=precision[:, :-1])
+    recall = np.zeros((levels, found + 1))
+    np.divide(right, total, out=recall[:, 1:])
+    reached = np.array([row[1:].searchsorted(_RECALLS) for row in recall])
+    # The best precision from there on: of each part up to the next point, then of all parts behind.
+    starts = reached + np.arange(0, precision.size, found + 1)[:, None]
+    parts = np.maximum.reduceat(precision.ravel(), starts.ravel()).reshape(levels, -1)
+    return np.hstack([np.maximum.accumulate(parts[:, ::-1], axis=1)[:, ::-1], recall[:, -1:]])
 
 
 def coco_metrics(*categories: Matches) -> dict[str, float]:
     """The ten COCO metrics of matched persons by their names, in [0, 1]; see `coco_ap`."""
     if not sum(len(matches.scores) for matches in categories):
         return dict.fromkeys(COCO_METRICS, 0.0)
-    rows = [zip(m.right, m.wrong, m.true.sum(axis=1), strict=True) for m in categories]
-    curves = [[curve(m.scores, *row) for row in part] for m, part in zip(categories, rows, strict=True)]
-    curves, means = np.stack(curves, axis=-1), []  # (A, T, 102, categories)
+    curves, means = [], []
+    for m in categories:
+        order = np.argsort(-m.scores, kind="stable")
+        areas = zip(m.right, m.wrong, m.true, strict=True)
+        curves.append([curve(right[:, order], wrong[:, order], true.sum()) for right, wrong, true in areas])
+    curves = np.stack(curves, axis=-1)  # (A, T, 102, categories)
     for part in (curves[:, :, :-1], curves[:, :, -1:]):
         for values in (part[0], part[0, 0], part[0, 5], *part[1:]):
             means.append(float(values[values > -1].mean()) if (values > -1).any() else -1.0)

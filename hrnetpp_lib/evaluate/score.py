@@ -128,12 +128,14 @@ def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 
 
 def _resampled_aps(matches: metrics.Matches, samples: np.ndarray) -> np.ndarray:
     """(draws,) AP over the images of each row of `samples`; one that is drawn twice counts twice."""
-    rank = np.unique(-matches.scores, return_inverse=True)[1]  # sorts faster than floats
-    rank, ends, aps = -rank.astype(np.int64), matches.found.cumsum(), []
+    scores, rank = np.unique(-matches.scores, return_inverse=True)
+    rank = rank.astype(np.min_scalar_type(len(scores)))  # small integers sort fastest
+    right, wrong, ends, aps = matches.right[0], matches.wrong[0], matches.found.cumsum(), []
     for sample in samples:
         count = matches.found[sample]
         found = np.arange(count.sum()) + np.repeat(ends[sample] - count.cumsum(), count)
-        columns = rank[found], matches.right[0][:, found], matches.wrong[0][:, found]
-        precision = metrics.curve(*columns, matches.true[0][sample].sum())[:, :-1]
+        found = found[rank[found].argsort(kind="stable")]
+        total = matches.true[0, sample].sum()
+        precision = metrics.curve(right.take(found, axis=1), wrong.take(found, axis=1), total)[:, :-1]
         aps.append(max(float(precision.ravel().mean()), 0.0))
     return np.array(aps)
