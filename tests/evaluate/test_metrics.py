@@ -299,8 +299,9 @@ def random_set(seed: int, images: int, persons: int, found: int, levels: int) ->
     for _ in range(persons):
         box = np.concatenate([rng.integers(0, 60, 2), rng.integers(0, 200, 2)]).astype(float)
         triples = np.column_stack([box[:2] + rng.random((17, 2)) * box[2:], rng.integers(0, 3, 17)])
-        triples[rng.random() < unlabelled and slice(None) or slice(0, 0)] = 0
-        fields = {"iscrowd": int(rng.random() < 0.1), "area": float(box[2:].prod() * rng.random())}
+        triples *= rng.random() > unlabelled
+        area = float(rng.choice([1024, 9216, *(box[2:].prod() * rng.random(4))]))
+        fields = {"iscrowd": int(rng.random() < 0.1), "area": area}
         fields |= {"num_keypoints": int((triples[:, 2] > 0).sum()), "keypoints": triples.ravel().tolist()}
         place = {
             "image_id": int(rng.choice(ids)),
