@@ -252,6 +252,7 @@ def _similar_pairs(true: dict, found: dict) -> tuple[np.ndarray, np.ndarray, np.
 
 def _pose_similarity(true: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> np.ndarray:
     """(n,) OKS of pairs to pycocotools' last bit."""
+    # CHOICE: not hotcoco, which adds terms in another order and so settles some equal similarities otherwise.
     place, counted = found["keypoints"][..., :2].astype(np.float64), true["keypoints"][..., 2] > 0
     unlabelled = ~counted.any(axis=1)[:, None]
     # Instead of labels there are boxes of three times the size, in which a keypoint is right.
