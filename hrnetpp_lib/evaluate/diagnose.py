@@ -6,7 +6,7 @@ import numpy as np
 
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.metrics import ScoredPoses, keypoint_similarity, oks
+from hrnetpp_lib.evaluate.metrics import ScoredPoses, keypoint_similarity, oks, rows_by_image
 from hrnetpp_lib.pose.geometry import bbox_to_center_scale
 from hrnetpp_lib.pose.keypoints import Skeleton
 
@@ -68,9 +68,9 @@ def diagnose(truth: PersonTable, poses: ScoredPoses) -> Diagnosis:
         wanted = f"give (P, {len(skeleton)}, 2) for {skeleton.name}"
         raise HrnetppError(f"poses of shape {poses.keypoints.shape}: {wanted}")
     pairs, rows = [], []
-    for image_id in np.intersect1d(poses.image_ids, truth_image_ids):
-        persons = np.flatnonzero(truth_image_ids == image_id)
-        found = np.flatnonzero(poses.image_ids == image_id)
+    persons_of, found_in = rows_by_image(truth_image_ids), rows_by_image(poses.image_ids)
+    for image_id in sorted(persons_of.keys() & found_in.keys()):
+        persons, found = persons_of[image_id], found_in[image_id]
         found = found[np.argsort(-poses.scores[found], kind="stable")]
         true, areas = truth.keypoints[persons].astype(np.float64), truth.areas[persons]
         similarity = oks(poses.keypoints[found, None], true, areas, skeleton.oks_sigmas, true[:, :, 2] > 0)

@@ -1,13 +1,8 @@
 """The dataset's own metric of a network on its validation boxes, and how far another sample could move it."""
 
-import contextlib
-import copy
-import io
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.data.layout import Metric, StageData
 from hrnetpp_lib.errors import HrnetppError
@@ -29,7 +24,8 @@ def score(predictions: Predictions, data: StageData) -> dict[str, float]:
         return metrics.coco_metrics(metrics.match_coco(data.truth, scored_poses(predictions, data)))
     _check_rows(predictions, data)
     found, truth = predictions.keypoints, data.truth  # val's boxes are the true ones
-    by_image = ((truth.image_index == i, data.val.image_index == i) for i in np.unique(truth.image_index))
+    rows, nobody = metrics.rows_by_image(data.val.image_index), np.zeros(0, int)
+    by_image = ((t, rows.get(i, nobody)) for i, t in metrics.rows_by_image(truth.image_index).items())
     images = ((truth.keypoints[t].astype(np.float64), truth.areas[t], found[f]) for t, f in by_image)
     return metrics.ai_challenger_metrics(images, truth.skeleton.oks_sigmas)
 
@@ -51,12 +47,8 @@ def scored_poses(predictions: Predictions, data: StageData) -> metrics.ScoredPos
     # The boxes as the network saw them, padded and extended to its input's shape.
     areas = bbox_to_center_scale(table.bboxes_xywh, predictions.input_hw)[1].prod(axis=1)
     sigmas = np.array(table.skeleton.oks_sigmas)[scored]
-    persons, kept = defaultdict(list), []
-    for person, image_id in enumerate(image_ids.tolist()):
-        persons[image_id].append(person)
-    for members in map(np.array, persons.values()):
-        poses = keypoints[members][:, scored]
-        kept += members[metrics.oks_nms(poses, areas[members], scores[members], sigmas=sigmas)].tolist()
+    images = metrics.rows_by_image(image_ids).values()
+    kept = metrics.suppress(images, keypoints[:, scored], areas, scores, sigmas=sigmas)
     return metrics.ScoredPoses(image_ids[kept], keypoints[kept], predictions.scores[kept], scores[kept])
 
 
@@ -129,19 +121,21 @@ def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 
     samples = np.random.default_rng(seed).integers(0, images, (draws, images))
     for method, found in predictions.items():
         matches = metrics.match_coco(data.truth, scored_poses(found, data))
-        drawn[method] = np.array([_resampled_ap(matches, sample) for sample in samples])
+        drawn[method] = _resampled_aps(matches, samples)
         whole[method] = metrics.coco_metrics(matches)
     return Draws(whole, drawn)
 
 
-def _resampled_ap(matches: COCOeval | None, sample: np.ndarray) -> float:
-    """AP over the sampled images; an image that is drawn twice counts twice."""
-    if matches is None:
-        return 0.0
-    sampled, params = copy.copy(matches), copy.copy(matches.params)
-    params.areaRng = params.areaRng[:1]  # all sizes, which come first: an entry for each image
-    sampled.evalImgs = [matches.evalImgs[image] for image in sample]
-    with contextlib.redirect_stdout(io.StringIO()):
-        sampled.accumulate(params)
-    precision = sampled.eval["precision"]
-    return float(precision[precision > -1].mean()) if (precision > -1).any() else 0.0
+def _resampled_aps(matches: metrics.Matches, samples: np.ndarray) -> np.ndarray:
+    """(draws,) AP over the images of each row of `samples`; one that is drawn twice counts twice."""
+    scores, rank = np.unique(-matches.scores, return_inverse=True)
+    rank = rank.astype(np.min_scalar_type(len(scores)))  # small integers sort fastest
+    right, wrong, ends, aps = matches.right[0], matches.wrong[0], matches.found.cumsum(), []
+    for sample in samples:
+        count = matches.found[sample]
+        found = np.arange(count.sum()) + np.repeat(ends[sample] - count.cumsum(), count)
+        found = found[rank[found].argsort(kind="stable")]
+        total = matches.true[0, sample].sum()
+        precision = metrics.curve(right.take(found, axis=1), wrong.take(found, axis=1), total)[:, :-1]
+        aps.append(max(float(precision.ravel().mean()), 0.0))
+    return np.array(aps)

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
@@ -15,7 +15,8 @@ from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import ai_challenger_ap, bbox_ap, coco_ap, oks, oks_nms, rescore
-from hrnetpp_lib.evaluate.metrics import COCO_METRICS, keypoint_similarity
+from hrnetpp_lib.evaluate import metrics as metrics_module
+from hrnetpp_lib.evaluate.metrics import COCO_METRICS, keypoint_similarity, rows_by_image, suppress
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 poses = arrays(np.float64, (17, 2), elements=st.floats(-500, 500))
@@ -77,6 +78,21 @@ def test_nms_is_the_slow_rule_ties_included(seed, persons, copies, levels, thres
     scores = np.random.default_rng(seed).integers(0, levels, len(areas)) / levels
     kept = oks_nms(keypoints, areas, scores, threshold, COCO17.oks_sigmas)
     assert kept.tolist() == slow_nms(keypoints, areas, scores, threshold, COCO17.oks_sigmas)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_suppression_of_many_images_is_that_of_each(at_once, monkeypatch):
+    monkeypatch.setattr(metrics_module, "_POSES_AT_ONCE", at_once)
+    keypoints, areas = crowd(5, 9, 11)
+    rng = np.random.default_rng(5)
+    scores, image_ids = rng.integers(0, 9, 99) / 9, rng.choice([7, -2, 2**62, 5], 99)
+    images = rows_by_image(image_ids)
+    assert list(images) == list(dict.fromkeys(image_ids.tolist()))
+    assert all((image_ids[rows] == i).all() and (np.diff(rows) > 0).all() for i, rows in images.items())
+    apart = [rows[oks_nms(keypoints[rows], areas[rows], scores[rows], 0.7)] for rows in images.values()]
+    together = suppress(images.values(), keypoints, areas, scores, 0.7)
+    assert together.tolist() == np.concatenate(apart).tolist() and 4 < len(together) < 99
+    assert len(suppress([], keypoints[:0], areas[:0], scores[:0])) == 0 and rows_by_image(areas[:0]) == {}
 
 
 def test_nms_by_hand():
@@ -227,19 +243,128 @@ def noisy_results(truth: dict, strength: float) -> list[dict]:
     return results
 
 
+def plain_metrics(truth: dict, results: list[dict], kind: str = "keypoints") -> list[float]:
+    """What pycocotools makes of copies; it takes a match with a person of id 0 for none."""
+    truth, results = copy.deepcopy(truth), copy.deepcopy(results)
+    for number, person in enumerate(truth["annotations"], 1):
+        person["id"] = number
+    coco = COCO()
+    coco.dataset = truth
+    coco.createIndex()
+    plain = COCOeval(coco, coco.loadRes(results), kind)
+    plain.params.kpt_oks_sigmas = np.array(COCO17.oks_sigmas)  # its own differ in the last bit: 0.26 / 10
+    plain.evaluate()
+    plain.accumulate()
+    plain.summarize()
+    return plain.stats.tolist()
+
+
 def test_coco_ap_is_a_plain_cocoeval_run_on_real_persons(real_data):
     aps = [1.0]
     for strength in (0.02, 0.08, 0.2):
-        coco = COCO(real_data / MINI)
-        results = noisy_results(coco.dataset, strength)
-        plain = COCOeval(coco, coco.loadRes(results), "keypoints")
-        plain.evaluate()
-        plain.accumulate()
-        plain.summarize()
+        truth = json.loads((real_data / MINI).read_text())
+        results = noisy_results(truth, strength)
         metrics = coco_ap(real_data / MINI, results)
-        assert list(metrics.values()) == plain.stats.tolist()
+        assert list(metrics.values()) == plain_metrics(truth, results)
         aps.append(metrics["AP"])
     assert sorted(aps, reverse=True) == aps and 0 < aps[-1] < aps[1] < 0.99
+
+
+def test_real_detections_score_what_cocoeval_says(real_data):
+    file = real_data / "coco_test" / "test_coco.json"
+    boxes = json.loads(file.with_name("test_coco_det_AP_H_56.json").read_text())
+    truth, rng = json.loads(file.read_text()), np.random.default_rng(0)
+    true = [a for a in truth["annotations"] if a["num_keypoints"]]
+    found = []
+    for number, box in enumerate(boxes):  # some where a person is, the others anywhere in their box
+        corner, size = np.split(np.array(box["bbox"]), 2)
+        triples = np.column_stack([corner + rng.random((17, 2)) * size, np.ones(17)])
+        person = true[number % len(true)]
+        near = number < 40 and person["image_id"] == box["image_id"]
+        triples = np.reshape(person["keypoints"], (17, 3)) + rng.normal(0, 3, (17, 3)) if near else triples
+        record = {"image_id": box["image_id"], "category_id": 1, "score": box["score"]}
+        found.append(record | {"keypoints": triples.ravel().tolist()})
+    assert len(found) == 118 and 0.01 < coco_ap(truth, found)["AP"] < 0.9
+    assert list(coco_ap(truth, found).values()) == plain_metrics(truth, found)
+    assert bbox_ap(file, boxes) == plain_metrics(truth, boxes, "bbox")[0]
+
+
+def random_set(seed: int, images: int, persons: int, found: int, levels: int) -> tuple[dict, list[dict]]:
+    """Persons of all kinds and sizes, overlapping, and results near them, of few different scores."""
+    rng = np.random.default_rng(seed)
+    ids = rng.choice(np.array([-(2**40), -3, 0, 1, 7, 900, 2**53 + 1, 2**62]), images, replace=False)
+    categories = [{"id": 1, "name": "a"}, {"id": 2**40, "name": "b"}][: rng.integers(1, 3)]
+    truth, unlabelled = {"images": [{"id": int(i)} for i in ids], "categories": categories}, rng.random()
+    truth["annotations"], results = [], []
+    for _ in range(persons):
+        box = np.concatenate([rng.integers(0, 60, 2), rng.integers(0, 200, 2)]).astype(float)
+        triples = np.column_stack([box[:2] + rng.random((17, 2)) * box[2:], rng.integers(0, 3, 17)])
+        triples *= rng.random() > unlabelled
+        area = float(rng.choice([1024, 9216, *(box[2:].prod() * rng.random(4))]))
+        fields = {"iscrowd": int(rng.random() < 0.1), "area": area}
+        fields |= {"num_keypoints": int((triples[:, 2] > 0).sum()), "keypoints": triples.ravel().tolist()}
+        place = {
+            "image_id": int(rng.choice(ids)),
+            "category_id": categories[rng.integers(len(categories))]["id"],
+        }
+        truth["annotations"].append(place | fields | {"bbox": box.tolist()})
+    for _ in range(found):
+        person = truth["annotations"][rng.integers(persons)] if persons else None
+        record = {"image_id": int(rng.choice(ids)), "category_id": 1, "bbox": rng.integers(1, 99, 4).tolist()}
+        keypoints = rng.random(51) * 90
+        if person and rng.random() < 0.8:
+            record = {name: person[name] for name in ("image_id", "category_id")}
+            strength = rng.choice([0, 1, 1, 9])
+            record["bbox"] = (np.array(person["bbox"]) + strength * rng.random(4)).tolist()
+            keypoints = person["keypoints"] + strength * rng.normal(0, 1, 51)
+        score = int(rng.integers(levels)) / levels
+        results.append(record | {"keypoints": keypoints.tolist(), "score": score})
+    return truth, results
+
+
+@given(*(st.integers(low, high) for low, high in ((0, 9**9), (1, 8), (0, 40), (1, 150), (1, 30))))
+@settings(max_examples=60)
+def test_coco_metrics_are_pycocotools_to_the_last_bit(seed, images, persons, found, levels):
+    truth, results = random_set(seed, images, persons, found, levels)
+    poses = [{name: value for name, value in result.items() if name != "bbox"} for result in results]
+    assert list(coco_ap(truth, poses).values()) == plain_metrics(truth, poses)
+    truth["annotations"] = [person for person in truth["annotations"] if person["category_id"] == 1]
+    boxes = [result for result in results if result["category_id"] == 1]
+    if boxes:
+        persons_alone = truth | {"categories": truth["categories"][:1]}
+        assert bbox_ap(truth, boxes) == plain_metrics(persons_alone, boxes, "bbox")[0]
+
+
+def test_a_larger_set_in_many_parts_is_pycocotools_too(monkeypatch):
+    monkeypatch.setattr(metrics_module, "_PAIRS_AT_ONCE", 64)
+    truth, results = random_set(3, 8, 120, 900, 500)
+    for result in results:
+        del result["bbox"]
+    assert list(coco_ap(truth, results).values()) == plain_metrics(truth, results)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_similarities_that_rounding_decides_go_as_in_pycocotools(seed):
+    truth, rng = truth_of(2), np.random.default_rng(seed)
+    first, second = truth["annotations"]
+    pose, offset = rng.uniform(0, 100, (17, 2)), rng.normal(0, 2, (17, 2))
+    swapped = offset[np.array(COCO17.flip_order)]  # the same terms of the same sum in another order
+    for person, moved in ((first, pose + offset), (second, pose + swapped)):
+        person["keypoints"] = np.column_stack([moved, np.full(17, 2)]).ravel().tolist()
+        person |= {"bbox": [0, 0, 99, 99]}
+    between = result_of(first) | {"keypoints": np.column_stack([pose, np.ones(17)]).ravel().tolist()}
+    results = [between, result_of(first, 0.5)]
+    assert list(coco_ap(truth, results).values()) == plain_metrics(truth, results)
+    # As near to the threshold of 0.75 as numbers go.
+    near, far, true = 0.0, 200.0, np.reshape(first["keypoints"], (17, 3))
+    for _ in range(80):
+        middle = (near + far) / 2
+        similarity = oks(true[:, :2] + middle * offset, true, 5000.0, COCO17.oks_sigmas)
+        near, far = (middle, far) if similarity > 0.75 else (near, middle)
+    for step in (near, far):
+        triples = true + np.pad(step * offset, ((0, 0), (0, 1)))
+        results = [result_of(first) | {"keypoints": triples.ravel().tolist()}]
+        assert list(coco_ap(truth, results).values()) == plain_metrics(truth, results)
 
 
 def test_oks_is_that_of_cocoeval_on_real_persons(real_data):
