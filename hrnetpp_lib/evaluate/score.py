@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools.cocoeval import COCOeval
 
 from hrnetpp_lib.data.layout import Metric, StageData
 from hrnetpp_lib.errors import HrnetppError
@@ -53,10 +54,12 @@ def scored_poses(predictions: Predictions, data: StageData) -> metrics.ScoredPos
 
 
 def _check_rows(predictions: Predictions, data: StageData) -> None:
-    """Refuse predictions of other boxes or keypoints."""
+    """Refuse predictions of other boxes or keypoints, and such as are no numbers."""
     wanted = (len(data.val), len(data.val.skeleton), 2)
     if predictions.keypoints.shape != wanted:
         raise HrnetppError(f"poses of shape {predictions.keypoints.shape} for boxes that need {wanted}")
+    if not (np.isfinite(predictions.keypoints).all() and np.isfinite(predictions.scores).all()):
+        raise HrnetppError("poses are not finite; predict them anew, by another network")
 
 
 @dataclass(frozen=True)
@@ -126,16 +129,30 @@ def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 
     return Draws(whole, drawn)
 
 
-def _resampled_aps(matches: metrics.Matches, samples: np.ndarray) -> np.ndarray:
-    """(draws,) AP over the images of each row of `samples`; one that is drawn twice counts twice."""
-    scores, rank = np.unique(-matches.scores, return_inverse=True)
-    rank = rank.astype(np.min_scalar_type(len(scores)))  # small integers sort fastest
-    right, wrong, ends, aps = matches.right[0], matches.wrong[0], matches.found.cumsum(), []
-    for sample in samples:
-        count = matches.found[sample]
-        found = np.arange(count.sum()) + np.repeat(ends[sample] - count.cumsum(), count)
-        found = found[rank[found].argsort(kind="stable")]
-        total = matches.true[0, sample].sum()
-        precision = metrics.curve(right.take(found, axis=1), wrong.take(found, axis=1), total)[:, :-1]
-        aps.append(max(float(precision.ravel().mean()), 0.0))
-    return np.array(aps)
+def _resampled_aps(matches: COCOeval | None, samples: np.ndarray) -> np.ndarray:
+    """(draws,) AP over the images of each row of `samples`; one that is drawn twice counts twice.
+
+    What pycocotools' accumulate and summarize would have, to the last bit.
+    """
+    everyone, people = [np.zeros((21, 0))] * samples.shape[1], np.zeros(samples.shape[1], np.int64)
+    for image in filter(None, matches.evalImgs if matches else ()):
+        if list(image["aRng"]) == [0, 1e10]:  # all sizes
+            matched, ignored = (np.array(image[name], bool) for name in ("dtMatches", "dtIgnore"))
+            columns = [[image["dtScores"]], matched & ~ignored, ~matched & ~ignored]
+            everyone[image["image_id"]] = np.concatenate(columns)
+            people[image["image_id"]] = np.count_nonzero(~np.array(image["gtIgnore"], bool))
+    counts = np.array([poses.shape[1] for poses in everyone])
+    ends, (scores, *hits) = counts.cumsum(), np.concatenate(everyone, axis=1)
+    rank, hits = np.unique(-scores, return_inverse=True)[1], np.array(hits)
+
+    def ap(sample: np.ndarray) -> float:
+        drawn, total = counts[sample], people[sample].sum()
+        poses = np.arange(drawn.sum()) + np.repeat(ends[sample] - drawn.cumsum(), drawn)
+        poses = poses[rank[poses].argsort(kind="stable")]
+        right, wrong = hits[:, poses].cumsum(axis=1).reshape(2, 10, -1)
+        precision = np.pad(right / (wrong + right + np.spacing(1)), ((0, 0), (0, 1)))
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        reached = [recall.searchsorted(np.linspace(0, 1, 101)) for recall in right / max(total, 1)]
+        return float(np.take_along_axis(precision, np.array(reached), axis=1).mean()) if total else 0.0
+
+    return np.array([ap(sample) for sample in samples])
