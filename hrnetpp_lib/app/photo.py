@@ -61,6 +61,8 @@ def predict(
     detector: str | None = None,
     flip: bool = True,
     output_dir: str | Path | None = None,
+    runtime: str = "auto",
+    precision: str = "fp32",
 ) -> np.ndarray:
     """Poses of one image by one of this package's checkpoints.
 
@@ -75,6 +77,7 @@ def predict(
         output_dir: Gets `<image>_poses.json`, a COCO result list, and `.png`; None for nothing. Persons are
             category 1 if they have COCO's keypoints, 1014 with AI Challenger's 14; `image_id` says which
             image; the score is `metrics.rescore`'s; box, its score and the file's name are kept beside.
+        runtime, precision: As in `infer.prepare`.
 
     Returns:
         (N, K, 3) as (x, y, score) in image px.
@@ -96,10 +99,11 @@ def predict(
         boxes = infer.as_boxes(whole if boxes_xywh is None else boxes_xywh)
         box_scores = np.ones(len(boxes))
     origin = f"by {detector}" if detector else "the whole image" if boxes_xywh is None else "as given"
-    poses = infer.predict(model.to(device), pixels, boxes, flip=flip, card=card)
+    prepared = infer.prepare(model.to(device), card, runtime, precision)
+    poses = infer.predict(prepared, pixels, boxes, flip=flip, card=card)
     drawn = f"{(poses[:, :, 2] > _DRAWN_ABOVE).sum()} of {poses[:, :, 2].size} keypoints above {_DRAWN_ABOVE}"
     network = f"{checkpoint} ({card.run}, {card.decoder}, {card.skeleton.name})"
-    print(f"{len(poses)} poses, {drawn}, by {network}, boxes {origin}")
+    print(f"{len(poses)} poses, {drawn}, by {network}, boxes {origin}, {prepared.described}")
     if output_dir is not None:
         _write(Path(image), poses, boxes, box_scores, card.skeleton, Path(output_dir))
     return poses

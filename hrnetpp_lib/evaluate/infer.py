@@ -11,6 +11,7 @@ from torch import Tensor
 from hrnetpp_lib.data.crops import BoxCrops, View, crops_of_box, explain_workers, normalise
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.runtime import prepare as prepare  # it is used by this name
 from hrnetpp_lib.files import check_file, whole_file
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import invert_matrix, transform_points
@@ -70,6 +71,11 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _device_of(model: torch.nn.Module) -> torch.device:
+    """Where a network wants its images: its first parameter's device, else its own `device`."""
+    return next((weights.device for weights in model.parameters()), getattr(model, "device", None))
+
+
 @torch.no_grad()
 def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool = True) -> Tensor:
     """(B, K, h/4, w/4) fp32 raw heatmaps of (B, h, w, 3) uint8 RGB crops, averaged with the mirrored crops'.
@@ -79,13 +85,13 @@ def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool =
     if flip:
         plain, mirrored = raw_heatmaps(model, crops, card)
         return 0.5 * (plain + mirrored)
-    return model(normalise(crops.to(next(model.parameters()).device))).float()
+    return model(normalise(crops.to(_device_of(model)))).float()
 
 
 @torch.no_grad()
 def raw_heatmaps(model: torch.nn.Module, crops: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
     """The two maps that `forward` averages: of the crops, and of the mirrored crops, brought back."""
-    images = normalise(crops.to(next(model.parameters()).device))
+    images = normalise(crops.to(_device_of(model)))
     plain, mirrored = model(images).float(), model(images.flip(-1)).float()
     return plain, flip_back(mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
 
