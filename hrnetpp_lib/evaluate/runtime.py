@@ -6,12 +6,15 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import platformdirs
@@ -199,9 +202,15 @@ def _compiled(network: nn.Module, images: Tensor) -> nn.Module:
     return compiled
 
 
-def _run_openvino(folder: Path, model: HRNet, precision: str) -> Callable[[Tensor], Tensor]:
-    import openvino
+def _silent(library: str) -> ModuleType:
+    """A library imported so that it tells its makers nothing: unasked, both report that they are used."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # as if it were not installed
+    return importlib.import_module(library)
 
+
+def _run_openvino(folder: Path, model: HRNet, precision: str) -> Callable[[Tensor], Tensor]:
+    openvino = _silent("openvino")
     core, finish = openvino.Core(), nn.Identity()
     core.set_property({"ENABLE_MMAP": False})  # the file may be replaced
     graph = core.read_model(folder / "network.xml")
@@ -223,9 +232,7 @@ def _run_openvino(folder: Path, model: HRNet, precision: str) -> Callable[[Tenso
 
 
 def _run_onnxruntime(folder: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    onnxruntime.disable_telemetry_events()
+    onnxruntime = _silent("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning slows busy machines
@@ -271,9 +278,7 @@ def _write_onnx(model: HRNet, card: ModelCard, path: Path) -> None:
 
 
 def _write_openvino(model: HRNet, card: ModelCard, folder: Path) -> None:
-    import openvino
-
-    # Not openvino.convert_model, which tells its makers of each use, unasked.
+    openvino = _silent("openvino")
     with tempfile.TemporaryDirectory() as scratch:
         _write_onnx(model, card, onnx := Path(scratch) / "network.onnx")
         core = openvino.Core()
