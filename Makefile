@@ -21,5 +21,5 @@ lint: .venv/ready
 
 .venv/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[fast,export,test]"
 	touch $@

@@ -62,7 +62,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """COCO metrics of a checkpoint on the profile's val set, with what they were measured on."""
     profile = get_profile(options.profile)
     from hrnetpp_lib.data.layout import load_coco, prepare_data
-    from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, pick_device, predict_boxes
+    from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, pick_device, predict_boxes, prepare
     from hrnetpp_lib.evaluate.score import score
     from hrnetpp_lib.model.weights import load_checkpoint
 
@@ -72,10 +72,11 @@ def evaluate(options: argparse.Namespace) -> None:
         what = f"predicts {mine} keypoints ({card.skeleton.name}), COCO has {wanted}"
         raise HrnetppError(f"{options.checkpoint}: {what}; give a checkpoint of stage 2 or 3")
     flip, views = not options.no_flip, TTA_VIEWS if options.tta else SINGLE_VIEW
-    metrics = score(predict_boxes(model.to(pick_device()), card, data.val, flip, views), data)
+    network = prepare(model.to(pick_device()), card, options.runtime, options.precision)
+    metrics = score(predict_boxes(network, card, data.val, flip, views), data)
     print(f"checkpoint {options.checkpoint} ({card.run})")
     print(f"profile {profile.name}, data {profile.data}, boxes {data.boxes}, ", end="")
-    print(f"flip {flip}, TTA {options.tta}, decoder {card.decoder}")
+    print(f"flip {flip}, TTA {options.tta}, decoder {card.decoder}, {network.described}")
     print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
@@ -84,7 +85,18 @@ def predict(options: argparse.Namespace) -> None:
     from hrnetpp_lib.app.photo import parse_boxes, predict
 
     boxes = None if options.boxes is None else parse_boxes(options.boxes)
-    predict(options.image, options.checkpoint, boxes, options.detector, output_dir=options.output_dir)
+    how = {"runtime": options.runtime, "precision": options.precision}
+    predict(options.image, options.checkpoint, boxes, options.detector, output_dir=options.output_dir, **how)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a checkpoint's network as a graph for other programs, its model card in it."""
+    from hrnetpp_lib.evaluate.runtime import export
+    from hrnetpp_lib.model.weights import load_checkpoint
+
+    model, card = load_checkpoint(options.checkpoint)
+    export(model, card, options.format, options.output)
+    print(f"written: {options.output} ({options.format}, {card.run})")
 
 
 def check_data(options: argparse.Namespace) -> None:
@@ -145,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     commands = {}
-    for command in (reproduce, train, evaluate, predict, check_data, convert_lspe, plan, doctor):
+    for command in (reproduce, train, evaluate, predict, export, check_data, convert_lspe, plan, doctor):
         name, text = command.__name__.replace("_", "-"), command.__doc__
         commands[command] = subparsers.add_parser(name, help=text, description=text)
         commands[command].set_defaults(function=command)
@@ -170,7 +182,12 @@ def build_parser() -> argparse.ArgumentParser:
     option("--skip-bad-images", "replace persons of unreadable images", train, action="store_true")
     option("--tensorboard", "write TensorBoard's files (extra watch)", train, action="store_true")
     option("--save-every", "between saved states", train, type=float, default=600, metavar="SECONDS")
-    option("--checkpoint", "a model.safetensors", evaluate, type=Path, required=True)
+    option("--checkpoint", "a model.safetensors", evaluate, export, type=Path, required=True)
+    text = "auto (default: the fastest here that is exact), torch, openvino or onnxruntime (extra fast)"
+    option("--runtime", text, evaluate, predict, default="auto")
+    option("--precision", "fp32 (default) or bf16", evaluate, predict, default="fp32")
+    option("--format", "onnx or openvino (extra export)", export, required=True)
+    option("--output", "a new file (onnx) or folder (openvino)", export, type=Path, required=True)
     option("--tta", "average over the five views", evaluate, action="store_true")
     option("--no-flip", "leave the mirrored crop out", evaluate, action="store_true")
     option("image", "a photograph", predict, type=Path)

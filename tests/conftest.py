@@ -21,6 +21,16 @@ settings.register_profile("ours", deadline=None)  # a busy machine is no error
 settings.load_profile("ours")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def users_cache(tmp_path_factory):
+    """Graphs of networks are kept for the tests of one run, not in the user's own folder."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+            patch.setenv(name, folder)
+        yield
+
+
 @pytest.fixture
 def full_disk():
     """A context in which no file grows beyond some bytes: writing ends in an OSError of the system's own.

@@ -111,13 +111,15 @@ def test_predict_hands_its_options_on_and_writes_nothing_unasked(monkeypatch):
     calls = []
     monkeypatch.setattr("hrnetpp_lib.app.photo.predict", lambda *given, **named: calls.append((given, named)))
     assert main(["predict", "a.jpg"]) == 0
-    assert calls.pop() == ((Path("a.jpg"), None, None, None), {"output_dir": None})
+    usual = {"output_dir": None, "runtime": "auto", "precision": "fp32"}
+    assert calls.pop() == ((Path("a.jpg"), None, None, None), usual)
     options = ["--checkpoint", "m.safetensors", "--boxes=-1,2,3.5,4 5,6,7,8", "--output-dir", "out"]
+    options += ["--runtime", "torch", "--precision", "bf16"]
     assert main(["predict", "a.jpg", *options]) == 0
     (image, checkpoint, boxes, detector), named = calls.pop()
     assert (image, checkpoint, detector) == (Path("a.jpg"), Path("m.safetensors"), None)
     np.testing.assert_array_equal(boxes, [[-1, 2, 3.5, 4], [5, 6, 7, 8]])
-    assert named == {"output_dir": Path("out")}
+    assert named == {"output_dir": Path("out"), "runtime": "torch", "precision": "bf16"}
 
 
 def test_check_data_counts_what_is_there_and_finds_an_image_that_is_gone_or_torn(
@@ -172,8 +174,11 @@ def test_evaluate_says_what_it_measured_and_refuses_14_keypoints(capsys, smoke_r
     message = refused(capsys, *arguments, other)
     assert "14 keypoints (aic14)" in message and "stage 2 or 3" in message
     arguments.append(str(path))
+    assert "runtime 'fastest' is unknown" in refused(capsys, *arguments, "--runtime", "fastest")
+    arguments += ["--runtime", "torch"]
     assert main([*arguments, "--no-flip"]) == 0
     printed = capsys.readouterr().out
+    assert "runtime torch, precision fp32" in printed
     assert "boxes COCO_val2017_detections_synthetic_person.json, flip False, TTA False" in printed
     assert f"checkpoint {path} (tiny-coco17)" in printed and "decoder soft_argmax" in printed
     metrics = printed.splitlines()[-1].split("  ")
@@ -182,6 +187,16 @@ def test_evaluate_says_what_it_measured_and_refuses_14_keypoints(capsys, smoke_r
     assert "flip True, TTA True" in capsys.readouterr().out
     boxes = asked[0][0]
     assert asked == [(boxes, False, 1), (boxes, True, 5)] and boxes > 5
+
+
+def test_export_writes_a_new_file_and_leaves_what_is_there(capsys, tmp_path):
+    pytest.importorskip("onnxscript")
+    checkpoint, target = tiny_checkpoint(tmp_path / "m.safetensors", COCO17), tmp_path / "m.onnx"
+    arguments = ["export", "--checkpoint", str(checkpoint), "--format", "onnx", "--output"]
+    assert main([*arguments, str(target)]) == 0
+    assert f"written: {target} (onnx, tiny-coco17)" in capsys.readouterr().out
+    assert b"left_shoulder" in target.read_bytes()
+    assert "is there already" in refused(capsys, *arguments, checkpoint)
 
 
 def test_train_runs_all_stages_and_finds_them_trained(capsys, smoke_root):
@@ -242,7 +257,7 @@ def test_help_is_quick_lists_every_command_and_loads_nothing_heavy():
     started = time.perf_counter()
     done = python("-c", code, check=True)
     assert time.perf_counter() - started < 1.5  # 0.12 s on a machine with nothing else to do
-    for command in ("reproduce", "train", "evaluate", "predict", "check-data", "plan", "doctor"):
+    for command in ("reproduce", "train", "evaluate", "predict", "export", "check-data", "plan", "doctor"):
         assert command in done.stdout
     status, *loaded = done.stdout.splitlines()[-1].split()
     assert status == "0" and "hrnetpp_lib.recipe" in loaded

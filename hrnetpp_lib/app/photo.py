@@ -61,10 +61,12 @@ def predict(
     detector: str | None = None,
     flip: bool = True,
     output_dir: str | Path | None = None,
+    runtime: str = "auto",
+    precision: str = "fp32",
 ) -> np.ndarray:
     """Poses of one image by one of this package's checkpoints.
 
-    Says which checkpoint and boxes it used, and runs on the GPU if there is one.
+    Says what it used. Runs on the GPU if there is one; runtime and precision are `infer.prepare`'s.
 
     Args:
         image: A path, or (height, width, 3) uint8 RGB.
@@ -87,18 +89,17 @@ def predict(
         raise HrnetppError("output_dir: an array has no name to write its poses under; give the file's path")
     pixels = image if isinstance(image, np.ndarray) else read_image(Path(image), upright=True)
     checkpoint = Path(checkpoint) if checkpoint else newest_checkpoint(project_root())
-    model, card = load_checkpoint(checkpoint)
-    device = infer.pick_device()
+    (model, card), device = load_checkpoint(checkpoint), infer.pick_device()
     if detector:
         boxes, box_scores = detect_persons(pixels, detector, str(device))
     else:
-        whole = [[0, 0, pixels.shape[1], pixels.shape[0]]]
-        boxes = infer.as_boxes(whole if boxes_xywh is None else boxes_xywh)
+        boxes = infer.as_boxes([[0, 0, *pixels.shape[1::-1]]] if boxes_xywh is None else boxes_xywh)
         box_scores = np.ones(len(boxes))
     origin = f"by {detector}" if detector else "the whole image" if boxes_xywh is None else "as given"
-    poses = infer.predict(model.to(device), pixels, boxes, flip=flip, card=card)
+    prepared = infer.prepare(model.to(device), card, runtime, precision)
+    poses = infer.predict(prepared, pixels, boxes, flip=flip, card=card)
     drawn = f"{(poses[:, :, 2] > _DRAWN_ABOVE).sum()} of {poses[:, :, 2].size} keypoints above {_DRAWN_ABOVE}"
-    network = f"{checkpoint} ({card.run}, {card.decoder}, {card.skeleton.name})"
+    network = f"{checkpoint} ({card.run}, {card.decoder}, {card.skeleton.name}, {prepared.described})"
     print(f"{len(poses)} poses, {drawn}, by {network}, boxes {origin}")
     if output_dir is not None:
         _write(Path(image), poses, boxes, box_scores, card.skeleton, Path(output_dir))

@@ -17,12 +17,13 @@ from hrnetpp_lib.data.persons import PersonTable, check_images
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import pick_device
 from hrnetpp_lib.evaluate.metrics import bbox_ap
+from hrnetpp_lib.evaluate.runtime import imitates_bf16
 from hrnetpp_lib.model.anatomy import count_macs
 from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import HRNET, STAGE3, Profile, Run, ablation_runs, resolve, three_stages
 from hrnetpp_lib.train.loader import EpochBatches, load_batches, number_of_steps
 from hrnetpp_lib.train.loop import TrainStep, build_model
-from hrnetpp_lib.train.machine import SLOW_BF16, imitates_bf16
+from hrnetpp_lib.train.machine import SLOW_BF16
 
 # Persons with labelled keypoints, by the report and by the official HRNet code's count of train2017.
 REPORTED = {"ai_challenger": (444_000, 5_000), "coco": (149_813, None)}

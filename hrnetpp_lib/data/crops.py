@@ -25,14 +25,14 @@ from hrnetpp_lib.pose.heatmap import locate
 from hrnetpp_lib.recipe import Augmentation, Run
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 255]; official HRNet.
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
 _MOST_REPLACEMENTS = 20  # so many unreadable images in a row are no accident
 
 
 def normalise(images: Tensor) -> Tensor:
     """Network input (B, 3, h, w) fp32, channels last in memory, of raw crops (B, h, w, 3) uint8 RGB."""
-    mean, std = images.new_tensor(_MEAN, dtype=torch.float32), images.new_tensor(_STD, dtype=torch.float32)
+    mean, std = images.new_tensor(MEAN, dtype=torch.float32), images.new_tensor(STD, dtype=torch.float32)
     return ((images.float() - mean) / std).permute(0, 3, 1, 2)
 
 

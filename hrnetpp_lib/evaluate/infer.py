@@ -15,6 +15,7 @@ from torch import Tensor
 from hrnetpp_lib.data.crops import BoxCrops, View, crops_of_box, normalise
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.runtime import prepare as prepare  # it is used by this name
 from hrnetpp_lib.files import check_file, whole_file
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import invert_matrix, transform_points

@@ -13,15 +13,14 @@ from hrnetpp_lib.data.crops import View, crops_of_box
 from hrnetpp_lib.data.images import decode_image, read_image
 from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, points_to_image, raw_heatmaps
+from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, points_to_image, prepare, raw_heatmaps
 from hrnetpp_lib.evaluate.metrics import keypoint_similarity
-from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
 from hrnetpp_lib.pose.geometry import transform_points
 from hrnetpp_lib.pose.heatmap import decode
 from hrnetpp_lib.pose.softargmax import soft_argmax
 
-Network = tuple[HRNet, ModelCard] | Path | str  # ready to be asked, or its checkpoint
+Network = tuple[torch.nn.Module, ModelCard] | Path | str  # ready to be asked, or its checkpoint
 TRUTH = "truth"  # beside "arg_max", "quarter_offset" and "soft_argmax", the decoders
 _FAR_PX = 1e6  # no picture is as large
 _PADDING = 1.25  # of bbox_to_center_scale; other paddings are views
@@ -88,7 +87,7 @@ class Answer:
 
 
 def ask(
-    model: HRNet,
+    model: torch.nn.Module,
     card: ModelCard,
     image: np.ndarray,
     bbox_xywh: np.ndarray,
@@ -139,8 +138,10 @@ def compare(answer: Answer, box: Box, keypoint: int, positions: dict[str, np.nda
     return [*found, Position(TRUTH, truth, 0.0, 0.0, 1.0, 1.0)] if labelled[keypoint] else found
 
 
-def open_networks(networks: Network | Mapping[str, Network]) -> dict[str, tuple[HRNet, ModelCard]]:
+def open_networks(networks: Network | Mapping[str, Network]) -> dict[str, tuple[torch.nn.Module, ModelCard]]:
     """Networks and their cards by name, ready to be asked: of one, named by its run, or several by name.
+
+    A checkpoint's network is prepared for the fastest exact runtime; one that is given stays as it is.
 
     Raises: HrnetppError if there is none, or a checkpoint cannot be used.
     """
@@ -151,8 +152,12 @@ def open_networks(networks: Network | Mapping[str, Network]) -> dict[str, tuple[
     if not networks or not isinstance(networks, Mapping):
         smallest = "train the smallest with python -m hrnetpp_lib train --profile smoke"
         raise HrnetppError(f"no network to explore; {smallest}")
-    pairs = {name: n if isinstance(n, tuple) else load_checkpoint(Path(n)) for name, n in networks.items()}
-    return {name: (model.eval(), card) for name, (model, card) in pairs.items()}
+
+    def opened(network: Network) -> tuple[torch.nn.Module, ModelCard]:
+        model, card = network if isinstance(network, tuple) else load_checkpoint(Path(network))
+        return (model.eval() if isinstance(network, tuple) else prepare(model, card)), card
+
+    return {name: opened(network) for name, network in networks.items()}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from hrnetpp_lib.data.crops import Sample
 from hrnetpp_lib.errors import HrnetppError, Preempted
+from hrnetpp_lib.evaluate.runtime import imitates_bf16
 from hrnetpp_lib.files import write_json
 from hrnetpp_lib.recipe import Run
 
@@ -55,11 +56,6 @@ class EngineOptions:
 def processes() -> PartialState:
     """This process among those launched together, or alone; on a GPU where there is one, else on the CPU."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
-
-
-def imitates_bf16(device: torch.device) -> bool:
-    """Whether a device computes bf16 by routines for want of instructions, as x86 before AVX512 does."""
-    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX")
 
 
 def leave(status: int) -> NoReturn:

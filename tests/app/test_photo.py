@@ -116,9 +116,14 @@ def test_network_and_detector_go_where_the_gpu_is(checkpoint, transformers, monk
         asked.append(next(model.parameters()).device.type)
         return np.zeros((len(boxes), 17, 3))
 
+    def as_given(model):
+        model.described = "as given"
+        return model
+
     monkeypatch.setattr("hrnetpp_lib.evaluate.infer.pick_device", lambda: torch.device("meta"))
     monkeypatch.setattr(Fake, "to", lambda self, device: asked.append(device) or self)
     monkeypatch.setattr("hrnetpp_lib.evaluate.infer.predict", poses_of)
+    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.prepare", lambda model, *_: as_given(model))
     predict(IMAGE, checkpoint, detector="any")
     assert asked == ["meta"] * 3  # network and inputs of the detector, and ours
 
