@@ -106,6 +106,7 @@ def test_gate_multiplies_the_residual_before_the_sum():
 def test_gate_is_the_plain_formula_to_the_bit(shape):
     """In fp32, gradients and channels_last included, as with `mean`."""
     gate = shake(SqueezeExcite(shape[1], 8))
+    gate.reduce.bias.data[::2] = -1.0  # one hidden unit or two that ReLU silences
     x, weight = (torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2))
     found = []
     for plain in (True, False):
