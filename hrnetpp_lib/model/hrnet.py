@@ -45,6 +45,11 @@ def downsample(in_channels: int, out_channels: int, how: str, relu: bool, factor
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which x's device computes in the precision of what it is given."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)  # meta knows no autocast
+
+
 class SqueezeExcite(nn.Module):
     """Scales every channel by a gate in (0, 1) computed from the channel means (report, network)."""
 
@@ -55,8 +60,11 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        means = x.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-        return x * torch.sigmoid(self.expand(F.relu(self.reduce(means))))
+        # A quotient of sums is x.mean() to the bit, but its gradient is one number a channel, not a map.
+        means = x.sum(dim=(2, 3), keepdim=True) / (x.shape[2] * x.shape[3])  # (B, C, 1, 1)
+        with without_autocast(x):  # casts would take longer than these tiny convs
+            gate = torch.sigmoid(self.expand(F.relu(self.reduce(means.to(self.reduce.weight.dtype)))))
+        return x * gate.to(x.dtype)
 
 
 class BasicBlock(nn.Module):
@@ -289,8 +297,7 @@ class HRNet(nn.Module):
                 history.append(features)
         x = features[0] if self.head is None else self.head(features)
         # Rounded to bf16, heatmaps would move the soft-argmax by up to half a cell.
-        device = "cpu" if x.is_meta else x.device.type  # meta tensors know no autocast
-        with torch.autocast(device, enabled=False):
+        with without_autocast(x):
             return self.final_layer(x.to(self.final_layer.weight.dtype))
 
     def _add_skips(self, features: list[Tensor], history: list[list[Tensor]]) -> list[Tensor]:

@@ -102,6 +102,38 @@ def test_gate_multiplies_the_residual_before_the_sum():
     torch.testing.assert_close(unit(x), torch.relu(residual * gate[:, :, None, None] + x))
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 7, 5), (2, 24, 8, 6)])
+def test_gate_is_the_plain_formula_to_the_bit(shape):
+    """In fp32, gradients and channels_last included, as with `mean`."""
+    gate = shake(SqueezeExcite(shape[1], 8))
+    gate.reduce.bias.data[::2] = -1.0  # one hidden unit or two that ReLU silences
+    x, weight = (torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2))
+    found = []
+    for plain in (True, False):
+        leaf = x.clone().requires_grad_()
+        if plain:
+            hidden = F.relu(gate.reduce(leaf.mean((2, 3), keepdim=True)))
+            out = leaf * torch.sigmoid(gate.expand(hidden))
+        else:
+            out = gate(leaf)
+        gate.zero_grad()
+        (out * weight).sum().backward()
+        found.append([out.detach(), leaf.grad, *(p.grad.clone() for p in gate.parameters())])
+    assert all(map(torch.equal, *found)) and all(tensor.any() for tensor in found[0])
+
+
+def test_gate_is_computed_in_fp32_under_bf16():
+    gate, rounded = shake(SqueezeExcite(16, 8)), torch.bfloat16
+    x, seen = torch.randn(3, 16, 7, 5).to(rounded), []
+    hooks = [conv.register_forward_hook(lambda *call: seen.append(call[2])) for conv in gate.children()]
+    with torch.autocast("cpu", rounded):
+        out = gate(x)
+    for hook in hooks:
+        hook.remove()
+    assert out.dtype == rounded and [tensor.dtype for tensor in seen] == [torch.float32] * 2
+    torch.testing.assert_close(out.float(), gate(x.float()), rtol=2**-7, atol=1e-3)
+
+
 def test_only_the_stem_keeps_strided_convs():
     model, plain = on_meta(48, avgpool_down=True), on_meta(48)
     strided = [name for name, m in model.named_modules() if getattr(m, "stride", 1) == (2, 2)]
