@@ -1,0 +1,271 @@
+"""Runs that do not depend on each other, trained side by side: each in a process of one thread.
+
+runs/<profile>/<run>/train.log has what the process of a run says.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import tqdm.auto
+
+from hrnetpp_lib.data.layout import load_stage_data, prepare_data
+from hrnetpp_lib.errors import HrnetppError, Preempted
+from hrnetpp_lib.files import write_json
+from hrnetpp_lib.recipe import Run
+from hrnetpp_lib.train import journal, machine
+from hrnetpp_lib.train.loop import checkpoint_path, train_stage
+
+_DEFAULT = machine.EngineOptions()
+_LOOK_EVERY_S = 0.2
+# CHOICE: one thread each, whatever cores are left: no run's weights depend on what trains beside it.
+_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "HRNETPP_HEADLESS"), "1")
+_ENVIRONMENT |= {"OMP_WAIT_POLICY": "PASSIVE", machine.BESIDE: "1"} | machine.KEEP_FREED_MEMORY
+_GPU_MARGIN = 1.25  # a run's most memory on a GPU, times what it holds after its first steps
+
+
+@dataclass(eq=False)
+class _Training:
+    """One of the runs: its process, and what its log has said so far."""
+
+    run: Run
+    log: Path
+    process: subprocess.Popen | None = None
+    gpu: int | None = None
+    offset: int = 0  # bytes of the log that are read
+    says: str = "waits"  # the last line of the log
+    errors: list[str] = field(default_factory=list)
+    has_stepped: bool = False
+
+    def begin(self, recipe: Path, root: Path, options: machine.EngineOptions) -> None:
+        """Start the process; it ends when this one does, which closes the pipe to its stdin."""
+        environment = os.environ | _ENVIRONMENT
+        if self.gpu is not None:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.gpu + 1)))
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[self.gpu]
+        write_json(recipe, self.run)
+        command = [sys.executable, "-m", "hrnetpp_lib", "train", "--recipe", recipe, "--output", root]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            self.offset, self.says = log.tell(), "begins"
+            # In a session of its own: Ctrl-C is for this process, which tells the others to save and end.
+            streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen(
+                [*command, *options.arguments()], env=environment, start_new_session=True, **streams
+            )
+
+    def read_log(self) -> list[str]:
+        """The new lines of the log."""
+        with open(self.log, "rb") as log:
+            log.seek(self.offset)
+            text = log.read()
+        text = text[: text.rfind(b"\n") + 1]
+        self.offset += len(text)
+        lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
+        self.errors += [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        self.has_stepped |= any(" crops, " in line or line.startswith("epoch ") for line in lines)
+        self.says = lines[-1] if lines else self.says
+        return lines
+
+    def why_it_ended(self) -> str:
+        """What keeps it from being trained, and where more is said."""
+        status = self.process.returncode
+        reason = self.errors[0] if self.errors else self.says
+        if status < 0:
+            memory = ", perhaps because memory ran out" * (status == -signal.SIGKILL)
+            reason = f"ended by {signal.Signals(-status).name}{memory}"
+        return f"{reason} (log: {self.log})"
+
+
+def train_together(
+    runs: Sequence[Run],
+    root: Path,
+    processes: int | None = None,
+    options: machine.EngineOptions = _DEFAULT,
+) -> list[Path]:
+    """Train runs side by side, or go on with them, or find them trained; returns their checkpoints.
+
+    A run waits for its `previous` if that is among them; the longest chains begin first. `processes` at once;
+    without it as many as there are cores, loader processes counted, and of these as many as fit on the GPUs.
+
+    Raises: HrnetppError at once if a run is asked for twice or starts from one that is not trained; when all
+    others have ended, if runs failed or were killed: it names them and why, and those that wait for them.
+    Preempted if SIGTERM came; all have saved, and the same call goes on.
+    """
+    paths = [checkpoint_path(root / "runs" / run.profile.name, run.name) for run in runs]
+    _check(runs, paths, processes)
+    side_by_side = _SideBySide(
+        {
+            run.name: _Training(run, path.with_name("train.log"))
+            for run, path in zip(runs, paths, strict=True)
+        },
+        *(root, options, processes or _cores(runs), None if processes else _free_memory()),
+    )
+    with machine.SigtermNotice() as notice, tempfile.TemporaryDirectory() as recipes:
+        side_by_side.find_trained()
+        lines = _live_lines(side_by_side.waiting)
+        try:
+            while side_by_side.waiting or side_by_side.running:
+                side_by_side.begin(Path(recipes))
+                time.sleep(_LOOK_EVERY_S)
+                side_by_side.look(lines)
+                if notice.received:
+                    raise Preempted("SIGTERM; the states are saved, the same command goes on from them")
+        finally:
+            side_by_side.end()
+            for line in lines.values():
+                line.close()
+    if failed := side_by_side.failed:
+        named = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        others = f"{len(runs) - len(failed)} of {len(runs)} runs are trained, these are not: "
+        raise HrnetppError(f"{others}{named}. The same command goes on with them")
+    return paths
+
+
+def _check(runs: Sequence[Run], paths: list[Path], processes: int | None) -> None:
+    """Refuse what no training can begin from."""
+    if processes is not None and (not isinstance(processes, int) or processes < 1):
+        raise HrnetppError(f"trainings in {processes!r} processes: give a whole number from 1 on")
+    if "WORLD_SIZE" in os.environ:
+        raise HrnetppError("several runs train side by side without `accelerate launch`; start one by it")
+    names = [run.name for run in runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise HrnetppError(f"{', '.join(twice)}: asked for twice; name each run once")
+    for run, path in zip(runs, paths, strict=True):
+        previous = checkpoint_path(path.parents[1], run.previous or run.name)
+        if run.previous and run.previous not in names and not (path.is_file() or previous.is_file()):
+            raise HrnetppError(f"{previous}: not there; train {run.previous} before {run.name}, or with it")
+
+
+def _cores(runs: Sequence[Run]) -> int:
+    """How many runs the cores can train at once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // (1 + max((run.profile.workers for run in runs), default=0)))
+
+
+def _free_memory() -> list[int] | None:
+    """Free bytes of each GPU; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    return [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+
+
+@dataclass(eq=False)
+class _SideBySide:
+    """Which runs wait, train, and have failed for what reason; the rest is trained."""
+
+    waiting: dict[str, _Training]
+    root: Path
+    options: machine.EngineOptions
+    most: int  # processes at once
+    free_before: list[int] | None  # bytes of each GPU, if their memory decides, too
+    running: dict[str, _Training] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        runs = [training.run for training in self.waiting.values()]
+
+        def order(name: str) -> tuple[int, int]:  # of equals, more of HRNet++'s additions take longer
+            run = self.waiting[name].run
+            after = [order(other.name)[0] for other in runs if other.previous == name]
+            return run.stage.epochs + max(after, default=0), sum(run.architecture.switches.values())
+
+        self.waiting = {name: self.waiting[name] for name in sorted(self.waiting, key=order, reverse=True)}
+
+    def find_trained(self) -> None:
+        """Take out what is trained, without a process."""
+        data = {}
+        for name, training in list(self.waiting.items()):
+            run, runs_dir = training.run, training.log.parents[1]
+            if not checkpoint_path(runs_dir, name).is_file():
+                continue
+            del self.waiting[name]
+            try:
+                paths, wanted = (
+                    prepare_data(run.profile, self.root / "data"),
+                    (run.profile, run.stage.dataset),
+                )
+                data[wanted] = data.get(wanted) or load_stage_data(run.stage.dataset, run.profile, paths)
+                train_stage(run, data[wanted], runs_dir, paths.root)
+            except HrnetppError as error:
+                self.failed[name] = str(error)
+
+    def begin(self, recipes: Path) -> None:
+        """Start what can be, and strike out what cannot because the run before it failed."""
+        for name, training in list(self.waiting.items()):
+            previous = training.run.previous
+            if previous in self.failed:
+                del self.waiting[name]
+                self.failed[name] = f"not begun, it starts from {previous}"
+            elif not (previous in self.waiting or previous in self.running) and self._has_place(training):
+                del self.waiting[name]
+                try:
+                    training.begin(recipes / f"{name}.json", self.root, self.options)
+                    self.running[name] = training
+                except (HrnetppError, OSError) as error:
+                    self.failed[name] = f"cannot be begun: {error}"
+
+    def _has_place(self, training: _Training) -> bool:
+        """Whether one more may run; on GPUs it is given the one with the most free memory, if it fits there."""
+        if len(self.running) >= self.most or self.free_before is None:
+            return len(self.running) < self.most
+        now = _free_memory()
+        training.gpu = gpu = max(range(len(now)), key=now.__getitem__)
+        there = [other for other in self.running.values() if other.gpu == gpu]
+        need = _GPU_MARGIN * (self.free_before[gpu] - now[gpu]) / max(len(there), 1)
+        return not there or (all(other.has_stepped for other in there) and now[gpu] > need)
+
+    def look(self, lines: dict[str, tqdm.std.tqdm]) -> None:
+        """Show what the processes say, and take out those that ended."""
+        for name, training in list(self.running.items()):
+            status = training.process.poll()  # before the log is read, so that its end is not missed
+            _show(training, training.read_log(), lines.get(name))
+            if status is not None:
+                self.running.pop(name).process.stdin.close()
+                self.failed |= {name: training.why_it_ended()} if status else {}
+
+    def end(self) -> None:
+        """Tell all that run to save their states and end, and wait until they have."""
+        for training in self.running.values():
+            training.process.terminate()
+        for training in self.running.values():
+            training.process.wait()
+            training.process.stdin.close()
+
+
+def _label(run: Run) -> str:
+    return f"{run.stage.name.partition('_')[0]}-{run.architecture.name}-{run.hash}"
+
+
+def _live_lines(trainings: dict[str, _Training]) -> dict[str, tqdm.std.tqdm]:
+    """One line for each run where somebody watches, else none: then logs grow by what is printed."""
+    if not journal.is_watched():
+        return {}
+    settings = {"bar_format": "{desc}", "leave": True, "dynamic_ncols": True}
+    lines = {name: tqdm.auto.tqdm(position=i, **settings) for i, name in enumerate(trainings)}
+    for name, line in lines.items():
+        line.set_description_str(f"{_label(trainings[name].run)}  waits")
+    return lines
+
+
+def _show(training: _Training, said: list[str], line: tqdm.std.tqdm | None) -> None:
+    """What a process said since the last look: on its live line, or the remarks and val's scores in print."""
+    run = training.run
+    if line is not None:
+        status = training.process.returncode
+        says = training.says.removeprefix(f"{run.stage.name} ")
+        says = {None: says, 0: f"trained: {says}"}.get(status, f"FAILED: {training.errors or says}")
+        line.set_description_str(f"{_label(run)}  {says}")
+        return
+    for text in said:
+        if text.startswith(f"{run.name}: "):
+            print(text, flush=True)
+        elif text.startswith("warning: ") or (text.startswith("epoch ") and text.endswith(")")):
+            print(f"{_label(run)}  {text}", flush=True)
