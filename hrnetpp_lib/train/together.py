@@ -101,13 +101,9 @@ def train_together(
     """
     paths = [checkpoint_path(root / "runs" / run.profile.name, run.name) for run in runs]
     _check(runs, paths, processes)
-    side_by_side = _SideBySide(
-        {
-            run.name: _Training(run, path.with_name("train.log"))
-            for run, path in zip(runs, paths, strict=True)
-        },
-        *(root, options, processes or _cores(runs), None if processes else _free_memory()),
-    )
+    waiting = {r.name: _Training(r, p.with_name("train.log")) for r, p in zip(runs, paths, strict=True)}
+    most, free = processes or _cores(runs), None if processes else _free_memory()
+    side_by_side = _SideBySide(waiting, root, options, most, free)
     with machine.SigtermNotice() as notice, tempfile.TemporaryDirectory() as recipes:
         side_by_side.find_trained()
         lines = _live_lines(side_by_side.waiting)
@@ -188,10 +184,8 @@ class _SideBySide:
                 continue
             del self.waiting[name]
             try:
-                paths, wanted = (
-                    prepare_data(run.profile, self.root / "data"),
-                    (run.profile, run.stage.dataset),
-                )
+                paths = prepare_data(run.profile, self.root / "data")
+                wanted = run.profile, run.stage.dataset
                 data[wanted] = data.get(wanted) or load_stage_data(run.stage.dataset, run.profile, paths)
                 train_stage(run, data[wanted], runs_dir, paths.root)
             except HrnetppError as error:
@@ -213,7 +207,7 @@ class _SideBySide:
                     self.failed[name] = f"cannot be begun: {error}"
 
     def _has_place(self, training: _Training) -> bool:
-        """Whether one more may run; on GPUs it is given the one with the most free memory, if it fits there."""
+        """Whether one more may run: of GPUs, it gets the one with the most free memory, if it fits there."""
         if len(self.running) >= self.most or self.free_before is None:
             return len(self.running) < self.most
         now = _free_memory()
@@ -267,5 +261,7 @@ def _show(training: _Training, said: list[str], line: tqdm.std.tqdm | None) -> N
     for text in said:
         if text.startswith(f"{run.name}: "):
             print(text, flush=True)
-        elif text.startswith("warning: ") or (text.startswith("epoch ") and text.endswith(")")):
+        elif text.startswith("warning: "):
             print(f"{_label(run)}  {text}", flush=True)
+        elif text.startswith("epoch ") and text.endswith(")"):
+            print(f"{_label(run)}  {text.rpartition(' (')[0]}", flush=True)  # without the boxes' name
