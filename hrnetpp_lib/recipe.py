@@ -311,6 +311,12 @@ def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: i
     return first, second, resolve(STAGE3, profile, architecture, seed, previous=second)
 
 
+def fitting_alpha(profile: Profile, seed: int = 0) -> Run:
+    """HRNet++'s stage 3 with alpha for the profile's sigma: 60 fits the report's 3 cells (notebook 6)."""
+    scaled = replace(STAGE3, alpha=STAGE3.alpha * (profile.heatmap_sigma / 3) ** 2)
+    return resolve(scaled, profile, seed=seed, previous=three_stages(profile, seed=seed)[1])
+
+
 def ablation_runs(profile: Profile, seed: int = 0) -> tuple[Run, ...]:
     """Baseline, each switch alone, and all: stage 2 from random weights, at equal data and recipe."""
     epochs = profile.ablation_epochs

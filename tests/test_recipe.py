@@ -7,6 +7,7 @@ from functools import reduce
 from operator import getitem
 
 import pytest
+import torch
 
 from hrnetpp_lib import recipe
 from hrnetpp_lib.errors import HrnetppError
@@ -56,7 +57,8 @@ HASHES = {
 }
 
 
-def test_the_runs_of_today_are_found_again():
+def test_the_runs_of_today_are_found_again(monkeypatch):
+    monkeypatch.setattr(recipe, "has_bf16", lambda: True)
     texts = []
     for profile in PROFILES.values():
         chains = (
@@ -68,6 +70,32 @@ def test_the_runs_of_today_are_found_again():
         texts += [run.describe() for chain in chains for run in chain]
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()
     assert digest == "7780768eed59f2df0247c64716cbef91e0980ccee7c40762dc76ab00ab77d543"
+
+
+def test_of_precision_auto_a_run_is_in_bf16_where_that_is_fast(monkeypatch):
+    for fast, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(recipe, "has_bf16", lambda answer=fast: answer)
+        run = resolve(STAGE2, MINI)
+        assert (
+            run == resolve(STAGE2, replace(MINI, precision=precision)) and run.profile.precision == precision
+        )
+        assert resolve(STAGE2, SMOKE).profile.precision == "fp32"
+        assert resolve(STAGE2, COCO).profile.precision == "bf16"
+    with pytest.raises(HrnetppError, match="a run's precision is fp32 or bf16; `resolve` decides"):
+        recipe.check_run(replace(run, profile=MINI))
+
+
+def test_bf16_is_fast_where_there_are_instructions_for_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for told, expected in (({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda answer=told: answer, raising=False)
+        assert recipe.has_bf16() is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert recipe.has_bf16() is False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for answer in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, a=answer: a)
+        assert recipe.has_bf16() is answer
 
 
 def test_a_changed_first_stage_changes_the_whole_chain():

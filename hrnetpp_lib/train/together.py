@@ -102,7 +102,7 @@ def train_together(
     paths = [checkpoint_path(root / "runs" / run.profile.name, run.name) for run in runs]
     _check(runs, paths, processes)
     waiting = {r.name: _Training(r, p.with_name("train.log")) for r, p in zip(runs, paths, strict=True)}
-    most, free = processes or _cores(runs), None if processes else _free_memory()
+    most, free = processes or processes_at_once(runs), None if processes else _free_memory()
     side_by_side = _SideBySide(waiting, root, options, most, free)
     with machine.SigtermNotice() as notice, tempfile.TemporaryDirectory() as recipes:
         side_by_side.find_trained()
@@ -140,8 +140,8 @@ def _check(runs: Sequence[Run], paths: list[Path], processes: int | None) -> Non
             raise HrnetppError(f"{previous}: not there; train {run.previous} before {run.name}, or with it")
 
 
-def _cores(runs: Sequence[Run]) -> int:
-    """How many runs the cores can train at once."""
+def processes_at_once(runs: Sequence[Run]) -> int:
+    """How many of these runs train at once on the cores, each with its loader processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // (1 + max((run.profile.workers for run in runs), default=0)))
 
@@ -207,12 +207,13 @@ class _SideBySide:
                     self.failed[name] = f"cannot be begun: {error}"
 
     def _has_place(self, training: _Training) -> bool:
-        """Whether one more may run: of GPUs, it gets the one with the most free memory, if it fits there."""
+        """Whether one more may run: of GPUs it gets an idle one, or the one with most memory if it fits."""
         if len(self.running) >= self.most or self.free_before is None:
             return len(self.running) < self.most
         now = _free_memory()
-        training.gpu = gpu = max(range(len(now)), key=now.__getitem__)
-        there = [other for other in self.running.values() if other.gpu == gpu]
+        on = [[other for other in self.running.values() if other.gpu == gpu] for gpu in range(len(now))]
+        training.gpu = gpu = max(range(len(now)), key=lambda gpu: (not on[gpu], now[gpu]))
+        there = on[gpu]
         need = _GPU_MARGIN * (self.free_before[gpu] - now[gpu]) / max(len(there), 1)
         return not there or (all(other.has_stepped for other in there) and now[gpu] > need)
 
