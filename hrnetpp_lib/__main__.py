@@ -22,7 +22,7 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train three stages of an architecture, or a recipe, several side by side; go on, or find it trained."""
-    from hrnetpp_lib.train.machine import BESIDE, EngineOptions, end_with_parent, preemptible, processes
+    from hrnetpp_lib.train.machine import EngineOptions, end_with_parent, preemptible, processes
 
     chains, root = _runs_to_train(options), options.output
     runs = tuple(run for chain in chains for run in chain)
@@ -30,7 +30,7 @@ def train(options: argparse.Namespace) -> None:
     engine = EngineOptions(
         options.accumulate, options.compile, options.skip_bad_images, options.tensorboard, options.save_every
     )
-    if BESIDE in os.environ:
+    if "HRNETPP_BESIDE" in os.environ:  # `train_together` began it
         end_with_parent()
     with preemptible(root, runs) as notice:
         if len(chains) > 1:

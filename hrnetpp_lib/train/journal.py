@@ -27,14 +27,12 @@ from hrnetpp_lib.files import decode_json, read_bytes, whole_file
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.recipe import Run
-from hrnetpp_lib.train.machine import BESIDE
 
 _PEOPLE = 8
 _MOST_BYTES = 2**28  # of metrics, or of one snapshot's arrays
 _REMEDY = "delete the line, or the folder to train anew"
 _SNAPSHOT = re.compile(r"epoch_(\d{3,9})\.npz")
-_SECONDS_BETWEEN_LINES = 300.0
-_SECONDS_BETWEEN_LINES_BESIDE = 10.0  # which `together` shows
+_SECONDS_BETWEEN_LINES, _BESIDE_OTHERS = 300.0, 10.0  # the second where `together` shows the last one
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=3.5e38)]
@@ -201,7 +199,7 @@ def progress_bar(name: str, crops: int, done: int, silent: bool) -> tqdm.std.tqd
     }
     if is_watched():
         return tqdm.auto.tqdm(**shared, dynamic_ncols=True)
-    pause = _SECONDS_BETWEEN_LINES_BESIDE if BESIDE in os.environ else _SECONDS_BETWEEN_LINES
+    pause = _BESIDE_OTHERS if "HRNETPP_BESIDE" in os.environ else _SECONDS_BETWEEN_LINES
     seldom = dict.fromkeys(("mininterval", "maxinterval", "delay"), pause)
     line = "{desc}: {n}/{total} crops, {rate_fmt}{postfix}, {remaining} to go\n"
     return tqdm.std.tqdm(**shared, **seldom, bar_format=line, file=sys.stdout)

@@ -30,7 +30,6 @@ _PATIENCE = timedelta(hours=2)
 
 # glibc returns freed memory to the system, and every training step pays for getting it back.
 KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
-BESIDE = "HRNETPP_BESIDE"  # in the environment of a process that `together` began
 
 SLOW_BF16 = (
     "warning: this CPU has no instructions for bf16 and imitates it, many times as slow as fp32. Use another "

@@ -27,7 +27,7 @@ _DEFAULT = machine.EngineOptions()
 _LOOK_EVERY_S = 0.2
 # CHOICE: one thread each, whatever cores are left: no run's weights depend on what trains beside it.
 _ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "HRNETPP_HEADLESS"), "1")
-_ENVIRONMENT |= {"OMP_WAIT_POLICY": "PASSIVE", machine.BESIDE: "1"} | machine.KEEP_FREED_MEMORY
+_ENVIRONMENT |= {"OMP_WAIT_POLICY": "PASSIVE", "HRNETPP_BESIDE": "1"} | machine.KEEP_FREED_MEMORY
 _GPU_MARGIN = 1.25  # a run's most memory on a GPU, times what it holds after its first steps
 
 
@@ -38,47 +38,39 @@ class _Training:
     run: Run
     log: Path
     process: subprocess.Popen | None = None
-    gpu: int | None = None
-    offset: int = 0  # bytes of the log that are read
-    says: str = "waits"  # the last line of the log
-    errors: list[str] = field(default_factory=list)
-    has_stepped: bool = False
+    begun_at = read_to = 0  # bytes of the log
+    says: str = "waits"  # the log's last line
 
     def begin(self, recipe: Path, root: Path, options: machine.EngineOptions) -> None:
         """Start the process; it ends when this one does, which closes the pipe to its stdin."""
-        environment = os.environ | _ENVIRONMENT
-        if self.gpu is not None:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.gpu + 1)))
-            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[self.gpu]
         write_json(recipe, self.run)
-        command = [sys.executable, "-m", "hrnetpp_lib", "train", "--recipe", recipe, "--output", root]
+        where = ["--recipe", recipe, "--output", root]
+        command = [sys.executable, "-m", "hrnetpp_lib", "train", *where, *options.arguments()]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
-            self.offset, self.says = log.tell(), "begins"
+            self.begun_at = self.read_to = log.tell()
+            self.says = "begins"
+            settings = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
             # In a session of its own: Ctrl-C is for this process, which tells the others to save and end.
-            streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
-            self.process = subprocess.Popen(
-                [*command, *options.arguments()], env=environment, start_new_session=True, **streams
-            )
+            settings |= {"env": os.environ | _ENVIRONMENT, "start_new_session": True}
+            self.process = subprocess.Popen(command, **settings)
 
-    def read_log(self) -> list[str]:
-        """The new lines of the log."""
+    def read_log(self, start: int) -> list[str]:
+        """The whole lines of the log from a byte on."""
         with open(self.log, "rb") as log:
-            log.seek(self.offset)
+            log.seek(start)
             text = log.read()
         text = text[: text.rfind(b"\n") + 1]
-        self.offset += len(text)
+        self.read_to = start + len(text)
         lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
-        self.errors += [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        self.has_stepped |= any(" crops, " in line or line.startswith("epoch ") for line in lines)
         self.says = lines[-1] if lines else self.says
         return lines
 
     def why_it_ended(self) -> str:
         """What keeps it from being trained, and where more is said."""
-        status = self.process.returncode
-        reason = self.errors[0] if self.errors else self.says
-        if status < 0:
+        errors = [line for line in self.read_log(self.begun_at) if line.startswith("error: ")]
+        reason = errors[0].removeprefix("error: ") if errors else self.says
+        if (status := self.process.returncode) < 0:
             memory = ", perhaps because memory ran out" * (status == -signal.SIGKILL)
             reason = f"ended by {signal.Signals(-status).name}{memory}"
         return f"{reason} (log: {self.log})"
@@ -93,7 +85,7 @@ def train_together(
     """Train runs side by side, or go on with them, or find them trained; returns their checkpoints.
 
     A run waits for its `previous` if that is among them; the longest chains begin first. `processes` at once;
-    without it as many as there are cores, loader processes counted, and of these as many as fit on the GPUs.
+    without it as many as there are cores, loader processes counted, and of these as many as fit on a GPU.
 
     Raises: HrnetppError at once if a run is asked for twice or starts from one that is not trained; when all
     others have ended, if runs failed or were killed: it names them and why, and those that wait for them.
@@ -146,11 +138,9 @@ def processes_at_once(runs: Sequence[Run]) -> int:
     return max(1, cores // (1 + max((run.profile.workers for run in runs), default=0)))
 
 
-def _free_memory() -> list[int] | None:
-    """Free bytes of each GPU; None where there is none."""
-    if not torch.cuda.is_available():
-        return None
-    return [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+def _free_memory() -> int | None:
+    """Free bytes of the GPU; None where there is none."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
 
 @dataclass(eq=False)
@@ -161,7 +151,7 @@ class _SideBySide:
     root: Path
     options: machine.EngineOptions
     most: int  # processes at once
-    free_before: list[int] | None  # bytes of each GPU, if their memory decides, too
+    free_before: int | None  # bytes of the GPU, if its memory decides, too
     running: dict[str, _Training] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -177,7 +167,6 @@ class _SideBySide:
 
     def find_trained(self) -> None:
         """Take out what is trained, without a process."""
-        data = {}
         for name, training in list(self.waiting.items()):
             run, runs_dir = training.run, training.log.parents[1]
             if not checkpoint_path(runs_dir, name).is_file():
@@ -185,9 +174,8 @@ class _SideBySide:
             del self.waiting[name]
             try:
                 paths = prepare_data(run.profile, self.root / "data")
-                wanted = run.profile, run.stage.dataset
-                data[wanted] = data.get(wanted) or load_stage_data(run.stage.dataset, run.profile, paths)
-                train_stage(run, data[wanted], runs_dir, paths.root)
+                data = load_stage_data(run.stage.dataset, run.profile, paths)
+                train_stage(run, data, runs_dir, paths.root)
             except HrnetppError as error:
                 self.failed[name] = str(error)
 
@@ -198,7 +186,7 @@ class _SideBySide:
             if previous in self.failed:
                 del self.waiting[name]
                 self.failed[name] = f"not begun, it starts from {previous}"
-            elif not (previous in self.waiting or previous in self.running) and self._has_place(training):
+            elif not (previous in self.waiting or previous in self.running) and self._has_place():
                 del self.waiting[name]
                 try:
                     training.begin(recipes / f"{name}.json", self.root, self.options)
@@ -206,22 +194,20 @@ class _SideBySide:
                 except (HrnetppError, OSError) as error:
                     self.failed[name] = f"cannot be begun: {error}"
 
-    def _has_place(self, training: _Training) -> bool:
-        """Whether one more may run: of GPUs it gets an idle one, or the one with most memory if it fits."""
-        if len(self.running) >= self.most or self.free_before is None:
-            return len(self.running) < self.most
-        now = _free_memory()
-        on = [[other for other in self.running.values() if other.gpu == gpu] for gpu in range(len(now))]
-        training.gpu = gpu = max(range(len(now)), key=lambda gpu: (not on[gpu], now[gpu]))
-        there = on[gpu]
-        need = _GPU_MARGIN * (self.free_before[gpu] - now[gpu]) / max(len(there), 1)
-        return not there or (all(other.has_stepped for other in there) and now[gpu] > need)
+    def _has_place(self) -> bool:
+        """Whether one more may train; on a GPU once those there have made steps, and it has what one took."""
+        running = len(self.running)
+        if not running or running >= self.most or self.free_before is None:
+            return running < self.most
+        have_stepped = all("crops" in training.says for training in self.running.values())
+        free = _free_memory()
+        return have_stepped and free > _GPU_MARGIN * (self.free_before - free) / running
 
     def look(self, lines: dict[str, tqdm.std.tqdm]) -> None:
         """Show what the processes say, and take out those that ended."""
         for name, training in list(self.running.items()):
             status = training.process.poll()  # before the log is read, so that its end is not missed
-            _show(training, training.read_log(), lines.get(name))
+            _show(training, training.read_log(training.read_to), lines.get(name))
             if status is not None:
                 self.running.pop(name).process.stdin.close()
                 self.failed |= {name: training.why_it_ended()} if status else {}
@@ -256,7 +242,7 @@ def _show(training: _Training, said: list[str], line: tqdm.std.tqdm | None) -> N
     if line is not None:
         status = training.process.returncode
         says = training.says.removeprefix(f"{run.stage.name} ")
-        says = {None: says, 0: f"trained: {says}"}.get(status, f"FAILED: {training.errors or says}")
+        says = {None: says, 0: "trained"}.get(status, f"FAILED: {says}")
         line.set_description_str(f"{_label(run)}  {says}")
         return
     for text in said:
