@@ -8,11 +8,12 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from hrnetpp_lib.__main__ import main
+from hrnetpp_lib.__main__ import build_parser, main
 from hrnetpp_lib.data.layout import load_coco, prepare_data
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import write_json
@@ -118,14 +119,14 @@ def test_sigterm_and_the_death_of_the_parent_leave_no_process_and_all_goes_on(da
     for number, status in ((signal.SIGTERM, 75), (signal.SIGKILL, -9)):
         parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         children = []
-        for _ in range(LIMIT_S * 50):
+        for _ in range(LIMIT_S * 5):
             children = [process for run in RUNS if (process := process_of(run))]
             logs = [weights(root, run).with_name("train.log") for run in RUNS]
             if len(children) == 2 and all(
                 log.exists() and "initial weights" in log.read_text() for log in logs
             ):
                 break
-            time.sleep(0.02)
+            time.sleep(0.2)
         parent.send_signal(number)
         said = parent.communicate(timeout=LIMIT_S)[1]
         assert parent.returncode == status and ("the same command goes on" in said) == (status == 75)
@@ -248,3 +249,34 @@ def test_on_a_gpu_another_one_begins_where_it_fits(tmp_path, monkeypatch):
     side.most, side.running = 9, dict.fromkeys("abc", begun[0])
     free[0] = 31  # 49 / 3 each: fits with a quarter more
     assert side._has_place() and not side.running.clear() and side._has_place()
+
+
+def test_the_engines_options_are_handed_on():
+    options = EngineOptions(3, True, True, True, 7.5)
+    for asked in (options, EngineOptions()):
+        read = build_parser().parse_args(["train", *asked.arguments()])
+        names = ("accumulate", "compile", "skip_bad_images", "tensorboard", "save_every")
+        assert EngineOptions(*(getattr(read, name) for name in names)) == asked
+
+
+def test_people_see_a_line_for_each_run_and_what_its_log_says_last(tmp_path, monkeypatch, capsys):
+    runs = [resolve(STAGE2, PROFILE, seed=seed) for seed in range(2)]
+    trainings = {run.name: together._Training(run, tmp_path / f"{run.seed}.log") for run in runs}
+    monkeypatch.setattr(journal, "is_watched", lambda: False)
+    assert together._live_lines(trainings) == {}
+    monkeypatch.setattr(journal, "is_watched", lambda: True)
+    lines = together._live_lines(trainings)
+    assert [line.desc for line in lines.values()] == [f"stage2-hrnetpp-{run.hash}  waits" for run in runs]
+    first, line = trainings[runs[0].name], lines[runs[0].name]
+    first.process = SimpleNamespace(returncode=None)
+    text = "epoch   1/1  loss 1e-2\nstage2_coco_heatmap epoch 1/4: 8/32 crops, 3.1crop/s\nhalf a li"
+    first.log.write_text(text)
+    for status, expected in ((None, "epoch 1/4: 8/32 crops, 3.1crop/s"), (0, "trained"), (-9, "FAILED: ")):
+        first.process.returncode = status
+        together._show(first, first.read_log(first.read_to), line)
+        assert line.desc.startswith(f"stage2-hrnetpp-{runs[0].hash}  {expected}")
+    first.log.write_text(text + "ne\n")
+    assert first.read_log(first.read_to) == ["half a line"]
+    for each in lines.values():
+        each.close()
+    assert capsys.readouterr().out == ""
