@@ -240,10 +240,10 @@ def _show(training: _Training, said: list[str], line: tqdm.std.tqdm | None) -> N
     """What a process said since the last look: on its live line, or the remarks and val's scores in print."""
     run = training.run
     if line is not None:
-        status = training.process.returncode
         says = training.says.removeprefix(f"{run.stage.name} ")
-        says = {None: says, 0: "trained"}.get(status, f"FAILED: {says}")
-        line.set_description_str(f"{_label(run)}  {says}")
+        says = {None: says, 0: "trained"}.get(training.process.returncode, f"FAILED: {says}")
+        if (text := f"{_label(run)}  {says}") != line.desc:
+            line.set_description_str(text)
         return
     for text in said:
         if text.startswith(f"{run.name}: "):
