@@ -236,9 +236,9 @@ def test_on_a_gpu_another_one_begins_where_it_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(together, "_free_memory", lambda: free[0])
     monkeypatch.setattr(together._Training, "begin", lambda training, *_: begun.append(training))
     side = together._SideBySide(waiting, tmp_path, OFTEN, 3, 80)
-    looks = ((80, False, 1), (55, False, 1), (31, True, 1), (55, True, 2), (55, True, 3))
+    looks = ((80, False, 1), (55, False, 1), (42, True, 1), (55, True, 2), (55, True, 3))
     for now, have_stepped, expected in looks:
-        free[0] = now  # after one run took 49, then 25, then two took 25 together
+        free[0] = now  # one run took 25, or 38; then two took 25
         for training in begun:
             training.says = "epoch 1/1: 8/32 crops, 3.1crop/s" if have_stepped else "run          x"
         side.begin(tmp_path)
