@@ -21,15 +21,23 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train the three stages of one architecture, or one recipe; go on with them, or find them trained."""
-    from hrnetpp_lib.train.machine import EngineOptions, preemptible, processes
+    """Train three stages of an architecture, or a recipe, several side by side; go on, or find it trained."""
+    from hrnetpp_lib.train.machine import EngineOptions, end_with_parent, preemptible, processes
 
-    runs, root = _runs_to_train(options), options.output
+    chains, root = _runs_to_train(options), options.output
+    runs = tuple(run for chain in chains for run in chain)
     profile = runs[0].profile
     engine = EngineOptions(
         options.accumulate, options.compile, options.skip_bad_images, options.tensorboard, options.save_every
     )
+    if "HRNETPP_BESIDE" in os.environ:  # `train_together` began it
+        end_with_parent()
     with preemptible(root, runs) as notice:
+        if len(chains) > 1:
+            from hrnetpp_lib.train.together import train_together
+
+            print(*train_together(runs, root, options=engine), sep="\n")
+            return
         from hrnetpp_lib.data.layout import load_stage_data, prepare_data
         from hrnetpp_lib.train.loop import train_stage
 
@@ -44,18 +52,19 @@ def train(options: argparse.Namespace) -> None:
         here.destroy_process_group()
 
 
-def _runs_to_train(options: argparse.Namespace) -> tuple[Run, ...]:
-    """What the options name: the stages of a profile, or the run of a recipe.json."""
+def _runs_to_train(options: argparse.Namespace) -> list[tuple[Run, ...]]:
+    """What the options name: a profile's stages, for each architecture and seed, or each recipe.json."""
     chosen = {name: getattr(options, name) for name in ("profile", "architecture", "seed")}
     given = {name: value for name, value in chosen.items() if value is not None}
     if options.recipe and given:
-        raise HrnetppError(f"--recipe {options.recipe} says it all; leave out --{', --'.join(given)}")
+        raise HrnetppError(f"--recipe {options.recipe[0]} says it all; leave out --{', --'.join(given)}")
     if options.recipe:
-        return (read_recipe(options.recipe),)
-    profile, name = get_profile(given.get("profile", "mini")), given.get("architecture", "hrnetpp")
-    if name not in ARCHITECTURES:
-        raise HrnetppError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
-    return three_stages(profile, ARCHITECTURES[name], given.get("seed", 0))
+        return [(read_recipe(path),) for path in options.recipe]
+    profile, names = get_profile(given.get("profile", "mini")), given.get("architecture", ["hrnetpp"])
+    if unknown := [name for name in names if name not in ARCHITECTURES]:
+        raise HrnetppError(f"unknown architecture {unknown[0]!r}; choose one of {', '.join(ARCHITECTURES)}")
+    seeds = given.get("seed", [0])
+    return [three_stages(profile, ARCHITECTURES[name], seed) for seed in seeds for name in names]
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -174,9 +183,10 @@ def build_parser() -> argparse.ArgumentParser:
     repeated = {"action": "append", "default": []}
     option("--only", "notebook by its number; may be repeated", reproduce, metavar="03", **repeated)
     option("--set", "a notebook parameter", reproduce, metavar="NAME=VALUE", **repeated)
-    option("--architecture", "hrnetpp (default), hrnet, hrnet+se, ...", train)
-    option("--seed", "default 0", train, type=int)
-    option("--recipe", "train this recipe.json instead of a profile's stages", train, type=Path)
+    option("--architecture", "hrnetpp (default), hrnet, ...; may be repeated", train, action="append")
+    option("--seed", "default 0; may be repeated", train, type=int, action="append")
+    text = "train this recipe.json instead of a profile's stages; may be repeated"
+    option("--recipe", text, train, type=Path, action="append")
     option("--accumulate", "cut batches into N parts", train, type=int, default=1, metavar="N")
     option("--compile", "try torch.compile", train, action="store_true")
     option("--skip-bad-images", "replace persons of unreadable images", train, action="store_true")

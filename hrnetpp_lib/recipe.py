@@ -138,7 +138,7 @@ class Profile:
     synthetic_persons: tuple[Count, Count, Count] = (0, 0, 0)  # COCO train, AI Challenger, COCO val
     imagenet_weights: PathBelow | None = None  # first-stage initialisation, below the data folder
     workers: Annotated[int, Meta(ge=0, le=1024)] = 0  # loader processes
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: `resolve` takes bf16 where it is fast
 
     def describe_size(self) -> str:
         return f"{self.network}, input {self.input_hw[0]}x{self.input_hw[1]}"
@@ -164,7 +164,8 @@ MINI = Profile(
     network=NetworkSize(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1),
     input_hw=(128, 96), heatmap_sigma=1.5, batch_size=16,
     # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
-    epochs=(3, 8, 3), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=2, eval_every=2,
+    # CHOICE: bf16 only where the CPU has instructions for it, side by side (train/together.py).
+    epochs=(6, 16, 6), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=4, eval_every=4, precision="auto",
 )
 LSPET = Profile(
     name="lspet", data="lspet", holdout_persons=200, boxes=None,
@@ -176,6 +177,7 @@ LSPET_CPU = replace(  # what two CPU cores train in a few hours
     LSPET, name="lspet_cpu", holdout_persons=100, workers=0,
     network=NetworkSize(32, blocks_per_branch=1, modules=(1, 2, 2), stem_channels=32, layer1_blocks=1),
     input_hw=(128, 96), heatmap_sigma=1.5, batch_size=32, epochs=(60, 150, 20), ablation_epochs=15,
+    precision="auto",
 )
 COCO = Profile(
     name="coco", data="public", holdout_persons=5000, boxes="COCO_val2017_detections_AP_H_56_person.json",
@@ -248,13 +250,26 @@ def resolve(
     """Join method and budget into one run: the profile scales the stage's epochs and learning rates.
 
     `seed` decides weights, order and augmentation; the run starts from the weights of `previous`; `epochs`
-    overrides the profile's number (for ablations). Raises: HrnetppError as `check_run`.
+    overrides the profile's number (for ablations). Where the profile's precision is "auto", the run's is bf16
+    if there are instructions for it here, else fp32. Raises: HrnetppError as `check_run`.
     """
     index, profile = _position(stage), _typed(profile, Profile)
+    if profile.precision == "auto":
+        profile = replace(profile, precision="bf16" if has_bf16() else "fp32")
     epochs = profile.epochs[index] if epochs is None else epochs
     scale = profile.lr_scales[index]
     budgeted = replace(stage, epochs=epochs, lr_start=stage.lr_start * scale, lr_end=stage.lr_end * scale)
     return check_run(Run(budgeted, profile, architecture, seed, previous.name if previous else None))
+
+
+def has_bf16() -> bool:
+    """Whether what trains here, a GPU or else the CPU, has instructions for bf16."""
+    import torch  # heavy, and needed by profiles of precision auto alone
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+    return bool(capabilities.get("avx512_bf16"))
 
 
 def _position(stage: TrainStage) -> int:
@@ -278,6 +293,8 @@ def check_run(run: Run) -> Run:
     run = _typed(run, Run)
     _position(run.stage)
     profile, architecture = run.profile, run.architecture
+    if profile.precision == "auto":
+        raise HrnetppError("a run's precision is fp32 or bf16; `resolve` decides where a profile says auto")
     if architecture != ARCHITECTURES.get(architecture.name, architecture):
         raise HrnetppError(f"architecture {architecture.name!r} has other switches than that name stands for")
     if (weights := profile.network.weights_of_branches) > 10**9:
@@ -292,6 +309,12 @@ def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: i
     first = resolve(STAGE1, profile, architecture, seed)
     second = resolve(STAGE2, profile, architecture, seed, previous=first)
     return first, second, resolve(STAGE3, profile, architecture, seed, previous=second)
+
+
+def fitting_alpha(profile: Profile, seed: int = 0) -> Run:
+    """HRNet++'s stage 3 with alpha for the profile's sigma: 60 fits the report's 3 cells (notebook 6)."""
+    scaled = replace(STAGE3, alpha=STAGE3.alpha * (profile.heatmap_sigma / 3) ** 2)
+    return resolve(scaled, profile, seed=seed, previous=three_stages(profile, seed=seed)[1])
 
 
 def ablation_runs(profile: Profile, seed: int = 0) -> tuple[Run, ...]:

@@ -7,6 +7,7 @@ from functools import reduce
 from operator import getitem
 
 import pytest
+import torch
 
 from hrnetpp_lib import recipe
 from hrnetpp_lib.errors import HrnetppError
@@ -49,14 +50,15 @@ def test_hash_follows_what_decides_the_weights_and_nothing_else():
 # Of the last stage (it contains those before it), of a chain of plain HRNets with seed 3, of an ablation.
 HASHES = {
     "smoke": ("bc15340f2d", "e3d61857fc", "efabe63aaa"),
-    "mini": ("7535c8588f", "164a300ad5", "5e07cf35eb"),
+    "mini": ("e25cf10d5f", "7c0d7369f7", "90540cf369"),
     "lspet_cpu": ("37650a634e", "fd0889e44e", "7e28bfc476"),
     "lspet": ("432b8faaff", "30468f86cf", "9d4c57327e"),
     "coco": ("d1ae0b09b6", "039041e516", "15adcba110"),
 }
 
 
-def test_the_runs_of_today_are_found_again():
+def test_the_runs_of_today_are_found_again(monkeypatch):
+    monkeypatch.setattr(recipe, "has_bf16", lambda: True)
     texts = []
     for profile in PROFILES.values():
         chains = (
@@ -67,7 +69,33 @@ def test_the_runs_of_today_are_found_again():
         assert (chains[0][2].hash, chains[1][2].hash, chains[2][3].hash) == HASHES[profile.name]
         texts += [run.describe() for chain in chains for run in chain]
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()
-    assert digest == "7780768eed59f2df0247c64716cbef91e0980ccee7c40762dc76ab00ab77d543"
+    assert digest == "068c5345333b9c4e74aeb05b53144704dfc819573aee053bf4c27795a16559d2"
+
+
+def test_of_precision_auto_a_run_is_in_bf16_where_that_is_fast(monkeypatch):
+    for fast, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(recipe, "has_bf16", lambda answer=fast: answer)
+        run = resolve(STAGE2, MINI)
+        assert (
+            run == resolve(STAGE2, replace(MINI, precision=precision)) and run.profile.precision == precision
+        )
+        assert resolve(STAGE2, SMOKE).profile.precision == "fp32"
+        assert resolve(STAGE2, COCO).profile.precision == "bf16"
+    with pytest.raises(HrnetppError, match="a run's precision is fp32 or bf16; `resolve` decides"):
+        recipe.check_run(replace(run, profile=MINI))
+
+
+def test_bf16_is_fast_where_there_are_instructions_for_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for told, expected in (({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda answer=told: answer, raising=False)
+        assert recipe.has_bf16() is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert recipe.has_bf16() is False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for answer in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, a=answer: a)
+        assert recipe.has_bf16() is answer
 
 
 def test_a_changed_first_stage_changes_the_whole_chain():
@@ -105,11 +133,12 @@ def test_impossible_budgets_are_refused(field, value):
     assert "\n" not in str(caught.value)
 
 
-def test_the_largest_numbers_that_make_sense_pass():
+def test_the_largest_numbers_that_make_sense_pass(monkeypatch):
+    monkeypatch.setattr(recipe, "has_bf16", lambda: False)
     large = replace(
         MINI, input_hw=(2048, 1024), batch_size=512, network=recipe.NetworkSize(192, 4, (1, 4, 3))
     )
-    assert resolve(STAGE2, large, seed=2**63 - 1).profile == large
+    assert resolve(STAGE2, large, seed=2**63 - 1).profile == replace(large, precision="fp32")
     with pytest.raises(HrnetppError, match="2\\^30"):
         resolve(STAGE2, replace(large, batch_size=513))
     # W48's branches: 8 convolutions of 9 weights per pair of channels, in 1, 4 and 3 modules.

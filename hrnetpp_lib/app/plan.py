@@ -4,7 +4,6 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,10 +19,11 @@ from hrnetpp_lib.evaluate.metrics import bbox_ap
 from hrnetpp_lib.evaluate.runtime import imitates_bf16
 from hrnetpp_lib.model.anatomy import count_macs
 from hrnetpp_lib.pose.keypoints import COCO17
-from hrnetpp_lib.recipe import HRNET, STAGE3, Profile, Run, ablation_runs, resolve, three_stages
+from hrnetpp_lib.recipe import HRNET, Profile, Run, ablation_runs, fitting_alpha, three_stages
 from hrnetpp_lib.train.loader import EpochBatches, load_batches, number_of_steps
 from hrnetpp_lib.train.loop import TrainStep, build_model
 from hrnetpp_lib.train.machine import SLOW_BF16
+from hrnetpp_lib.train.together import processes_at_once
 
 # Persons with labelled keypoints, by the report and by the official HRNet code's count of train2017.
 REPORTED = {"ai_challenger": (444_000, 5_000), "coco": (149_813, None)}
@@ -35,9 +35,8 @@ _FLOP = 6  # of a multiply-accumulate: two, forward once and backward twice
 def notebook_runs(profile: Profile) -> tuple[Run, ...]:
     """Every training of the notebooks, each once: two networks' heatmap stages, stage 3, ablations, alpha."""
     (*plain, _), chain = three_stages(profile, HRNET), three_stages(profile)
-    scaled = replace(STAGE3, alpha=60 * (profile.heatmap_sigma / 3) ** 2)  # as in notebook 6
-    alpha = resolve(scaled, profile, previous=chain[1])
-    return tuple({run.name: run for run in (*plain, *chain, *ablation_runs(profile), alpha)}.values())
+    runs = (*plain, *chain, *ablation_runs(profile), fitting_alpha(profile))
+    return tuple({run.name: run for run in runs}.values())
 
 
 def plan(profile: Profile, root: Path, gpus: int) -> Iterator[str]:
@@ -106,9 +105,9 @@ def _measure_model(run: Run, share: int) -> Generator[str, None, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    timer = Timer("make_step()", globals={"make_step": make_step}, num_threads=torch.get_num_threads())
+    timer = Timer("make_step()", globals={"make_step": make_step}, num_threads=1)  # as each of `together` has
     rate = crops / timer.blocked_autorange(min_run_time=_MEASURED_S).median
-    name = torch.cuda.get_device_name(device) if on_gpu else "this CPU"
+    name = torch.cuda.get_device_name(device) if on_gpu else "one thread of this CPU"
     yield f"  model on {name}, steps of {crops} crops, {profile.precision}: {rate:.2f} crops/s"
     if profile.precision == "bf16" and imitates_bf16(device):
         yield f"  {SLOW_BF16}"
@@ -146,7 +145,7 @@ def _measure_loader(run: Run, train: PersonTable) -> Generator[str, None, float 
 def _cost(runs: tuple[Run, ...], persons: dict[str, tuple], rate: float, gpus: int) -> Iterator[str]:
     """Samples, hours and disk of every training, and of all."""
     on_gpu, sizes = pick_device().type == "cuda", {}
-    unit = "GPU-hours" if on_gpu else "hours of this CPU"
+    unit = "GPU-hours" if on_gpu else "hours of one process"
     yield f"\ncost of the notebooks' trainings ({unit} at HRNet++'s measured speed, without evaluation)"
     samples = flop = left = 0
     for run in runs:
@@ -166,6 +165,8 @@ def _cost(runs: tuple[Run, ...], persons: dict[str, tuple], rate: float, gpus: i
     if on_gpu:
         yield f"  on {gpus} such GPUs, if they scale perfectly: {hours / gpus:.3g} hours"
     else:
+        most = min(processes_at_once(runs), len(runs))
+        yield f"  side by side, with {most} at once all the time: {hours / most:.3g} hours of this CPU"
         division = f"{flop / 3.6e15:.3g} divided by a GPU's effective TFLOP/s are the GPU-hours"
         yield f"  no GPU here to measure: {division}, and again by {gpus} the hours on {gpus}"
 

@@ -19,9 +19,7 @@ from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.table import git_revision, provenance
 from hrnetpp_lib.files import project_root, read_json, write_json
 from hrnetpp_lib.recipe import Profile
-
-# glibc returns freed memory to the system, and every training step pays for getting it back.
-KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
+from hrnetpp_lib.train.machine import KEEP_FREED_MEMORY
 
 
 def reproduce(

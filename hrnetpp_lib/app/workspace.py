@@ -19,8 +19,9 @@ from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
 from hrnetpp_lib.recipe import HRNET, HRNETPP, Profile, Run, get_profile, three_stages
 from hrnetpp_lib.train.journal import read_metrics
-from hrnetpp_lib.train.loop import checkpoint_path, train_stage
+from hrnetpp_lib.train.loop import checkpoint_path
 from hrnetpp_lib.train.machine import train_in_processes
+from hrnetpp_lib.train.together import train_together
 
 _DATA_IN_WORDS = {
     "synthetic": "synthetic people",
@@ -50,12 +51,18 @@ class Workspace:
         """Training and validation persons of 'ai_challenger' or 'coco'."""
         return load_stage_data(dataset, self.profile, self.data)
 
-    def train(self, run: Run, data: StageData, processes: int = 1) -> Path:
-        """Train a run, go on with it, or find it trained; with several processes (GPUs) outside this one."""
+    def train(self, runs: Iterable[Run], processes: int = 1) -> list[Path]:
+        """Train runs side by side, go on with them, or find them trained; returns their checkpoints.
+
+        With several processes (GPUs) that share each batch they train one after the other. Raises as
+        `together.train_together` or `machine.train_in_processes`.
+        """
+        runs = tuple(runs)
         if processes == 1:
-            return train_stage(run, data, self.runs, self.data.root)
-        train_in_processes(run, self.root, processes)
-        return checkpoint_path(self.runs, run.name)
+            return train_together(runs, self.root)
+        for run in runs:
+            train_in_processes(run, self.root, processes)
+        return [checkpoint_path(self.runs, run.name) for run in runs]
 
     def load(self, run: Run) -> tuple[HRNet, ModelCard]:
         """Network and card of a finished run, on the device in use."""

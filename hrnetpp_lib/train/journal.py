@@ -32,7 +32,7 @@ _PEOPLE = 8
 _MOST_BYTES = 2**28  # of metrics, or of one snapshot's arrays
 _REMEDY = "delete the line, or the folder to train anew"
 _SNAPSHOT = re.compile(r"epoch_(\d{3,9})\.npz")
-_SECONDS_BETWEEN_LINES = 300.0
+_SECONDS_BETWEEN_LINES, _BESIDE_OTHERS = 300.0, 10.0  # the second where `together` shows the last one
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=3.5e38)]
@@ -182,6 +182,11 @@ def _read_snapshot(path: Path, run: Run) -> dict[str, np.ndarray]:
     return {"crops": crops, "heatmaps": heatmaps}
 
 
+def is_watched() -> bool:
+    """Whether people see the output as it comes: in Jupyter or a terminal, and not under `reproduce`."""
+    return not os.environ.get("HRNETPP_HEADLESS") and ("ipykernel" in sys.modules or sys.stderr.isatty())
+
+
 def progress_bar(name: str, crops: int, done: int, silent: bool) -> tqdm.std.tqdm:
     """The progress of one epoch's crops, some of them done before: a bar for people, lines for logs."""
     shared = {
@@ -192,9 +197,9 @@ def progress_bar(name: str, crops: int, done: int, silent: bool) -> tqdm.std.tqd
         "disable": silent,
         "leave": False,
     }
-    # Under `reproduce`, or piped outside Jupyter, output goes to a file.
-    if not os.environ.get("HRNETPP_HEADLESS") and ("ipykernel" in sys.modules or sys.stderr.isatty()):
+    if is_watched():
         return tqdm.auto.tqdm(**shared, dynamic_ncols=True)
-    seldom = dict.fromkeys(("mininterval", "maxinterval", "delay"), _SECONDS_BETWEEN_LINES)
+    pause = _BESIDE_OTHERS if "HRNETPP_BESIDE" in os.environ else _SECONDS_BETWEEN_LINES
+    seldom = dict.fromkeys(("mininterval", "maxinterval", "delay"), pause)
     line = "{desc}: {n}/{total} crops, {rate_fmt}{postfix}, {remaining} to go\n"
     return tqdm.std.tqdm(**shared, **seldom, bar_format=line, file=sys.stdout)

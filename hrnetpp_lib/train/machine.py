@@ -29,6 +29,9 @@ from hrnetpp_lib.recipe import Run
 # The other processes wait while the first one scores val; NCCL's own limit is ten minutes.
 _PATIENCE = timedelta(hours=2)
 
+# glibc returns freed memory to the system, and every training step pays for getting it back.
+KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
+
 SLOW_BF16 = (
     "warning: this CPU has no instructions for bf16 and imitates it, many times as slow as fp32. Use another "
     "machine, or set precision='fp32' in the profile (recipe.py)"
@@ -52,10 +55,26 @@ class EngineOptions:
         if not 0 <= self.save_every_s < float("inf"):
             raise HrnetppError(f"save_every_s is {self.save_every_s}; give seconds from 0 on")
 
+    def arguments(self) -> list[str]:
+        """The same as options of the command `train`."""
+        flags = {name: getattr(self, name) for name in ("compile", "skip_bad_images", "tensorboard")}
+        given = [f"--{name.replace('_', '-')}" for name, is_on in flags.items() if is_on]
+        return ["--accumulate", str(self.accumulate), "--save-every", str(self.save_every_s), *given]
+
 
 def processes() -> PartialState:
     """This process among those launched together, or alone; on a GPU where there is one, else on the CPU."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def end_with_parent() -> None:
+    """In a process that `together` began: SIGTERM to itself once the other one is gone, however it ended."""
+
+    def wait() -> None:
+        os.read(0, 1)  # nothing is ever written to the pipe; it closes when its writer ends
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def leave(status: int) -> NoReturn:

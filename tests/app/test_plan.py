@@ -35,7 +35,7 @@ def test_everything_of_a_profile_that_makes_its_data(tmp_path):
     text = text_of(TINY, tmp_path, gpus=2)
     assert "batch 8 = 2 x 4" in text and "missing" not in text
     assert "coco train: 16 persons" in text and re.search(r"person box AP \d+\.\d on val", text)
-    assert re.search(r"model on this CPU, steps of 4 crops, fp32: [\d.]+ crops/s", text)
+    assert re.search(r"model on one thread of this CPU, steps of 4 crops, fp32: [\d.]+ crops/s", text)
     assert re.search(r"loader with 0 processes, 16 crops: [\d.]+ crops/s", text)
     assert "16 persons (counted) = 16 samples" in text and "loads its crops itself" in text
     assert not re.search(r"\bnan\b|\binf\b|None", text)
@@ -68,14 +68,16 @@ def test_the_notebooks_trainings():
 def test_cost_by_hand(monkeypatch):
     runs = three_stages(replace(PAPER, epochs=(1, 2, 3)))
     persons = {"ai_challenger": (36_000, "counted"), "coco": (7_200, "counted")}
+    monkeypatch.setattr(module, "processes_at_once", lambda _: 2)
     lines = list(module._cost(runs, persons, 2.0, 4))
-    assert "= 36,000 samples, 5 hours of this CPU" in lines[1]
+    assert "= 36,000 samples, 5 hours of one process" in lines[1]
     assert "= 14,400 samples, 2 hours" in lines[2] and "= 21,600 samples, 3 hours" in lines[3]
     model = build_model(runs[0], 17)
     mib = sum(tensor.nbytes for tensor in model.state_dict().values()) / 2**20
     flop = 6 * count_macs(model, PAPER.input_hw) * 72000
-    assert f"72,000 samples, 10 hours of this CPU, {6 * mib:.0f} MiB, {flop:.2g} FLOP" in lines[4]
+    assert f"72,000 samples, 10 hours of one process, {6 * mib:.0f} MiB, {flop:.2g} FLOP" in lines[4]
     assert f"beside them {9 * mib:.0f} MiB" in lines[5]
+    assert lines[6] == "  side by side, with 2 at once all the time: 5 hours of this CPU"
     monkeypatch.setattr(module, "pick_device", lambda: torch.device("cuda"))
     *_, last = module._cost(runs, persons, 2.0, 4)
     assert last == "  on 4 such GPUs, if they scale perfectly: 2.5 hours"
