@@ -44,13 +44,13 @@ from hrnetpp_lib.pose.keypoints import COCO17  # noqa: E402
 from hrnetpp_lib.recipe import HRNET, HRNETPP, LSPET, MINI, STAGE2, Augmentation, Run, resolve  # noqa: E402
 from hrnetpp_lib.train.loader import load_batches  # noqa: E402
 from hrnetpp_lib.train.loop import Training  # noqa: E402
-from hrnetpp_lib.train.machine import EngineOptions, SigtermNotice, imitates_bf16, make_accelerator  # noqa: E402
+from hrnetpp_lib.train.machine import EngineOptions, SigtermNotice, make_accelerator  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "bench.json"
 SIZES = (1_000, 10_000, 100_000)  # boxes, for how cost grows
 CORES = usable_workers(os.cpu_count())
-REDUCED = "fp32" if imitates_bf16(torch.device("cpu")) else "bf16"
+REDUCED = resolve(STAGE2, MINI).profile.precision  # bf16 where there are instructions for it
 
 
 @dataclass
