@@ -384,25 +384,22 @@ def nms(setting: Setting) -> Iterator[Comparison | tuple[str, dict]]:
     use_threads(1)
     images = 20 if setting.quick else 500
     data, predictions = crowd(images)
-    poses = np.dstack([predictions.keypoints, predictions.scores]).reshape(images, 20, 17, 3)
-    areas, scores = (array.reshape(images, 20) for array in (data.val.areas, data.val.bbox_scores))
+    poses = np.dstack([predictions.keypoints, predictions.scores])
+    columns, rows = (poses, data.val.areas, data.val.bbox_scores), np.arange(images * 20).reshape(images, 20)
 
-    def ours() -> list[list[int]]:
-        return [metrics.oks_nms(*image).tolist() for image in zip(poses, areas, scores, strict=True)]
+    def ours() -> list[int]:
+        return metrics.suppress(rows, *columns).tolist()
 
-    def theirs() -> list[list[int]]:
-        return [[int(i) for i in setting.official.nms.oks_nms(image, 0.9)] for image in records]
+    def theirs() -> list[int]:
+        found = zip(rows, (setting.official.nms.oks_nms(image, 0.9) for image in records), strict=True)
+        return [int(image[index]) for image, kept in found for index in kept]
 
     if setting.official:
         keys = ("keypoints", "area", "score")
-        records = [
-            [dict(zip(keys, pose, strict=True)) for pose in zip(*image, strict=True)]
-            for image in zip(poses, areas, scores, strict=True)
-        ]
-        kept = ours()
-        equality = require(
-            kept == theirs(), f"the same {sum(map(len, kept))} of {images * 20} poses kept, in order"
-        )
+        persons = [dict(zip(keys, pose, strict=True)) for pose in zip(*columns, strict=True)]
+        records, kept = [[persons[row] for row in image] for image in rows], ours()
+        same = f"the same {len(kept)} of {rows.size} poses kept, in order"
+        equality = require(kept == theirs(), same)
         side = Side("nms", f"OKS-NMS, {images} images of 20 poses", lambda: no_cost(ours()), equality)
         yield Comparison(lambda: no_cost(theirs()), [side], "run", 1, setting.budget(10))
     sets = {size: crowd(size // 20) for size in (SIZES[0] // 10, *SIZES)}

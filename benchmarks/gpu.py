@@ -119,13 +119,13 @@ def loader(bench: Bench) -> dict:
     training = make_training(bench.run(bench.best or bench.batches[0]), training_data(bench), bench.folder)
     bench.training, workers = training, usable_workers(bench.profile.workers)
     size, steps = training.run.profile.batch_size, training.steps
+    pinned = bench.device.type == "cuda"
 
     def epochs(step: Callable) -> float:
         started, done, number = None, 0, 0
         while not started or time.perf_counter() - started < 2 * bench.seconds:
-            with load_batches(
-                training.crops, replace(training.batches, epoch=number), workers, True
-            ) as batches:
+            order = replace(training.batches, epoch=number)
+            with load_batches(training.crops, order, workers, pinned) as batches:
                 for batch in batches:
                     step(batch)
                     started, done = started or time.perf_counter(), done + 1
@@ -134,10 +134,14 @@ def loader(bench: Bench) -> dict:
             number += 1
         return round((done - 1) * size / (time.perf_counter() - started), 1)
 
-    alone, lr = epochs(lambda batch: None), training.run.stage.lr_start
+    def step(batch) -> None:
+        training._optimise(training._to_device(batch), training.run.stage.lr_start)
+        training.progress.step += 1
+
+    alone = epochs(lambda batch: None)
     first = training._to_device(next_batch(training))
     training.network = compile_step(training.network, first, print)
-    both = epochs(lambda batch: training._optimise(training._to_device(batch), lr))
+    both = epochs(step)
     image = cv2.imread(str(training.crops.table.image_path(0)))
     jpeg = "x".join(map(str, image.shape[1::-1]))
     sizes = {"batch": size, "steps_an_epoch": steps, "workers": workers, "jpeg": jpeg}
@@ -176,7 +180,7 @@ def inference(bench: Bench) -> dict:
     card = infer.ModelCard.of_run(run, infer.ModelCard().skeleton)
     model = build_model(run, len(card.skeleton)).to(bench.device).eval()
     network, found = infer.prepare(model, card, precision="bf16"), {}
-    for size in bench.batches:
+    for size in bench.batches[1::2]:  # each is compiled anew
         crops = random_batch(bench.profile, size).image.to(bench.device)
         try:
             plain, flipped = (
@@ -213,10 +217,8 @@ def precision(bench: Bench) -> dict:
 
 def resume(bench: Bench) -> dict:
     """Kill a run by SIGKILL in the middle of an epoch, go on, and compare with one that was left alone."""
-    profile = replace(
-        bench.profile, name="killed", synthetic_persons=(8 * bench.batches[0], 10, 12), workers=0,
-        batch_size=bench.batches[0], epochs=(1, 3, 1), boxes=SYNTHETIC_BOXES, precision="fp32",
-    )  # fmt: skip
+    # Small, so that a state a step costs nothing: 3 epochs of 8 steps.
+    profile = replace(SMOKE, name="killed", batch_size=4, epochs=(1, 3, 1))
     run = resolve(STAGE2, profile, HRNETPP)
     roots = [bench.folder / name for name in ("alone", "killed")]
     write_json(bench.folder / "killed.json", run)
