@@ -90,6 +90,7 @@ class Comparison:
     threads: int
     budget_s: float
     per: float = 1.0  # units in one call
+    warm: bool = False  # no first round is needed
 
 
 def require(equal: bool, found: str) -> str:
@@ -192,7 +193,9 @@ def boxes(setting: Setting) -> Iterator[Comparison]:
         name = "boxes_exact" if precision == "fp32" else "boxes_reduced"
         what = f"boxes in, poses out, W32 256x192, flip test, {ready.runtime} {precision}"
         sides.append(Side(name, what, lambda n=ready: no_cost(infer.predict_boxes(n, card, table)), equality))
-    yield Comparison(lambda: no_cost(reference()), sides, "person", CORES, setting.budget(75), per=len(table))
+    yield Comparison(
+        lambda: no_cost(reference()), sides, "person", CORES, setting.budget(60), len(table), warm=True
+    )
 
 
 def no_cost(result: object) -> None:
@@ -428,7 +431,7 @@ def figures(setting: Setting) -> Iterator[Comparison]:
         lambda: no_cost(ours()),
         equality,
     )
-    yield Comparison(lambda: no_cost(wanted()), [side], "run", 1, setting.budget(40))
+    yield Comparison(lambda: no_cost(wanted()), [side], "run", 1, setting.budget(40), warm=True)
 
 
 def pycocotools_figures(truth: CocoTruth, poses: metrics.ScoredPoses) -> Callable[[], list[float]]:
@@ -511,7 +514,7 @@ def train_step(setting: Setting) -> Iterator[Comparison]:
 def side_by_side(setting: Setting) -> Iterator[Comparison]:
     """Crops of HRNet++ of mini: as many one-thread processes as cores, against one with a thread per core."""
     small_set(setting)
-    seconds = 1 if setting.quick else 8
+    seconds = 1 if setting.quick else 5
 
     def several(number: int, precision: str) -> Callable[[], float]:
         environment = os.environ | KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(CORES // number)}
@@ -543,7 +546,7 @@ def side_by_side(setting: Setting) -> Iterator[Comparison]:
         )
         for p in dict.fromkeys(("fp32", REDUCED))
     ]
-    yield Comparison(several(1, "fp32"), sides, "crop", CORES, setting.budget(60))
+    yield Comparison(several(1, "fp32"), sides, "crop", CORES, setting.budget(60), warm=True)
 
 
 def child(precision: str, folder: Path, seconds: float) -> None:
@@ -573,7 +576,7 @@ def run_row(row: Callable, setting: Setting) -> Iterator[tuple[str, dict]]:
             yield found
             continue
         works = {"": found.reference} | {side.name: side.work for side in found.sides}
-        seconds = measure.alternate(works, found.budget_s)
+        seconds = measure.alternate(works, found.budget_s, warm=found.warm)
         for side in found.sides:
             record = {"what": side.what, "unit": found.unit, "threads": found.threads, "official": named}
             record |= measure.compare(seconds[""], seconds[side.name], found.per) | {

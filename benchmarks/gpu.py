@@ -36,7 +36,7 @@ from hrnetpp_lib.data.synthetic import write_dataset  # noqa: E402
 from hrnetpp_lib.evaluate import infer  # noqa: E402
 from hrnetpp_lib.evaluate.table import provenance  # noqa: E402
 from hrnetpp_lib.files import write_json  # noqa: E402
-from hrnetpp_lib.recipe import COCO, HRNETPP, SMOKE, STAGE2, SYNTHETIC_BOXES, Profile, Run, resolve  # noqa: E402
+from hrnetpp_lib.recipe import COCO, HRNETPP, SMOKE, STAGE2, Profile, Run, resolve  # noqa: E402
 from hrnetpp_lib.train.loader import load_batches  # noqa: E402
 from hrnetpp_lib.train.loop import Training, batch_loss, build_model  # noqa: E402
 from hrnetpp_lib.train.machine import compile_step, is_out_of_memory  # noqa: E402

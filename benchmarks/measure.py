@@ -23,13 +23,16 @@ def seconds_of(work: Cost) -> float:
     return time.perf_counter() - started if told is None else told
 
 
-def alternate(sides: dict[str, Cost], budget_s: float, most: int = 101) -> dict[str, list[float]]:
-    """Seconds of each side, round by round, each in its turn, until the budget is spent; a first round warms.
+def alternate(
+    sides: dict[str, Cost], budget_s: float, most: int = 101, warm: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each side, round by round, each in its turn, until the budget is spent.
 
+    A first round warms, unless they are `warm` already or start anew each time.
     Neighbours in time share whatever else the machine does, so that their ratio means something.
     """
     started, rounds = time.perf_counter(), []
-    for work in sides.values():
+    for work in () if warm else sides.values():
         work()
     while len(rounds) < most and (len(rounds) < FEWEST or time.perf_counter() - started < budget_s):
         rounds.append({name: seconds_of(work) for name, work in sides.items()})
