@@ -110,11 +110,13 @@ def lively(name: str, input_hw: tuple[int, int]) -> torch.nn.Module:
     """A network whose heatmaps vary as a trained one's do; new weights would give nearly zeros."""
     torch.manual_seed(0)
     model = create_model(name)
-    for module in model.modules():
+    for layer, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0  # its statistics become those of the one batch below
+            if layer.endswith((".bn2", ".bn3")):  # blocks add little, as trained: else rounding grows
+                torch.nn.init.constant_(module.weight, 0.2)
     with torch.no_grad():
         model.train()(torch.randn(2, 3, *input_hw))
     return model.eval()
@@ -140,7 +142,7 @@ def forward(setting: Setting) -> Iterator[Comparison]:
     with torch.inference_mode():
         wanted = plain(image)
     card, sides = ModelCard(input_hw=hw), []
-    for precision, tolerance in {"fp32": 1e-4, REDUCED: 5e-2}.items():
+    for precision, tolerance in {"fp32": 1e-4, REDUCED: 0.1}.items():
         ready = infer.prepare(model, card, precision=precision)
         with torch.inference_mode():
             equality = close(ready(image), wanted, tolerance)
@@ -189,7 +191,7 @@ def boxes(setting: Setting) -> Iterator[Comparison]:
         # Heatmaps of random weights have many maxima of nearly one height, so a few may change places.
         near = (away < 0.01).mean()
         found = f"{100 * near:.1f}% of keypoints within 0.01 px, median {np.median(away):.1e} px"
-        equality = require(near > (0.97 if precision == "fp32" else 0.5), found)
+        equality = require(near > (0.97 if precision == "fp32" else 0.75), found)
         name = "boxes_exact" if precision == "fp32" else "boxes_reduced"
         what = f"boxes in, poses out, W32 256x192, flip test, {ready.runtime} {precision}"
         sides.append(Side(name, what, lambda n=ready: no_cost(infer.predict_boxes(n, card, table)), equality))
