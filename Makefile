@@ -5,12 +5,17 @@ BIN := .venv/bin
 # Spinning OpenMP threads slow each other down by an order of magnitude on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce test lab lint
+.PHONY: reproduce test bench lab lint
 reproduce: .venv/ready
 	$(BIN)/python -m hrnetpp_lib reproduce --profile $(PROFILE)
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q
+
+# OFFICIAL=DIR, a checkout of the official HRNet code, measures it beside ours.
+bench: .venv/ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[fast]"
+	$(BIN)/python -m benchmarks.bench $(if $(OFFICIAL),--official "$(OFFICIAL)")
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks

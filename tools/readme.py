@@ -1,4 +1,4 @@
-"""What is generated in README.md: Table 1 of all profiles, the choices and departures in the code.
+"""What is generated in README.md: Table 1 of all profiles, the benchmark, choices and departures in the code.
 
 From a checkout, `python tools/readme.py` rewrites them; a test holds README against the code and the results.
 """
@@ -54,6 +54,39 @@ def table_of_profiles(figures: Path) -> list[str]:
     )
 
 
+def table_of_benchmarks(kept: Path) -> list[str]:
+    """The benchmark's rows, a column a machine, as lines of markdown; none where nothing was measured.
+
+    Args:
+        kept: benchmarks/bench.json.
+    """
+    machines = read_json(kept, dict[str, dict]) if kept.is_file() else {}
+    lines, rows, growth = [], {}, []
+    for number, (name, content) in enumerate(machines.items()):
+        measured = content["rows"]
+        pairs = {row: each for row, each in measured.items() if "ratio" in each}
+        commits = {each["official"] for each in pairs.values() if each["official"]}
+        against = (
+            f"official HRNet at {commits.pop()[:7]}" if len(commits) == 1 else "this package's plain way"
+        )
+        revisions = ", ".join(sorted({each["git_revision"] for each in measured.values()}))
+        lines.append(f"* {chr(65 + number)}: {name}; against {against}; ours at {revisions}")
+        for row, each in pairs.items():
+            low, high = each["quartiles"]
+            times = "{reference_ms:.4g} / {ours_ms:.4g} ms a {unit}".format(**each)
+            text = f"**{each['ratio']:.1f}** [{low:.1f}, {high:.1f}]: {times}"
+            what = f"{each['what']}, {each['threads']} thread{'s' * (each['threads'] > 1)}"
+            rows.setdefault(row, [what, *[""] * len(machines)])[number + 1] = text
+        for each in (each for each in measured.values() if "ms_per_1000" in each):
+            costs = ", ".join(f"{cost:g} ms at {int(size):,}" for size, cost in each["ms_per_1000"].items())
+            growth.append(f"* {chr(65 + number)}, a thousand boxes, {each['what']}: {costs} boxes")
+    if not lines:
+        return []
+    head = ["work", *(f"{chr(65 + number)}: times as fast" for number in range(len(machines)))]
+    cells = [head, ["---"] * len(head), *rows.values()]
+    return [*lines, "", *(f"| {' | '.join(row)} |" for row in cells), "", *growth]
+
+
 def render_readme(text: str, root: Path) -> str:
     """README's text with its generated parts made anew.
 
@@ -67,6 +100,10 @@ def render_readme(text: str, root: Path) -> str:
     parts = {
         "<!-- table 1 -->": ("<!-- end of table 1 -->", "\n".join(table_of_profiles(root / "figures"))),
         "<!-- choices -->": ("<!-- end of choices -->", "\n".join(list_choices(root / "hrnetpp_lib"))),
+        "<!-- bench -->": (
+            "<!-- end of bench -->",
+            "\n".join(table_of_benchmarks(root / "benchmarks" / "bench.json")),
+        ),
     }
     for start, (end, content) in parts.items():
         if start not in text or end not in text:
