@@ -30,7 +30,7 @@ from benchmarks import measure  # noqa: E402
 from benchmarks.official import Official  # noqa: E402
 from hrnetpp_lib import create_model  # noqa: E402
 from hrnetpp_lib.app.plan import random_batch  # noqa: E402
-from hrnetpp_lib.app.reproduce import KEEP_FREED_MEMORY  # noqa: E402
+from hrnetpp_lib.train.machine import KEEP_FREED_MEMORY  # noqa: E402
 from hrnetpp_lib.data import annotations, layout  # noqa: E402
 from hrnetpp_lib.data.crops import TrainCrops, normalise, usable_workers  # noqa: E402
 from hrnetpp_lib.data.persons import CocoTruth, PersonTable  # noqa: E402
