@@ -88,7 +88,7 @@ def prepare(model: HRNet, card: ModelCard, runtime: str = "auto", precision: str
     """What infer, TTA and the explorer take in place of a trained network, and run sooner.
 
     fp32 rounds in another order than the network itself, no more. OpenVINO and ONNX Runtime run a graph that
-    is made once per checkpoint, in a minute at most, and kept in the user's cache folder.
+    is made once per checkpoint, which takes a while and is said, and kept in the user's cache folder.
 
     Args:
         model: The network; it stays as it is. A network on a GPU stays there with runtime torch.
@@ -314,6 +314,7 @@ def _from_cache(model: HRNet, card: ModelCard, runtime: str, load: Callable) -> 
     """The graph that a runtime runs; made first where the cache has none or a damaged one."""
 
     def fill(folder: Path) -> None:
+        print(f"making the graph for {runtime}, once per checkpoint ...", flush=True)
         if runtime == "openvino":
             _write_openvino(model, card, folder)
         else:

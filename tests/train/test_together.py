@@ -30,6 +30,12 @@ OFTEN = EngineOptions(save_every_s=0.0)
 RUNS = (resolve(STAGE2, PROFILE, HRNET, epochs=3), resolve(STAGE2, BF16, HRNETPP, epochs=3))
 
 
+@pytest.fixture(autouse=True)
+def headless(monkeypatch):
+    """Plain lines, whatever other tests have imported."""
+    monkeypatch.setenv("HRNETPP_HEADLESS", "1")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
