@@ -19,7 +19,7 @@ from hrnetpp_lib.evaluate.runtime import prepare as prepare  # it is used by thi
 from hrnetpp_lib.files import check_file, whole_file
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import invert_matrix, transform_points
-from hrnetpp_lib.pose.heatmap import decode, flip_average, flip_back
+from hrnetpp_lib.pose.heatmap import decode, flip_averages, flip_back
 from hrnetpp_lib.pose.softargmax import soft_argmax
 
 SINGLE_VIEW = (View(),)
@@ -28,7 +28,7 @@ TTA_VIEWS = (View(0.8), View(1.0), View(1.2), View(1.0, -10.0), View(1.0, 10.0))
 
 _CROPS_A_BATCH = 32  # of the network; on a CPU larger ones no longer fit the memory allocator's reserve
 _SECONDS_BETWEEN_LINES = 60.0
-_PERSONS_IN_CACHE = 4  # of heatmaps 96 x 72: a megabyte each, plain and mirrored
+_PERSONS_IN_CACHE = 8  # whose heatmaps, with sums and copies, stay in a CPU's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,10 @@ def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool =
 
     Reference: HRNet++ report, testing: heatmaps are averaged, for both kinds of model.
     """
-    plain, mirrored = _both(model, crops, flip)
-    return _average_mirrored(plain, mirrored, card)
+    if not flip:
+        return _both(model, crops, flip)[0]
+    plain, mirrored = raw_heatmaps(model, crops, card)
+    return 0.5 * (plain + mirrored)
 
 
 def raw_heatmaps(model: torch.nn.Module, crops: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
@@ -102,12 +104,6 @@ def _both(model: torch.nn.Module, crops: Tensor, flip: bool) -> tuple[Tensor, Te
     images = normalise(torch.cat([crops, crops.flip(2)]) if flip else crops)
     maps = model(images).float()
     return (maps[: len(crops)], maps[len(crops) :]) if flip else (maps, None)
-
-
-def _average_mirrored(plain: Tensor, mirrored: Tensor | None, card: ModelCard) -> Tensor:
-    if mirrored is None:
-        return plain
-    return flip_average(plain, mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
 
 
 def decode_heatmaps(heatmaps: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
@@ -148,12 +144,12 @@ def poses_of_heatmaps(
         matrices: (B, 2, 3), image px -> input px.
         card: How to decode.
     """
-    # A few persons at a time stay in a CPU's cache; a GPU takes all at once.
-    size = _PERSONS_IN_CACHE if plain.is_cpu else max(1, len(plain))
-    parts = zip(
-        plain.split(size), [None] * len(plain) if mirrored is None else mirrored.split(size), strict=False
-    )
-    decoded = [decode_heatmaps(_average_mirrored(*part, card), card) for part in parts]
+    if mirrored is None:
+        averages = iter([plain])
+    else:
+        flip, shift = card.skeleton.flip_pairs, card.coordinates.flip_shift
+        averages = flip_averages(plain, mirrored, flip, shift, _PERSONS_IN_CACHE)
+    decoded = [decode_heatmaps(maps, card) for maps in averages]
     keypoints, scores = (torch.cat(part).cpu().numpy() for part in zip(*decoded, strict=True))
     return Predictions(points_to_image(keypoints, matrices, card), scores, card.input_hw)
 

@@ -9,6 +9,9 @@ A cell's integer index is its centre, (0, 0) being the top-left cell's:
       input px    0     4     8    12            cell i answers for input px 4*i
 """
 
+from collections.abc import Iterator
+
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -135,7 +138,9 @@ def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: 
     Raises: HrnetppError if heatmaps is not 4-D, or shift is not within 0 and 1.
     Reference: official HRNet, flip_back and SHIFT_HEATMAP.
     """
-    back = _mirror(heatmaps, flip_pairs, shift)
+    maps = _check_4d(heatmaps)
+    # Along memory: channels-last maps would be read with large strides.
+    back = maps.contiguous().index_select(1, _flip_order(maps, flip_pairs, shift)).flip(-1)
     if not shift:
         return back
     moved = torch.cat([back[..., :1], back[..., :-1]], dim=-1)
@@ -143,34 +148,41 @@ def flip_back(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: 
 
 
 @torch.no_grad()
-def flip_average(
-    heatmaps: Tensor, mirrored: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: float = True
-) -> Tensor:
-    """Mean of (B, K, H, W) heatmaps and `flip_back` of the mirrored image's, in one pass for a whole shift.
+def flip_averages(
+    heatmaps: Tensor, mirrored: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: float, at_once: int
+) -> Iterator[Tensor]:
+    """Means of (B, K, H, W) heatmaps and `flip_back` of the mirrored image's, some persons at a time.
+
+    Each is good until the next is asked for: they share memory, as new memory costs more than the sums.
 
     Raises: HrnetppError as `flip_back`.
     """
-    maps = _check_4d(heatmaps)
-    if shift != 1:
-        return 0.5 * (maps + flip_back(mirrored, flip_pairs, shift))
-    back = _mirror(mirrored, flip_pairs, shift)
-    maps, mean = maps.contiguous(), torch.empty_like(back)
-    # One run through memory; what it makes of each row's first cell is mended.
-    torch.add(maps.view(-1)[1:], back.view(-1)[:-1], out=mean.view(-1)[1:])
-    mean[..., 0] = maps[..., 0] + back[..., 0]
-    return mean.mul_(0.5)
+    heatmaps, mirrored = _check_4d(heatmaps), _check_4d(mirrored)
+    order = _flip_order(heatmaps, flip_pairs, shift)
+    if shift != 1 or not heatmaps.is_cpu or heatmaps.dtype != torch.float32 or not len(heatmaps):
+        yield 0.5 * (heatmaps + flip_back(mirrored, flip_pairs, shift))
+        return
+    exchanged, back, means = torch.empty(3, *heatmaps[:at_once].shape)
+    for maps, others in zip(heatmaps.split(at_once), mirrored.split(at_once), strict=True):
+        number, width = len(maps), maps.shape[-1]
+        torch.index_select(others, 1, order, out=exchanged[:number])
+        rows = (each[:number].numpy().reshape(-1, width) for each in (exchanged, back))
+        cv2.flip(next(rows), 1, dst=next(rows))
+        # One run through memory; what it makes of each row's first cell is mended.
+        mean = means[:number]
+        torch.add(maps.reshape(-1)[1:], back[:number].view(-1)[:-1], out=mean.view(-1)[1:])
+        torch.add(maps[..., 0], back[:number, ..., 0], out=mean[..., 0])
+        yield mean.mul_(0.5)
 
 
-def _mirror(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: float) -> Tensor:
-    """Heatmaps with left and right exchanged, in columns and in keypoints; `shift` is only checked."""
-    maps = _check_4d(heatmaps)
+def _flip_order(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: float) -> Tensor:
+    """Which keypoint takes each one's place in a mirrored image. Raises: HrnetppError for a bad shift."""
     if not 0 <= shift <= 1:
         raise HrnetppError(f"shift must be within 0 and 1 cells, got {shift}")
-    order = list(range(maps.shape[1]))
+    order = list(range(heatmaps.shape[1]))
     for left, right in flip_pairs:
         order[left], order[right] = order[right], order[left]
-    # Along memory: channels-last maps would be read with large strides.
-    return maps.contiguous().index_select(1, torch.tensor(order, device=maps.device)).flip(-1)
+    return torch.tensor(order, device=heatmaps.device)
 
 
 def _check_4d(heatmaps: Tensor) -> Tensor:

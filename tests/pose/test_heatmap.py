@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.pose.heatmap import decode, encode, flip_average, flip_back
+from hrnetpp_lib.pose.heatmap import decode, encode, flip_averages, flip_back
 
 INPUT_HW, HEATMAP_HW = (64, 48), (16, 12)
 
@@ -121,15 +121,15 @@ def test_flip_back_swaps_pairs_mirrors_and_shifts():
 
 @pytest.mark.parametrize("shift", [True, 1.0, 0.75, 0])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_flip_average_is_the_mean_with_what_flip_back_gives(shift, layout):
+def test_flip_averages_are_the_mean_with_what_flip_back_gives(shift, layout):
     maps, mirrored = torch.randn(2, 4, 3, 5, 6).contiguous().unbind(0)
     before, kept = maps.clone(), mirrored.clone()
     given = (each.contiguous(memory_format=layout) for each in (maps, mirrored))
-    mean = flip_average(*given, ((0, 2),), shift)
-    assert torch.equal(mean, 0.5 * (maps + flip_back(mirrored, ((0, 2),), shift)))
+    means = [mean.clone() for mean in flip_averages(*given, ((0, 2),), shift, 3)]
+    assert torch.equal(torch.cat(means), 0.5 * (maps + flip_back(mirrored, ((0, 2),), shift)))
     assert torch.equal(maps, before) and torch.equal(mirrored, kept)
     with pytest.raises(HrnetppError, match="within 0 and 1"):
-        flip_average(maps, mirrored, (), shift=-0.1)
+        next(flip_averages(maps, mirrored, (), -0.1, 3))
 
 
 def test_decode_reads_channels_last_maps_too():
