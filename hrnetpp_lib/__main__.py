@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,7 +10,16 @@ from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.files import project_root
-from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, Run, get_profile, read_recipe, three_stages
+from hrnetpp_lib.recipe import (
+    PROFILES,
+    STAGES,
+    Run,
+    change_stage,
+    get_architecture,
+    get_profile,
+    read_recipe,
+    three_stages,
+)
 
 
 def reproduce(options: argparse.Namespace) -> None:
@@ -48,14 +58,20 @@ def _runs_to_train(options: argparse.Namespace) -> tuple[Run, ...]:
     """What the options name: the stages of a profile, or the run of a recipe.json."""
     chosen = {name: getattr(options, name) for name in ("profile", "architecture", "seed")}
     given = {name: value for name, value in chosen.items() if value is not None}
+    given |= {"set": options.stage_field} if options.stage_field else {}
     if options.recipe and given:
         raise HrnetppError(f"--recipe {options.recipe} says it all; leave out --{', --'.join(given)}")
     if options.recipe:
         return (read_recipe(options.recipe),)
-    profile, name = get_profile(given.get("profile", "mini")), given.get("architecture", "hrnetpp")
-    if name not in ARCHITECTURES:
-        raise HrnetppError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
-    return three_stages(profile, ARCHITECTURES[name], given.get("seed", 0))
+    stages = list(STAGES)
+    for text in options.stage_field:
+        parts = re.fullmatch(r"(?:stage([123])\.)?(\w+)=(.*)", text)
+        if not parts:
+            raise HrnetppError(f"--set {text}: give NAME=VALUE or, for one stage, stage3.NAME=VALUE")
+        for index in [int(parts[1]) - 1] if parts[1] else range(3):
+            stages[index] = change_stage(stages[index], parts[2], parts[3])
+    architecture = get_architecture(given.get("architecture", "hrnetpp"))
+    return three_stages(get_profile(given.get("profile", "mini")), architecture, given.get("seed", 0), stages)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -162,7 +178,9 @@ def build_parser() -> argparse.ArgumentParser:
     repeated = {"action": "append", "default": []}
     option("--only", "notebook by its number; may be repeated", reproduce, metavar="03", **repeated)
     option("--set", "a notebook parameter", reproduce, metavar="NAME=VALUE", **repeated)
-    option("--architecture", "hrnetpp (default), hrnet, hrnet+se, ...", train)
+    option("--architecture", "hrnetpp (default), hrnet, hrnet+se, hrnetpp-head, hrnetpp+conv3x3, ...", train)
+    text = "a field of the training stages, as in rotation_bound_deg=45 or stage3.loss=heatmap_mse"
+    option("--set", text, train, dest="stage_field", metavar="NAME=VALUE", **repeated)
     option("--seed", "default 0", train, type=int)
     option("--recipe", "train this recipe.json instead of a profile's stages", train, type=Path)
     option("--accumulate", "cut batches into N parts", train, type=int, default=1, metavar="N")

@@ -326,6 +326,8 @@ def check_run(run: Run) -> Run:
     profile, architecture = run.profile, run.architecture
     if architecture != _named(architecture):
         raise HrnetppError(f"architecture {architecture.name!r} has other switches than that name stands for")
+    if run.stage.shrink_start != 1 and not run.previous:
+        raise HrnetppError("shrink_start has no effect on a run that starts from no other")
     if (weights := profile.network.weights_of_branches) > 10**9:
         raise HrnetppError(f"profile {profile.name!r}: network of {weights} weights; 10^9 make sense")
     if (pixels := profile.batch_size * math.prod(profile.input_hw)) > 2**30:
@@ -341,11 +343,34 @@ def _named(architecture: Architecture) -> Architecture:
         return architecture
 
 
-def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: int = 0) -> tuple[Run, ...]:
+def three_stages(
+    profile: Profile,
+    architecture: Architecture = HRNETPP,
+    seed: int = 0,
+    stages: tuple[TrainStage, TrainStage, TrainStage] = STAGES,
+) -> tuple[Run, ...]:
     """The report's chain of runs: AI Challenger heatmaps, COCO heatmaps, COCO regression."""
-    first = resolve(STAGE1, profile, architecture, seed)
-    second = resolve(STAGE2, profile, architecture, seed, previous=first)
-    return first, second, resolve(STAGE3, profile, architecture, seed, previous=second)
+    first = resolve(stages[0], profile, architecture, seed)
+    second = resolve(stages[1], profile, architecture, seed, previous=first)
+    return first, second, resolve(stages[2], profile, architecture, seed, previous=second)
+
+
+def change_stage(stage: TrainStage, name: str, value: str) -> TrainStage:
+    """The stage with a field of it, or of its augmentation, set to a value given as text.
+
+    Raises: HrnetppError if there is no such field, or the value is none for it.
+    """
+    content = asdict(stage)
+    part = content["augmentation"] if name in content["augmentation"] else content
+    if name not in part or name in ("name", "augmentation"):
+        known = [*content, *content["augmentation"]]
+        known = ", ".join(field for field in known if field not in ("name", "augmentation"))
+        raise HrnetppError(f"a training stage has no {name!r} to set; choose one of {known}")
+    part[name] = value
+    try:
+        return msgspec.convert(content, TrainStage, strict=False)
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise HrnetppError(f"{name}={value}: {error}; recipe.py says what can be") from None
 
 
 def ablation_runs(profile: Profile, seed: int = 0) -> tuple[Run, ...]:
