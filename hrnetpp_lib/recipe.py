@@ -96,19 +96,19 @@ class Architecture:
     head: Literal["subpixel", "subpixel_1x1", "nearest", "sum"] = "subpixel"
 
     @property
-    def switches(self) -> dict[str, object]:
-        """The switches and readings as keyword arguments of `hrnet.HRNet`."""
-        return {name: value for name, value in asdict(self).items() if name != "name"}
+    def switches(self) -> dict[str, bool]:
+        """The report's four changes."""
+        return {name: getattr(self, name) for name in _ALONE.values()}
 
     @property
-    def changed(self) -> dict[str, object]:
-        """Those that are not as in plain HRNet, or not read as we do by default."""
-        return {name: value for name, value in self.switches.items() if value != getattr(HRNET, name)}
+    def arguments(self) -> dict[str, object]:
+        """Switches and readings as keyword arguments of `hrnet.HRNet`."""
+        return {name: value for name, value in asdict(self).items() if name != "name"}
 
 
+_ALONE = {"se": "se", "avgpool": "avgpool_down", "skips": "skips", "head": "subpixel_head"}
 HRNET = Architecture("hrnet")
 HRNETPP = Architecture("hrnetpp", se=True, avgpool_down=True, skips=True, subpixel_head=True)
-_ALONE = {"se": "se", "avgpool": "avgpool_down", "skips": "skips", "head": "subpixel_head"}
 _READINGS = {  # word in an architecture's name -> field and its value
     **{"se_bias3": ("se_bias", 3.0), "se_r16": ("se_reduction", 16), "skip_bn": ("skip_bn", True)},
     **{word: ("downsampling", word) for word in ("single_pool", "conv3x3")},
@@ -268,7 +268,8 @@ class Run:
     def describe(self) -> str:
         """The recipe in one block of text, with what the profile scales down from the report."""
         stage, profile, report = self.stage, self.profile, STAGES[_position(self.stage)]
-        on = [n if v is True else f"{n}={v}" for n, v in self.architecture.changed.items()]
+        network = self.architecture.arguments.items()
+        on = [n if v is True else f"{n}={v}" for n, v in network if v != getattr(HRNET, n)]
         alpha = f", alpha {stage.alpha:g}" if stage.loss == "softargmax_l1" else ""
         size = "{}x{}, sigma {} cells".format(*profile.input_hw, profile.heatmap_sigma)
         rates, theirs = (f"{lr.lr_start:g} -> {lr.lr_end:g}" for lr in (stage, report))

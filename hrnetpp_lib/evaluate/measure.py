@@ -36,7 +36,7 @@ class Measure:
         oks_of_persons: Theirs, a byte each (255 is 1), packed by zlib.
         metrics: The dataset's own, on val's boxes; nothing where they were not asked for.
         pck: Share of labelled keypoints within 0.5 and within 4 cells of the truth.
-        near_error_cells: Median error of the keypoints that were recognised: how precise they are; None of none.
+        near_error_cells: Median error of the keypoints that were recognised: how precise they are.
         miss_share: Share of labelled keypoints that were not.
         loss: Heatmap MSE on the true boxes without augmentation; None for averages of several views.
     """

@@ -45,7 +45,7 @@ _DEFAULT = machine.EngineOptions()
 def build_model(run: Run, num_keypoints: int) -> HRNet:
     """The run's network with random weights, drawn from the run's seed."""
     torch.manual_seed(run.seed)
-    return HRNet(num_keypoints=num_keypoints, **asdict(run.profile.network), **run.architecture.switches)
+    return HRNet(num_keypoints=num_keypoints, **asdict(run.profile.network), **run.architecture.arguments)
 
 
 def initialise(model: HRNet, run: Run, runs_dir: Path, data_dir: Path) -> str:
