@@ -137,6 +137,21 @@ def plan(options: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def study(options: argparse.Namespace) -> None:
+    """List the trainings that the claims rest on, run experiments of them, or judge the claims."""
+    from hrnetpp_lib.app.study import EXPERIMENTS, describe_study, run_study, write_verdicts
+
+    if unknown := [name for name in options.run if name not in EXPERIMENTS]:
+        raise HrnetppError(f"no experiment is called {unknown[0]!r}; choose one of {', '.join(EXPERIMENTS)}")
+    if options.run:
+        run_study(options.run, options.output, options.hours, options.seeds)
+    if options.run or options.verdicts:
+        print(write_verdicts(options.output))
+    else:
+        for line in describe_study(options.output, options.seeds):
+            print(line, flush=True)
+
+
 def doctor(options: argparse.Namespace) -> None:
     """Versions, device, disk, and what is missing for which profile."""
     from hrnetpp_lib.data.layout import data_paths, how_to_get, missing_files
@@ -161,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     commands = {}
-    for command in (reproduce, train, evaluate, predict, check_data, convert_lspe, plan, doctor):
+    for command in (reproduce, train, evaluate, predict, check_data, convert_lspe, plan, study, doctor):
         name, text = command.__name__.replace("_", "-"), command.__doc__
         commands[command] = subparsers.add_parser(name, help=text, description=text)
         commands[command].set_defaults(function=command)
@@ -174,7 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("--profile", "smoke, mini (default), lspet_cpu, lspet or coco", *data, default="mini")
     commands[train].set_defaults(profile=None)  # to know what is given beside --recipe
     text = "folder of data, runs and figures; default: the checkout, else the current folder"
-    option("--output", text, *data, convert_lspe, doctor, type=Path, default=project_root())
+    option("--output", text, *data, convert_lspe, study, doctor, type=Path, default=project_root())
     repeated = {"action": "append", "default": []}
     option("--only", "notebook by its number; may be repeated", reproduce, metavar="03", **repeated)
     option("--set", "a notebook parameter", reproduce, metavar="NAME=VALUE", **repeated)
@@ -200,6 +215,16 @@ def build_parser() -> argparse.ArgumentParser:
     option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)
     option("--skip-missing-images", "count what lacks, and go on", convert_lspe, action="store_true")
     option("--gpus", "that share each batch", plan, type=int, default=1, metavar="N")
+    option(
+        "--run",
+        "train and measure what this experiment lacks; may be repeated",
+        study,
+        metavar="E1",
+        **repeated,
+    )
+    option("--hours", "begin nothing that would end later; default 1", study, type=float, default=1.0)
+    option("--seeds", "at least so many; default: each experiment's own number", study, type=int, default=0)
+    option("--verdicts", "write every verdict anew from the committed results", study, action="store_true")
     return parser
 
 
