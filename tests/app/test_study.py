@@ -123,6 +123,9 @@ def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(small_study, 
     assert set(found[l1.name].sets["dev"]) == {"soft"} and "tta" not in found[control.name].sets["test"]
     assert [len(found[pair[0]].sets[name]["quarter"].persons) for name in ("dev", "test")] == [4, 5]
     assert found[l1.name].crops == 8 and found[l1.name].recipe == l1 and found[l1.name].train_seconds > 0
+    dev, test = study.open_sets(TINY, root).values()
+    assert (len(dev.truth), len(test.truth)) == (4, 5) and len(test.train) == 8
+    assert not np.array_equal(dev.truth.keypoints, test.truth.keypoints[:4])  # other people
     capsys.readouterr()
     assert main(["study", "--output", str(root)]) == 0
     printed = capsys.readouterr().out

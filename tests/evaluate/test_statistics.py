@@ -29,12 +29,13 @@ def test_the_interval_over_seeds_covers_the_effect_in_95_of_100_studies(pairs, s
 
 
 @pytest.mark.parametrize("pairs", [4, 8])
-def test_the_interval_over_seeds_and_persons_covers_the_effect_in_95_of_100_studies(pairs):
-    # As large a part of the variance comes from the persons as from the seeds; the persons' is skewed.
+@pytest.mark.parametrize("spread", [0.3, 6.0])
+def test_the_interval_over_seeds_and_persons_covers_the_effect_in_95_of_100_studies(pairs, spread):
+    # The persons' part of the variance, which is skewed, is next to nothing, or as large as the seeds'.
     random, persons, covered = np.random.default_rng(pairs), 50, 0
     for _ in range(STUDIES):
-        of_seed, of_person = random.normal(0, 2, (pairs, 1)), 3 * (random.gamma(4, 0.5, persons) - 2) * 2
-        differences = 0.6 + of_seed + of_person + random.normal(0, 3, (pairs, persons))
+        of_seed, of_person = random.normal(0, 2, (pairs, 1)), spread * (random.gamma(4, 0.5, persons) - 2)
+        differences = 0.6 + of_seed + of_person + random.normal(0, spread / 2, (pairs, persons))
         low, high = two_level_interval(differences, draws=400, seed=int(random.integers(2**31)))
         covered += low <= 0.6 <= high
     assert 0.92 <= covered / STUDIES <= 0.98
