@@ -215,19 +215,16 @@ def build_parser() -> argparse.ArgumentParser:
     option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)
     option("--skip-missing-images", "count what lacks, and go on", convert_lspe, action="store_true")
     option("--gpus", "that share each batch", plan, type=int, default=1, metavar="N")
-    _add_study_options(commands[study])
+    _add_study_options(option)
     return parser
 
 
-def _add_study_options(parser: argparse.ArgumentParser) -> None:
+def _add_study_options(option: Callable) -> None:
     text = "train and measure what this experiment lacks; may be repeated"
-    parser.add_argument("--run", help=text, metavar="E1", action="append", default=[])
-    text = "begin nothing that would end later; default 1"
-    parser.add_argument("--hours", help=text, type=float, default=1.0)
-    text = "at least so many; default: each experiment's own number"
-    parser.add_argument("--seeds", help=text, type=int, default=0)
-    text = "write every verdict anew from the committed results"
-    parser.add_argument("--verdicts", help=text, action="store_true")
+    option("--run", text, study, metavar="E1", action="append", default=[])
+    option("--hours", "begin nothing that would end later; default 1", study, type=float, default=1.0)
+    option("--seeds", "at least so many; default: each experiment's own number", study, type=int, default=0)
+    option("--verdicts", "write every verdict anew from the committed results", study, action="store_true")
 
 
 def main(arguments: list[str] | None = None) -> int:
