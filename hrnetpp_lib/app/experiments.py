@@ -187,5 +187,10 @@ CLAIMS = (
     Claim("E6", "regression: exact - official flip shift", None, _decoded("soft_exact", "soft")),
     Claim("E6", "heatmaps: exact - official flip shift", None, lambda seed: tuple(
         (_long(HRNETPP, seed), way) for way in ("quarter_exact", "quarter"))),
+    *(Claim("E7", f"photographs: HRNet++ - HRNet, {how}", 0.2, lambda seed, i=index: _maxima(
+        _photographs(seed)[i + 1], _photographs(seed)[i]))
+      for how, index in (("from scratch", 0), ("from stage 1", 4))),
+    Claim("E7", "photographs, stage 3: L1 - MSE", 0.2, lambda seed: (
+        (_photographs(seed)[6], "soft"), (_photographs(seed)[7], "quarter"))),
 )
 # fmt: on
