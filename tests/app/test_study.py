@@ -23,7 +23,6 @@ from hrnetpp_lib.train.loop import train_stage
 TINY = replace(
     SMOKE, name="study", synthetic_persons=(8, 12, 4), holdout_persons=2, epochs=(1, 1, 1), input_hw=(64, 32)
 )
-CONTENT = {"sets": {}, "provenance": {}, "crops": 1, "train_seconds": 1.0}
 
 
 def differing(a: dict, b: dict, at: str = "") -> set[str]:
