@@ -21,7 +21,7 @@ from hrnetpp_lib.recipe import (
     resolve,
 )
 
-# CHOICE: as deep as the report's in proportion: the four changes add or take the same shares of it.
+# CHOICE: the study's network is in proportion as deep as the report's: each change adds or takes its share.
 _SIZE = NetworkSize(16, blocks_per_branch=4, modules=(1, 2, 2), stem_channels=32, layer1_blocks=1)
 # fmt: off
 STUDY = Profile(
@@ -41,7 +41,7 @@ RATES = {"hrnet": 2.0, "hrnetpp": 2.0}
 PAIR = (HRNET, HRNETPP)
 _LEFT_OUT = tuple(get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head"))
 _CONV3X3 = get_architecture("hrnetpp+conv3x3")
-# CHOICE: in a first, small training HRNet++ left stage 1 with 1.49 times plain HRNet's weights.
+# CHOICE: E2 shrinks to 1/1.5: in a first training HRNet++ left stage 1 with 1.49 times HRNet's weights.
 _SHRUNK = replace(STAGE2, shrink_start=1.5)
 _CONTROL = replace(STAGE3, loss="heatmap_mse")
 

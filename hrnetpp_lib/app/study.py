@@ -44,11 +44,7 @@ from hrnetpp_lib.train.loop import TrainStep, build_model, checkpoint_path
 from hrnetpp_lib.train.together import processes_at_once, train_together
 
 TEST_PERSONS, _TEST_SEED = 4000, 1  # other people than those of training and dev, whose seed is 0
-# Training persons of the sets, which tell what a run costs before its data are there.
-_PERSONS = {
-    "synthetic": {"coco": 12000, "ai_challenger": 7500},
-    "lspet": {"coco": 4000, "ai_challenger": 4900},
-}
+_PHOTOGRAPHS = {"coco": 4000, "ai_challenger": 4900}  # to train on, to tell the cost before they are there
 FIGURES = {  # of a `Measure`, as they are compared
     "OKS": lambda m: 100 * m.oks,
     "AP": lambda m: 100 * m.metrics["AP"],
@@ -95,7 +91,7 @@ def append_result(root: Path, result: Result) -> None:
     """A line more, whole or not at all; several programs may add lines."""
     path = results_path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".results.lock")), whole_file(path) as part:
+    with FileLock(root / "runs" / ".study.lock"), whole_file(path) as part:
         before = path.read_bytes() if path.exists() else b""
         part.write_bytes(before + msgspec.json.encode(result) + b"\n")
 
@@ -177,7 +173,10 @@ class _Speed(dict):
 
 
 def _crops(run: Run) -> int:
-    return run.stage.epochs * _PERSONS[run.profile.data][run.stage.dataset]
+    """Crops that a run trains on."""
+    profile, (coco, ai_challenger, _) = run.profile, run.profile.synthetic_persons
+    synthetic = {"coco": coco, "ai_challenger": ai_challenger - profile.holdout_persons}
+    return run.stage.epochs * (synthetic if profile.data == "synthetic" else _PHOTOGRAPHS)[run.stage.dataset]
 
 
 def _missing(experiment: Experiment, seeds: int, results: dict[str, Result]) -> list[tuple[Run, bool]]:

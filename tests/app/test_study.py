@@ -68,6 +68,14 @@ def test_one_change_a_time_and_every_start_before_what_starts_from_it():
     assert len(all_runs([EXPERIMENTS["E1"]], seeds=9)) == 18 and len(all_runs([EXPERIMENTS["E1"]])) == 16
 
 
+def test_the_cost_of_a_study():
+    crops = {name: sum(map(study._crops, one.runs(0))) for name, one in EXPERIMENTS.items()}
+    stage_1, two_epochs = 4 * 7500, 24_000
+    assert crops["E1"] == 120_000 and crops["E5"] == 60_000 + 2 * two_epochs
+    assert crops["E2"] == 2 * (3 * 36_000 + stage_1) and crops["E3"] == 6 * 36_000
+    assert crops["E7"] == 4 * 9 * 4000 + 2 * 4 * 4900 + 2 * 4 * 4000
+
+
 def test_rates_are_tried_about_the_profiles(monkeypatch):
     runs = EXPERIMENTS["E3"].runs(0)
     assert sorted({run.stage.lr_start for run in runs}) == [1e-3, 2e-3, 4e-3]
@@ -129,7 +137,7 @@ def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(small_study, 
     assert main(["study", "--output", str(root)]) == 0
     printed = capsys.readouterr().out
     assert "E1  heatmaps: HRNet++ over HRNet: 2 of 2 runs measured; all trained" in printed
-    assert "(on the dev set): 0 of 6 runs measured; 72,000 crops to train, about 0.2 hours in 2 pr" in printed
+    assert "(on the dev set): 0 of 6 runs measured; 48 crops to train, about 0.0 hours in 2 pr" in printed
     assert "50 crops/s of a process, without reading them: study, hrnet" in printed
 
 
@@ -138,7 +146,7 @@ def test_the_speed_is_measured_once_for_each_network(monkeypatch):
     runs, speed = [run for seed in (0, 1) for run in EXPERIMENTS["E1"].runs(seed)], study._Speed()
     hours = speed.hours(runs)
     assert set(speed) == {("study", "hrnet"), ("study", "hrnetpp")} and min(speed.values()) > 1
-    assert hours == pytest.approx(2 * sum(5 * 12000 / rate for rate in speed.values()) / 3600)
+    assert hours == pytest.approx(2 * sum(5 * 8 / rate for rate in speed.values()) / 3600)
 
 
 def test_lost_networks_are_trained_again_only_where_something_starts_from_them(small_study):
@@ -196,6 +204,7 @@ def test_two_lines_of_a_run_are_taken_together_and_a_damaged_one_is_named(tmp_pa
     append_result(tmp_path, replace(made_up(run, oks, 0.25, "tta"), crops=2))
     found = read_results(tmp_path)[run.name]
     assert {way: m.metrics["AP"] for way, m in found.sets["test"].items()} == {"quarter": 0.5, "tta": 0.25}
+    assert [file.name for file in study.results_path(tmp_path).parent.iterdir()] == ["results.jsonl"]
     with open(study.results_path(tmp_path), "a") as file:
         file.write('{"run": 5}\n')
     with pytest.raises(HrnetppError, match="results.jsonl, line 3: .*restore it from version control"):
