@@ -30,7 +30,6 @@ from benchmarks import measure  # noqa: E402
 from benchmarks.official import Official  # noqa: E402
 from hrnetpp_lib import create_model  # noqa: E402
 from hrnetpp_lib.app.plan import random_batch  # noqa: E402
-from hrnetpp_lib.train.machine import KEEP_FREED_MEMORY  # noqa: E402
 from hrnetpp_lib.data import annotations, layout  # noqa: E402
 from hrnetpp_lib.data.crops import TrainCrops, normalise, usable_workers  # noqa: E402
 from hrnetpp_lib.data.persons import CocoTruth, PersonTable  # noqa: E402
@@ -42,9 +41,9 @@ from hrnetpp_lib.pose.geometry import bbox_to_center_scale, crop_matrix  # noqa:
 from hrnetpp_lib.pose.heatmap import draw_gaussians  # noqa: E402
 from hrnetpp_lib.pose.keypoints import COCO17  # noqa: E402
 from hrnetpp_lib.recipe import HRNET, HRNETPP, LSPET, MINI, STAGE2, Augmentation, Run, resolve  # noqa: E402
+from hrnetpp_lib.train import machine  # noqa: E402
 from hrnetpp_lib.train.loader import load_batches  # noqa: E402
 from hrnetpp_lib.train.loop import Training  # noqa: E402
-from hrnetpp_lib.train.machine import EngineOptions, SigtermNotice, make_accelerator  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "bench.json"
@@ -466,8 +465,10 @@ def pycocotools_figures(truth: CocoTruth, poses: metrics.ScoredPoses) -> Callabl
 
 def make_training(run: Run, data: layout.StageData, folder: Path) -> Training:
     """A training ready to step, without the files that `prepare` reads and writes."""
-    options = EngineOptions()
-    training = Training(run, data, folder, options, make_accelerator(run, options, folder), SigtermNotice())
+    options = machine.EngineOptions()
+    training = Training(
+        run, data, folder, options, machine.make_accelerator(run, options, folder), machine.SigtermNotice()
+    )
     training.network = training.accelerator.prepare(training.network).train()
     return training
 
@@ -519,7 +520,7 @@ def side_by_side(setting: Setting) -> Iterator[Comparison]:
     seconds = 1 if setting.quick else 5
 
     def several(number: int, precision: str) -> Callable[[], float]:
-        environment = os.environ | KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(CORES // number)}
+        environment = os.environ | machine.KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(CORES // number)}
         command = [
             sys.executable,
             "-m",

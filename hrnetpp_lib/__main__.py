@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,7 +10,16 @@ from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.files import project_root
-from hrnetpp_lib.recipe import ARCHITECTURES, PROFILES, Run, get_profile, read_recipe, three_stages
+from hrnetpp_lib.recipe import (
+    PROFILES,
+    STAGES,
+    Run,
+    change_stage,
+    get_architecture,
+    get_profile,
+    read_recipe,
+    three_stages,
+)
 
 
 def reproduce(options: argparse.Namespace) -> None:
@@ -56,15 +66,21 @@ def _runs_to_train(options: argparse.Namespace) -> list[tuple[Run, ...]]:
     """What the options name: a profile's stages, for each architecture and seed, or each recipe.json."""
     chosen = {name: getattr(options, name) for name in ("profile", "architecture", "seed")}
     given = {name: value for name, value in chosen.items() if value is not None}
+    given |= {"set": options.stage_field} if options.stage_field else {}
     if options.recipe and given:
         raise HrnetppError(f"--recipe {options.recipe[0]} says it all; leave out --{', --'.join(given)}")
     if options.recipe:
         return [(read_recipe(path),) for path in options.recipe]
-    profile, names = get_profile(given.get("profile", "mini")), given.get("architecture", ["hrnetpp"])
-    if unknown := [name for name in names if name not in ARCHITECTURES]:
-        raise HrnetppError(f"unknown architecture {unknown[0]!r}; choose one of {', '.join(ARCHITECTURES)}")
-    seeds = given.get("seed", [0])
-    return [three_stages(profile, ARCHITECTURES[name], seed) for seed in seeds for name in names]
+    stages = list(STAGES)
+    for text in options.stage_field:
+        parts = re.fullmatch(r"(?:stage([123])\.)?(\w+)=(.*)", text)
+        if not parts:
+            raise HrnetppError(f"--set {text}: give NAME=VALUE or, for one stage, stage3.NAME=VALUE")
+        for index in [int(parts[1]) - 1] if parts[1] else range(3):
+            stages[index] = change_stage(stages[index], parts[2], parts[3])
+    profile, seeds = get_profile(given.get("profile", "mini")), given.get("seed", [0])
+    architectures = [get_architecture(name) for name in given.get("architecture", ["hrnetpp"])]
+    return [three_stages(profile, one, seed, stages) for seed in seeds for one in architectures]
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -142,6 +158,21 @@ def plan(options: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def study(options: argparse.Namespace) -> None:
+    """List the trainings that the claims rest on, run experiments of them, or judge the claims."""
+    from hrnetpp_lib.app.study import EXPERIMENTS, describe_study, run_study, write_verdicts
+
+    if unknown := [name for name in options.run if name not in EXPERIMENTS]:
+        raise HrnetppError(f"no experiment is called {unknown[0]!r}; choose one of {', '.join(EXPERIMENTS)}")
+    if options.run:
+        run_study(options.run, options.output, options.hours, options.seeds)
+    if options.run or options.verdicts:
+        print(write_verdicts(options.output))
+    else:
+        for line in describe_study(options.output, options.seeds):
+            print(line, flush=True)
+
+
 def doctor(options: argparse.Namespace) -> None:
     """Versions, device, disk, and what is missing for which profile."""
     from hrnetpp_lib.data.layout import data_paths, how_to_get, missing_files
@@ -166,7 +197,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     commands = {}
-    for command in (reproduce, train, evaluate, predict, export, check_data, convert_lspe, plan, doctor):
+    listed = (reproduce, train, evaluate, predict, export, check_data, convert_lspe, plan, study, doctor)
+    for command in listed:
         name, text = command.__name__.replace("_", "-"), command.__doc__
         commands[command] = subparsers.add_parser(name, help=text, description=text)
         commands[command].set_defaults(function=command)
@@ -179,19 +211,11 @@ def build_parser() -> argparse.ArgumentParser:
     option("--profile", "smoke, mini (default), lspet_cpu, lspet or coco", *data, default="mini")
     commands[train].set_defaults(profile=None)  # to know what is given beside --recipe
     text = "folder of data, runs and figures; default: the checkout, else the current folder"
-    option("--output", text, *data, convert_lspe, doctor, type=Path, default=project_root())
+    option("--output", text, *data, convert_lspe, study, doctor, type=Path, default=project_root())
     repeated = {"action": "append", "default": []}
     option("--only", "notebook by its number; may be repeated", reproduce, metavar="03", **repeated)
     option("--set", "a notebook parameter", reproduce, metavar="NAME=VALUE", **repeated)
-    option("--architecture", "hrnetpp (default), hrnet, ...; may be repeated", train, action="append")
-    option("--seed", "default 0; may be repeated", train, type=int, action="append")
-    text = "train this recipe.json instead of a profile's stages; may be repeated"
-    option("--recipe", text, train, type=Path, action="append")
-    option("--accumulate", "cut batches into N parts", train, type=int, default=1, metavar="N")
-    option("--compile", "try torch.compile", train, action="store_true")
-    option("--skip-bad-images", "replace persons of unreadable images", train, action="store_true")
-    option("--tensorboard", "write TensorBoard's files (extra watch)", train, action="store_true")
-    option("--save-every", "between saved states", train, type=float, default=600, metavar="SECONDS")
+    _add_train_options(option)
     option("--checkpoint", "a model.safetensors", evaluate, export, type=Path, required=True)
     text = "auto (default: the fastest here that is exact), torch, openvino or onnxruntime (extra fast)"
     option("--runtime", text, evaluate, predict, default="auto")
@@ -209,7 +233,31 @@ def build_parser() -> argparse.ArgumentParser:
     option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)
     option("--skip-missing-images", "count what lacks, and go on", convert_lspe, action="store_true")
     option("--gpus", "that share each batch", plan, type=int, default=1, metavar="N")
+    _add_study_options(option)
     return parser
+
+
+def _add_train_options(option: Callable) -> None:
+    text = "hrnetpp (default), hrnet, hrnet+se, hrnetpp-head, hrnetpp+conv3x3, ...; may be repeated"
+    option("--architecture", text, train, action="append")
+    text = "a field of the training stages, as in rotation_bound_deg=45 or stage3.loss=heatmap_mse"
+    option("--set", text, train, dest="stage_field", metavar="NAME=VALUE", action="append", default=[])
+    option("--seed", "default 0; may be repeated", train, type=int, action="append")
+    text = "train this recipe.json instead of a profile's stages; may be repeated"
+    option("--recipe", text, train, type=Path, action="append")
+    option("--accumulate", "cut batches into N parts", train, type=int, default=1, metavar="N")
+    option("--compile", "try torch.compile", train, action="store_true")
+    option("--skip-bad-images", "replace persons of unreadable images", train, action="store_true")
+    option("--tensorboard", "write TensorBoard's files (extra watch)", train, action="store_true")
+    option("--save-every", "between saved states", train, type=float, default=600, metavar="SECONDS")
+
+
+def _add_study_options(option: Callable) -> None:
+    text = "train and measure what this experiment lacks; may be repeated"
+    option("--run", text, study, metavar="E1", action="append", default=[])
+    option("--hours", "begin nothing that would end later; default 1", study, type=float, default=1.0)
+    option("--seeds", "at least so many; default: each experiment's own number", study, type=int, default=0)
+    option("--verdicts", "write every verdict anew from the committed results", study, action="store_true")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ folder. What a field may hold is said by its annotation: `check_run` and `read_r
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import dedent
@@ -62,6 +63,8 @@ class TrainStage:
     alpha: Factor = 60.0  # inverse temperature of soft-argmax (report 2.2.2); unused by heatmap_mse
     augmentation: Augmentation = field(default_factory=Augmentation)
     coordinates: Literal["official", "exact_shift", "udp"] = "official"  # see pose/geometry.py
+    # What the start's normalised convs are divided by: it gives Adam back the reach that their growth took.
+    shrink_start: Factor = 1.0
 
     @property
     def decoder(self) -> Literal["quarter_offset", "soft_argmax"]:
@@ -77,25 +80,62 @@ STAGES = (STAGE1, STAGE2, STAGE3)
 
 @dataclass(frozen=True)
 class Architecture:
-    """Which of the report's four changes to HRNet are on (report, network)."""
+    """Which of the report's four changes to HRNet are on, and how each is read (report, network)."""
 
     name: Name
     se: bool = False
     avgpool_down: bool = False
     skips: bool = False
     subpixel_head: bool = False
+    # Readings that the report leaves open; `hrnet.HRNet` says what they are.
+    se_reduction: Channels = 8
+    se_bias: float = 0.0
+    downsampling: Literal["chain", "single_pool", "conv3x3"] = "chain"
+    skip_sources: Literal["later", "same_stage", "adjacent"] = "later"
+    skip_bn: bool = False
+    head: Literal["subpixel", "subpixel_1x1", "nearest", "sum"] = "subpixel"
 
     @property
     def switches(self) -> dict[str, bool]:
-        """The four switches as keyword arguments of `hrnet.HRNet`."""
+        """The report's four changes."""
+        return {name: getattr(self, name) for name in _ALONE.values()}
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """Switches and readings as keyword arguments of `hrnet.HRNet`."""
         return {name: value for name, value in asdict(self).items() if name != "name"}
 
 
+_ALONE = {"se": "se", "avgpool": "avgpool_down", "skips": "skips", "head": "subpixel_head"}
 HRNET = Architecture("hrnet")
 HRNETPP = Architecture("hrnetpp", se=True, avgpool_down=True, skips=True, subpixel_head=True)
-_ALONE = {"se": "se", "avgpool": "avgpool_down", "skips": "skips", "head": "subpixel_head"}
-_SINGLE = [Architecture(f"hrnet+{short}", **{switch: True}) for short, switch in _ALONE.items()]
-ABLATIONS = (HRNET, *_SINGLE, HRNETPP)
+_READINGS = {  # word in an architecture's name -> field and its value
+    **{"se_bias3": ("se_bias", 3.0), "se_r16": ("se_reduction", 16), "skip_bn": ("skip_bn", True)},
+    **{word: ("downsampling", word) for word in ("single_pool", "conv3x3")},
+    **{word: ("skip_sources", word) for word in ("same_stage", "adjacent")},
+    **{word: ("head", word) for word in ("subpixel_1x1", "nearest", "sum")},
+}
+
+
+def get_architecture(name: str) -> Architecture:
+    """The architecture of a name such as hrnet, hrnetpp, hrnet+se, hrnetpp-head or hrnetpp+conv3x3.
+
+    Behind the network it says what is added (+) or left out (-): se, avgpool, skips, head, or how one of
+    them is read, by a word of `_READINGS`. Raises: HrnetppError if it has no sense, or changes nothing.
+    """
+    parts = re.fullmatch(r"(hrnet|hrnetpp)((?:[+-]\w+)*)", name)
+    found = replace(HRNETPP if parts and parts[1] == "hrnetpp" else HRNET, name=name)
+    for sign, word in re.findall(r"([+-])(\w+)", parts[2]) if parts else [("", "")]:
+        field, value = (_ALONE[word], sign == "+") if word in _ALONE else _READINGS.get(word, ("name", name))
+        if getattr(found, field) == value or (word in _READINGS and sign == "-"):
+            known = f"{', '.join(_ALONE)}; read otherwise: {', '.join(_READINGS)}"
+            wrong = f"unknown architecture {name!r}; give hrnet or hrnetpp, + or - what is not so already"
+            raise HrnetppError(f"{wrong}, as in hrnet+se or hrnetpp-head: {known}")
+        found = replace(found, **{field: value})
+    return found
+
+
+ABLATIONS = (HRNET, *(get_architecture(f"hrnet+{word}") for word in _ALONE), HRNETPP)
 ARCHITECTURES = {architecture.name: architecture for architecture in ABLATIONS}
 
 
@@ -148,6 +188,7 @@ class Profile:
         return self.input_hw[0] // 4, self.input_hw[1] // 4  # cells
 
 
+_LATER = "shrink_start", "se_reduction", "se_bias", "downsampling", "skip_sources", "skip_bn", "head"
 _ENGINE_VERSION = 2  # raise it when the same recipe gives other weights: old runs are not taken for new
 SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
 
@@ -214,6 +255,11 @@ class Run:
         content = asdict(self) | {"engine": _ENGINE_VERSION}
         for budget in ("workers", "eval_every", "ablation_epochs", "boxes", "epochs", "lr_scales"):
             content["profile"].pop(budget)
+        # Fields that came later decide nothing where they are at their default: old runs keep their names.
+        for part, default, fields in (("stage", STAGE1, _LATER[:1]), ("architecture", HRNET, _LATER[1:])):
+            for name in fields:
+                if content[part][name] == getattr(default, name):
+                    content[part].pop(name)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -224,7 +270,8 @@ class Run:
     def describe(self) -> str:
         """The recipe in one block of text, with what the profile scales down from the report."""
         stage, profile, report = self.stage, self.profile, STAGES[_position(self.stage)]
-        on = [name for name, value in self.architecture.switches.items() if value]
+        network = self.architecture.arguments.items()
+        on = [n if v is True else f"{n}={v}" for n, v in network if v != getattr(HRNET, n)]
         alpha = f", alpha {stage.alpha:g}" if stage.loss == "softargmax_l1" else ""
         size = "{}x{}, sigma {} cells".format(*profile.input_hw, profile.heatmap_sigma)
         rates, theirs = (f"{lr.lr_start:g} -> {lr.lr_end:g}" for lr in (stage, report))
@@ -295,8 +342,10 @@ def check_run(run: Run) -> Run:
     profile, architecture = run.profile, run.architecture
     if profile.precision == "auto":
         raise HrnetppError("a run's precision is fp32 or bf16; `resolve` decides where a profile says auto")
-    if architecture != ARCHITECTURES.get(architecture.name, architecture):
+    if architecture != _named(architecture):
         raise HrnetppError(f"architecture {architecture.name!r} has other switches than that name stands for")
+    if run.stage.shrink_start != 1 and not run.previous:
+        raise HrnetppError("shrink_start has no effect on a run that starts from no other")
     if (weights := profile.network.weights_of_branches) > 10**9:
         raise HrnetppError(f"profile {profile.name!r}: network of {weights} weights; 10^9 make sense")
     if (pixels := profile.batch_size * math.prod(profile.input_hw)) > 2**30:
@@ -304,11 +353,42 @@ def check_run(run: Run) -> Run:
     return run
 
 
-def three_stages(profile: Profile, architecture: Architecture = HRNETPP, seed: int = 0) -> tuple[Run, ...]:
+def _named(architecture: Architecture) -> Architecture:
+    """What the name of an architecture stands for; a name of one's own stands for anything."""
+    try:
+        return get_architecture(architecture.name)
+    except HrnetppError:
+        return architecture
+
+
+def three_stages(
+    profile: Profile,
+    architecture: Architecture = HRNETPP,
+    seed: int = 0,
+    stages: tuple[TrainStage, TrainStage, TrainStage] = STAGES,
+) -> tuple[Run, ...]:
     """The report's chain of runs: AI Challenger heatmaps, COCO heatmaps, COCO regression."""
-    first = resolve(STAGE1, profile, architecture, seed)
-    second = resolve(STAGE2, profile, architecture, seed, previous=first)
-    return first, second, resolve(STAGE3, profile, architecture, seed, previous=second)
+    first = resolve(stages[0], profile, architecture, seed)
+    second = resolve(stages[1], profile, architecture, seed, previous=first)
+    return first, second, resolve(stages[2], profile, architecture, seed, previous=second)
+
+
+def change_stage(stage: TrainStage, name: str, value: str) -> TrainStage:
+    """The stage with a field of it, or of its augmentation, set to a value given as text.
+
+    Raises: HrnetppError if there is no such field, or the value is none for it.
+    """
+    content = asdict(stage)
+    part = content["augmentation"] if name in content["augmentation"] else content
+    if name not in part or name in ("name", "augmentation"):
+        known = [*content, *content["augmentation"]]
+        known = ", ".join(field for field in known if field not in ("name", "augmentation"))
+        raise HrnetppError(f"a training stage has no {name!r} to set; choose one of {known}")
+    part[name] = value
+    try:
+        return msgspec.convert(content, TrainStage, strict=False)
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise HrnetppError(f"{name}={value}: {error}; recipe.py says what can be") from None
 
 
 def fitting_alpha(profile: Profile, seed: int = 0) -> Run:

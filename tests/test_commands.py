@@ -18,13 +18,13 @@ import pytest
 import torch
 
 import hrnetpp_lib
-from hrnetpp_lib.__main__ import main
+from hrnetpp_lib.__main__ import _runs_to_train, build_parser, main
 from hrnetpp_lib.data import layout
 from hrnetpp_lib.evaluate.infer import predict_boxes
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
-from hrnetpp_lib.recipe import SMOKE, three_stages
+from hrnetpp_lib.recipe import MINI, SMOKE, STAGE3, three_stages
 from hrnetpp_lib.train.loop import build_model
 
 SMOKE_DATA = ("--profile", "smoke", "--output")
@@ -73,6 +73,10 @@ def refused(capsys, *arguments: object) -> str:
         ("train --profile big", ["unknown profile 'big'"]),
         ("check-data --profile big", ["unknown profile 'big'"]),
         ("train --profile smoke --architecture resnet", ["unknown architecture 'resnet'", "hrnet+se"]),
+        ("train --set loss", ["--set loss: give NAME=VALUE or, for one stage, stage3.NAME=VALUE"]),
+        ("train --set stage4.loss=heatmap_mse", ["--set stage4.loss=heatmap_mse: give NAME=VALUE"]),
+        ("train --set depth=3", ["a training stage has no 'depth' to set", "rotation_bound_deg"]),
+        ("train --set shrink_start=1.5", ["shrink_start has no effect"]),  # of stage 1
         ("train --profile ''", ["unknown profile ''"]),  # an empty name is no default
         ("train --profile smoke --architecture ''", ["unknown architecture ''"]),
         ("check-data --profile coco", ["annotations/person_keypoints_train2017.json", "--profile mini"]),
@@ -148,10 +152,21 @@ def test_a_recipe_says_it_all(capsys, tmp_path):
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(asdict(three_stages(SMOKE)[0]) | {"seed": -3}))
     assert "seed" in refused(capsys, "train", "--recipe", recipe, "--output", tmp_path)
-    for option in (["--seed", "0"], ["--profile", "smoke"], ["--architecture", "hrnet"]):
+    options = (["--seed", "0"], ["--profile", "smoke"], ["--architecture", "hrnet"], ["--set", "alpha=27"])
+    for option in options:
         message = refused(capsys, "train", "--recipe", recipe, *option)
         assert f"--recipe {recipe} says it all; leave out {option[0]}" in message
     assert list(tmp_path.iterdir()) == [recipe]
+
+
+def test_the_command_line_names_every_reading():
+    words = ["--architecture", "hrnetpp-se+conv3x3", "--set", "rotation_bound_deg=45", "--set"]
+    options = build_parser().parse_args(["train", *words, "stage3.loss=heatmap_mse"])
+    (runs,) = _runs_to_train(options)
+    assert {run.stage.augmentation.rotation_bound_deg for run in runs} == {45.0}
+    assert [run.stage.loss for run in runs] == ["heatmap_mse"] * 3 and runs[2].stage.name == STAGE3.name
+    assert {(run.architecture.se, run.architecture.downsampling) for run in runs} == {(False, "conv3x3")}
+    assert _runs_to_train(build_parser().parse_args(["train"])) == [three_stages(MINI)]
 
 
 def test_sigterm_before_a_stage_begins_leaves_the_mark(capsys, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, replace
 from functools import reduce
 from operator import getitem
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from hrnetpp_lib import recipe
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import write_json
+from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.recipe import COCO, HRNET, MINI, PROFILES, SMOKE, STAGE1, STAGE2, STAGE3, resolve
 
 
@@ -234,3 +236,71 @@ def test_what_is_no_recipe(path, text):
     path.unlink()
     with pytest.raises(HrnetppError, match="recipe.json: there is no such file"):
         recipe.read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("hrnet+se+head", {"se": True, "subpixel_head": True}),
+        ("hrnetpp-head-skips", {"se": True, "avgpool_down": True}),
+        ("hrnetpp-avgpool", {"se": True, "skips": True, "subpixel_head": True}),
+        ("hrnet+avgpool+conv3x3", {"avgpool_down": True, "downsampling": "conv3x3"}),
+        ("hrnet+se+se_bias3+se_r16", {"se": True, "se_bias": 3.0, "se_reduction": 16}),
+        ("hrnet+skips+adjacent+skip_bn", {"skips": True, "skip_sources": "adjacent", "skip_bn": True}),
+        ("hrnet+head+nearest", {"subpixel_head": True, "head": "nearest"}),
+    ],
+)
+def test_a_name_says_what_is_changed_and_how_it_is_read(path, name, changed):
+    architecture = recipe.get_architecture(name)
+    assert architecture == replace(HRNET, name=name, **changed)
+    HRNet(8, modules=(1, 1, 1), **architecture.arguments)
+    write_json(path, resolve(STAGE2, MINI, architecture))
+    assert recipe.read_recipe(path).architecture == architecture
+    with pytest.raises(HrnetppError, match="other switches than that name stands for"):
+        resolve(STAGE2, MINI, replace(HRNET, name=name))
+
+
+def test_every_reading_of_the_network_has_a_word():
+    words = {recipe.get_architecture(f"hrnetpp+{word}") for word in recipe._READINGS}
+    for field in ("downsampling", "skip_sources", "head"):
+        known = {getattr(one, field) for one in words}
+        assert known == {*get_args(get_type_hints(HRNet.__init__)[field])}, field
+    sizes = {"base_channels", "num_keypoints", "return", *asdict(recipe.NetworkSize())}
+    assert set(get_type_hints(HRNet.__init__)) - sizes == set(HRNET.arguments)
+
+
+@pytest.mark.parametrize("name", ["", "hrnet-se", "hrnetpp+se", "hrnetpp-conv3x3", "hrnet+se+se", "hrnet+bn"])
+def test_names_without_sense_are_refused(name):
+    with pytest.raises(HrnetppError, match="unknown architecture.*se, avgpool, skips, head; read otherwise"):
+        recipe.get_architecture(name)
+
+
+def test_a_field_of_a_stage_is_changed_by_its_name_and_told_apart_by_the_hash():
+    runs = {resolve(STAGE3, MINI).hash}
+    for name, text, value in (
+        ("rotation_bound_deg", "45", 45.0),
+        ("coordinates", "exact_shift", "exact_shift"),
+    ):
+        stage = recipe.change_stage(STAGE3, name, text)
+        assert {**asdict(stage), **asdict(stage.augmentation)}[name] == value
+        runs.add(resolve(stage, MINI).hash)
+    control, first = recipe.change_stage(STAGE3, "loss", "heatmap_mse"), resolve(STAGE1, MINI)
+    assert control == replace(STAGE3, loss="heatmap_mse") and control.decoder == "quarter_offset"
+    shrunk = recipe.change_stage(STAGE2, "shrink_start", "1.5")
+    runs |= {resolve(control, MINI).hash, resolve(shrunk, MINI, previous=first).hash}
+    runs.add(resolve(STAGE2, MINI, previous=first).hash)
+    assert len(runs) == 6
+    with pytest.raises(HrnetppError, match="shrink_start has no effect"):
+        resolve(shrunk, MINI)
+
+
+@pytest.mark.parametrize(("name", "text"), [("name", "x"), ("augmentation", "{}"), ("stage", "1"), ("", "")])
+def test_a_field_that_no_stage_has_cannot_be_set(name, text):
+    with pytest.raises(HrnetppError, match="to set; choose one of dataset, loss.*half_body_min_keypoints"):
+        recipe.change_stage(STAGE2, name, text)
+
+
+@pytest.mark.parametrize("text", ["-1", "fast", "nan", "1e9", ""])
+def test_a_value_that_cannot_be_is_refused(text):
+    with pytest.raises(HrnetppError, match="shrink_start=.*recipe.py says what can be"):
+        recipe.change_stage(STAGE2, "shrink_start", text)

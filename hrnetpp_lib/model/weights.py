@@ -12,7 +12,7 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import check_file, decode_json, sha256, whole_file
@@ -101,6 +101,22 @@ def load_stem_and_layer1(model: HRNet, path: Path | str) -> LoadReport:
                 "a network with the default stem_channels=64 and layer1_blocks=4"
             )
     return _copy(model, path, file, wanted)
+
+
+@torch.no_grad()
+def shrink_normalised(model: HRNet, divisor: float) -> None:
+    """Divide the weights of every conv that a BN follows; what the network computes stays, but for BN's eps.
+
+    Adam's steps do not grow with the weights: those of a trained network move less than those of a new one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean /= divisor
+            module.running_var /= divisor**2
+        # Convs without BN have a bias; but not the skips.
+        plain_skip = name.startswith("skips.") and not model.config["skip_bn"]
+        if isinstance(module, nn.Conv2d) and module.bias is None and not plain_skip:
+            module.weight /= divisor
 
 
 def download(name: str, folder: Path | str) -> Path:

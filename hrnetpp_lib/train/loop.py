@@ -25,7 +25,13 @@ from hrnetpp_lib.evaluate.score import score
 from hrnetpp_lib.files import read_json, write_json
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.losses import heatmap_mse, keypoint_l1
-from hrnetpp_lib.model.weights import ModelCard, load_stem_and_layer1, load_weights, save_checkpoint
+from hrnetpp_lib.model.weights import (
+    ModelCard,
+    load_stem_and_layer1,
+    load_weights,
+    save_checkpoint,
+    shrink_normalised,
+)
 from hrnetpp_lib.pose.heatmap import draw_gaussians
 from hrnetpp_lib.pose.softargmax import soft_argmax
 from hrnetpp_lib.recipe import Run, TrainStage
@@ -39,7 +45,7 @@ _DEFAULT = machine.EngineOptions()
 def build_model(run: Run, num_keypoints: int) -> HRNet:
     """The run's network with random weights, drawn from the run's seed."""
     torch.manual_seed(run.seed)
-    return HRNet(num_keypoints=num_keypoints, **asdict(run.profile.network), **run.architecture.switches)
+    return HRNet(num_keypoints=num_keypoints, **asdict(run.profile.network), **run.architecture.arguments)
 
 
 def initialise(model: HRNet, run: Run, runs_dir: Path, data_dir: Path) -> str:
@@ -48,7 +54,9 @@ def initialise(model: HRNet, run: Run, runs_dir: Path, data_dir: Path) -> str:
         previous = checkpoint_path(runs_dir, run.previous)
         if not previous.is_file():
             raise HrnetppError(f"{previous}: not there; train {run.previous} before {run.name}")
-        return f"{load_weights(model, previous)}\n(from {run.previous})"
+        report, divisor = load_weights(model, previous), run.stage.shrink_start
+        shrink_normalised(model, divisor)
+        return f"{report}\n(from {run.previous}" + (f", shrunk to 1/{divisor:g})" if divisor != 1 else ")")
     if run.profile.imagenet_weights:
         path = data_dir / run.profile.imagenet_weights
         return f"{load_stem_and_layer1(model, path)}\n(from {path})"

@@ -398,3 +398,27 @@ def test_download_fetches_once_and_checks(tmp_path, monkeypatch):
     ):
         with pytest.raises(HrnetppError, match=message):
             download(bad, tmp_path)
+
+
+@pytest.mark.parametrize("switches", [{}, ALL_ON, ALL_ON | {"skip_bn": True}, ALL_ON | {"head": "nearest"}])
+def test_a_shrunk_network_computes_what_it_did(switches):
+    torch.manual_seed(1)
+    model = HRNet(8, 5, **(SMALL | {"modules": (1, 1, 2)} | switches))
+    for parameter in model.parameters():  # large, beside BN's eps, as after training
+        parameter.data = torch.randn_like(parameter)
+    images = torch.rand(3, 3, 64, 96)
+    model.train()(images)  # running statistics
+    with torch.no_grad():
+        before, norm = model.eval()(images), model.conv1.weight.norm()
+        biased = [
+            module.bias.clone() for module in model.modules() if getattr(module, "bias", None) is not None
+        ]
+        weights.shrink_normalised(model, 1.5)
+        assert torch.allclose(model(images), before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+        trained = model.train()(images)
+        weights.shrink_normalised(model, 1 / 1.5)
+        assert torch.allclose(trained, model(images), rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+        weights.shrink_normalised(model, 1.5)
+    assert model.conv1.weight.norm().item() == pytest.approx(norm.item() / 1.5)
+    after = [module.bias for module in model.modules() if getattr(module, "bias", None) is not None]
+    assert all(map(torch.equal, biased, after))

@@ -21,7 +21,17 @@ from hrnetpp_lib.files import write_json
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import load_checkpoint
 from hrnetpp_lib.pose.heatmap import encode, locate
-from hrnetpp_lib.recipe import HRNET, LSPET_CPU, SMOKE, STAGE2, STAGE3, Augmentation, resolve, three_stages
+from hrnetpp_lib.recipe import (
+    HRNET,
+    LSPET_CPU,
+    SMOKE,
+    STAGE1,
+    STAGE2,
+    STAGE3,
+    Augmentation,
+    resolve,
+    three_stages,
+)
 from hrnetpp_lib.train import loop, resume
 from hrnetpp_lib.train.journal import read_metrics, read_snapshots
 from hrnetpp_lib.train.loop import TrainStep, build_model, checkpoint_path, train_stage
@@ -136,6 +146,19 @@ def test_the_same_recipe_gives_the_same_weights_and_is_not_trained_twice(paths, 
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == stamps
     other = train(replace(run, seed=1), paths, tmp_path / "a")
     assert other != first and other.read_bytes() != first.read_bytes()
+
+
+def test_a_start_is_shrunk_as_the_recipe_says(paths, tmp_path):
+    first = resolve(STAGE1, PROFILE)
+    train(first, paths, tmp_path)
+    found = []
+    for shrink in (1.0, 1.5):
+        run = resolve(replace(STAGE2, shrink_start=shrink), PROFILE, previous=first)
+        found.append(build_model(run, 17))
+        report = loop.initialise(found[-1], run, tmp_path, paths.root)
+        assert ("shrunk to 1/1.5" in report) == (shrink == 1.5)
+    whole, shrunk = (model.layer1[0].conv2.weight for model in found)
+    assert torch.allclose(whole, 1.5 * shrunk) and not torch.equal(whole, shrunk)
 
 
 def test_three_stages_hand_their_weights_on(paths, tmp_path):

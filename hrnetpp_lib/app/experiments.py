@@ -1,0 +1,196 @@
+"""The study's trainings and what they are compared for: experiments E1 to E7, as recipes of each seed."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from hrnetpp_lib.recipe import (
+    HRNET,
+    HRNETPP,
+    LSPET_CPU,
+    STAGE1,
+    STAGE2,
+    STAGE3,
+    SYNTHETIC_BOXES,
+    Architecture,
+    NetworkSize,
+    Profile,
+    Run,
+    TrainStage,
+    get_architecture,
+    resolve,
+)
+
+# CHOICE: the study's network is in proportion as deep as the report's: each change adds or takes its share.
+_SIZE = NetworkSize(16, blocks_per_branch=4, modules=(1, 2, 2), stem_channels=32, layer1_blocks=1)
+# fmt: off
+STUDY = Profile(
+    name="study", data="synthetic", synthetic_persons=(12000, 8000, 1000), holdout_persons=500,
+    boxes=SYNTHETIC_BOXES, network=_SIZE, input_hw=(128, 96), heatmap_sigma=1.5, batch_size=16,
+    epochs=(4, 3, 2), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=3, eval_every=1000, precision="bf16",
+)
+PHOTOGRAPHS = replace(
+    LSPET_CPU, name="study_photographs", network=replace(_SIZE, base_channels=32), batch_size=16,
+    epochs=(4, 9, 4), lr_scales=(2.0, 2.0, 20.0), eval_every=1000, precision="bf16",
+)
+# fmt: on
+LONG = 5  # epochs of E1, from scratch
+# What stages 1 and 2 multiply the report's learning rates by; E3 tries these for either network.
+TRIED_RATES = (1.0, 2.0, 4.0)
+RATES = {"hrnet": 2.0, "hrnetpp": 2.0}
+PAIR = (HRNET, HRNETPP)
+_LEFT_OUT = tuple(get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head"))
+_CONV3X3 = get_architecture("hrnetpp+conv3x3")
+# CHOICE: E2 shrinks to 1/1.5: in a first training HRNet++ left stage 1 with 1.49 times HRNet's weights.
+_SHRUNK = replace(STAGE2, shrink_start=1.5)
+_CONTROL = replace(STAGE3, loss="heatmap_mse")
+
+
+def heatmap_run(
+    architecture: Architecture,
+    seed: int,
+    stage: TrainStage = STAGE2,
+    previous: Run | None = None,
+    profile: Profile | None = None,
+    **settings: float,
+) -> Run:
+    """A run of the study at its network's rate, or at `rate`, for the profile's epochs or `epochs`."""
+    rate = settings.pop("rate", RATES["hrnetpp" if architecture.skips or architecture.se else "hrnet"])
+    profile = profile or STUDY
+    budget = replace(profile, lr_scales=(rate, rate, profile.lr_scales[2]))
+    return resolve(stage, budget, architecture, seed, previous, **settings)
+
+
+def _long(architecture: Architecture, seed: int) -> Run:
+    return heatmap_run(architecture, seed, epochs=LONG)
+
+
+def _handed_over(architecture: Architecture, seed: int) -> tuple[Run, ...]:
+    """From scratch; stage 1; stage 2 from it, as it is and shrunk."""
+    first = heatmap_run(architecture, seed, STAGE1)
+    second = (heatmap_run(architecture, seed, stage, first) for stage in (STAGE2, _SHRUNK))
+    return heatmap_run(architecture, seed), first, *second
+
+
+def _refined(seed: int) -> tuple[Run, Run]:
+    """Stage 3 and its control from HRNet++'s long run."""
+    start = _long(HRNETPP, seed)
+    return tuple(heatmap_run(HRNETPP, seed, stage, start) for stage in (STAGE3, _CONTROL))
+
+
+def _photographs(seed: int) -> tuple[Run, ...]:
+    """Stage 2 from scratch, stages 1 and 2, of either network; stage 3 and its control."""
+    stages = {"profile": PHOTOGRAPHS}
+    scratch, first = ([heatmap_run(a, seed, s, **stages) for a in PAIR] for s in (STAGE2, STAGE1))
+    second = [heatmap_run(a, seed, STAGE2, run, **stages) for a, run in zip(PAIR, first, strict=True)]
+    third = [heatmap_run(HRNETPP, seed, stage, second[1], **stages) for stage in (STAGE3, _CONTROL)]
+    return *scratch, *first, *second, *third
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and the trainings that answer it.
+
+    Attributes:
+        seeds: How many at least.
+        runs: Those of a seed, what a run starts from before it.
+        views: Whether its regression networks are also measured with TTA and in the ensemble.
+    """
+
+    name: str
+    question: str
+    seeds: int
+    runs: Callable[[int], tuple[Run, ...]]
+    views: bool = False
+
+
+# fmt: off
+EXPERIMENTS = {one.name: one for one in (
+    Experiment("E3", "is one of the networks mis-tuned? (on the dev set)", 2, lambda seed: tuple(
+        heatmap_run(one, seed, rate=rate) for rate in TRIED_RATES for one in PAIR)),
+    Experiment("E1", "heatmaps: HRNet++ over HRNet", 8, lambda seed: tuple(_long(one, seed) for one in PAIR)),
+    Experiment("E5", "regression: soft-argmax with L1, and its control", 8, lambda seed: (
+        _long(HRNETPP, seed), *_refined(seed))),
+    Experiment("E4", "which of the four changes?", 4, lambda seed: tuple(
+        heatmap_run(one, seed) for one in (*PAIR, *_LEFT_OUT, _CONV3X3))),
+    Experiment("E2", "the handover from stage 1", 4, lambda seed: tuple(chain(*zip(
+        *(_handed_over(one, seed) for one in PAIR), strict=True)))),
+    Experiment("E6", "test-time augmentation, ensemble, flip shift", 8, lambda seed: (
+        _long(HRNETPP, seed), *_refined(seed)), views=True),
+    Experiment("E7", "photographs, from scratch and by stages", 2, _photographs),
+)}
+# fmt: on
+
+
+def all_runs(experiments: Iterable[Experiment], seeds: int = 0) -> tuple[Run, ...]:
+    """The trainings of some experiments, each once, experiment by experiment and seed by seed.
+
+    With `seeds`, an experiment has that many at least.
+    """
+    listed = (r for one in experiments for seed in range(max(seeds, one.seeds)) for r in one.runs(seed))
+    return tuple({run.name: run for run in listed}.values())
+
+
+Arm = tuple[
+    Run, str
+]  # a network, and how it is decoded: a way of `measure.decodings`, or of the study's views
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A comparison, seed by seed, of two networks or of two decodings of one.
+
+    Attributes:
+        text: Better minus worse, if the claim is right.
+        report: The report's figure in points of AP, if it has one.
+        arms: Better and worse of a seed.
+    """
+
+    experiment: str
+    text: str
+    report: float | None
+    arms: Callable[[int], tuple[Arm, Arm]]
+
+
+def _maxima(*runs: Run) -> tuple[Arm, ...]:
+    return tuple((run, "quarter") for run in runs)
+
+
+def _decoded(better: str, worse: str, index: int = 0) -> Callable[[int], tuple[Arm, Arm]]:
+    """Two decodings of stage 3's network, or of its control's (index 1)."""
+    return lambda seed: tuple((_refined(seed)[index], way) for way in (better, worse))
+
+
+# fmt: off
+CLAIMS = (
+    Claim("E1", "HRNet++ - HRNet, heatmaps", 0.2, lambda seed: _maxima(
+        _long(HRNETPP, seed), _long(HRNET, seed))),
+    *(Claim("E4", f"HRNet++ - {one.name}, three epochs", 0.2 if one is HRNET else None, lambda seed, one=one:
+        _maxima(heatmap_run(HRNETPP, seed), heatmap_run(one, seed)))
+      for one in (HRNET, *_LEFT_OUT, _CONV3X3)),
+    *(Claim("E2", f"{one.name}: from stage 1{text}", None, lambda seed, one=one, b=better, w=worse: _maxima(
+        _handed_over(one, seed)[b], _handed_over(one, seed)[w]))
+      for one in PAIR for text, better, worse in ((" - from scratch", 2, 0), (", shrunk - as it is", 3, 2))),
+    *(Claim("E2", f"HRNet++ - HRNet, from stage 1{how}", 0.2, lambda seed, i=index: _maxima(
+        _handed_over(HRNETPP, seed)[i], _handed_over(HRNET, seed)[i]))
+      for how, index in (("", 2), (", both shrunk", 3))),
+    Claim("E5", "stage 3: L1 - MSE of equal rate and steps", 0.2, lambda seed: (
+        (_refined(seed)[0], "soft"), (_refined(seed)[1], "quarter"))),
+    Claim("E5", "stage 3: L1 - the heatmap network before it", 0.2, lambda seed: (
+        (_refined(seed)[0], "soft"), (_long(HRNETPP, seed), "quarter"))),
+    Claim("E5", "L1 network: soft-argmax - quarter offset", None, _decoded("soft", "quarter")),
+    Claim("E5", "MSE network: soft-argmax - quarter offset", None, _decoded("soft", "quarter", 1)),
+    Claim("E5", "L1 network: alpha 60 - alpha scaled", None, _decoded("soft", "soft_scaled")),
+    Claim("E6", "regression: TTA - a single view", 0.2, _decoded("tta", "soft")),
+    Claim("E6", "ensemble - regression", 0.0, _decoded("ensemble", "soft")),
+    Claim("E6", "ensemble + TTA - regression + TTA", 0.1, _decoded("ensemble_tta", "tta")),
+    Claim("E6", "regression: exact - official flip shift", None, _decoded("soft_exact", "soft")),
+    Claim("E6", "heatmaps: exact - official flip shift", None, lambda seed: tuple(
+        (_long(HRNETPP, seed), way) for way in ("quarter_exact", "quarter"))),
+    *(Claim("E7", f"photographs: HRNet++ - HRNet, {how}", 0.2, lambda seed, i=index: _maxima(
+        _photographs(seed)[i + 1], _photographs(seed)[i]))
+      for how, index in (("from scratch", 0), ("from stage 1", 4))),
+    Claim("E7", "photographs, stage 3: L1 - MSE", 0.2, lambda seed: (
+        (_photographs(seed)[6], "soft"), (_photographs(seed)[7], "quarter"))),
+)
+# fmt: on

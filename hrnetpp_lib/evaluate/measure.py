@@ -1,0 +1,124 @@
+"""What a network is worth on labelled people: OKS of each on its true box, AP on a detector's boxes."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from hrnetpp_lib.data.annotations import labelled_persons
+from hrnetpp_lib.data.crops import TrainCrops, normalise
+from hrnetpp_lib.data.layout import StageData
+from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.evaluate.diagnose import px_per_cell
+from hrnetpp_lib.evaluate.infer import Predictions, decode_heatmaps, points_to_image
+from hrnetpp_lib.evaluate.metrics import keypoint_similarity, oks
+from hrnetpp_lib.evaluate.score import score
+from hrnetpp_lib.model.losses import heatmap_mse
+from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.pose.geometry import EXACT_SHIFT, bbox_to_center_scale, crop_matrix
+from hrnetpp_lib.pose.heatmap import draw_gaussians, flip_back
+from hrnetpp_lib.recipe import Augmentation
+
+_AS_IT_IS = Augmentation(
+    scale_std=0.0, rotation_probability=0.0, flip_probability=0.0, half_body_probability=0.0
+)
+_NEAR = 0.5  # similarity with the own keypoint from which on it was recognised (good or jitter)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A network's figures on P labelled persons, decoded in one way; shares and AP in 0..1.
+
+    Attributes:
+        oks: Mean over persons, on their true boxes.
+        oks_of_persons: Theirs, a byte each (255 is 1), packed by zlib.
+        metrics: The dataset's own, on val's boxes; nothing where they were not asked for.
+        pck: Share of labelled keypoints within 0.5 and within 4 cells of the truth.
+        near_error_cells: Median error of the keypoints that were recognised: how precise they are.
+        miss_share: Share of labelled keypoints that were not.
+        loss: Heatmap MSE on the true boxes without augmentation; None for averages of several views.
+    """
+
+    oks: float
+    oks_of_persons: bytes
+    metrics: dict[str, float]
+    pck: tuple[float, float]
+    near_error_cells: float | None
+    miss_share: float
+    loss: float | None = None
+
+    @property
+    def persons(self) -> np.ndarray:
+        """(P,) OKS of each person, in 0..1, to the nearest 1/255."""
+        return np.frombuffer(zlib.decompress(self.oks_of_persons), np.uint8) / 255
+
+
+def decodings(card: ModelCard, heatmap_sigma: float) -> dict[str, ModelCard]:
+    """Every way to decode a network: the maximum or soft-argmax, with the official or the exact flip shift.
+
+    soft_scaled has the alpha that makes the softmax as wide, in sigmas, as the report's makes it.
+    """
+    scaled = 60.0 * (heatmap_sigma / 3) ** 2
+    ways = {"quarter": replace(card, decoder="quarter_offset")}
+    ways |= {
+        n: replace(card, decoder="soft_argmax", alpha=a) for n, a in (("soft", 60.0), ("soft_scaled", scaled))
+    }
+    return ways | {f"{name}_exact": replace(way, coordinates=EXACT_SHIFT) for name, way in ways.items()}
+
+
+@torch.no_grad()
+def predict_ways(
+    network: torch.nn.Module, cards: Mapping[str, ModelCard], table: PersonTable, heatmap_sigma: float
+) -> tuple[dict[str, Predictions], float]:
+    """Poses of all boxes of a table by one pass of the network and its mirror, decoded as each card says.
+
+    The cards have the input size and crops in common. Gives also the mean heatmap MSE of the plain crops.
+    """
+    network.eval()
+    first = next(iter(cards.values()))
+    boxes = zip(*bbox_to_center_scale(table.bboxes_xywh, first.input_hw), strict=True)
+    hw, device = first.coordinates.crop_hw(first.input_hw), _device(network)
+    matrices = np.array([crop_matrix(*box, 0.0, hw) for box in boxes])
+    crops = TrainCrops(table, first.input_hw, heatmap_sigma, _AS_IT_IS, first.coordinates)
+    found, loss, done = {name: ([], []) for name in cards}, 0.0, 0
+    for batch in torch.utils.data.DataLoader(crops, batch_size=64):
+        images, rows = normalise(batch.image.to(device)), slice(done, done + len(batch.image))
+        plain, mirrored = network(images).float(), network(images.flip(-1)).float()
+        target = draw_gaussians(batch.peaks, batch.target_weight, plain.shape[-2:], heatmap_sigma)
+        loss += float(heatmap_mse(plain.cpu(), target, batch.target_weight)) * len(images)
+        for name, card in cards.items():
+            back = flip_back(mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
+            keypoints, scores = decode_heatmaps(0.5 * (plain + back), card)
+            found[name][0].append(points_to_image(keypoints.cpu().numpy(), matrices[rows], card))
+            found[name][1].append(scores.cpu().numpy())
+        done = rows.stop
+    joined = {name: [np.concatenate(part) for part in parts] for name, parts in found.items()}
+    return {name: Predictions(*parts, first.input_hw) for name, parts in joined.items()}, loss / max(done, 1)
+
+
+def _device(network: torch.nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), getattr(network, "device", None))
+
+
+def measure(
+    on_true: Predictions, on_found: Predictions | None, data: StageData, loss: float | None = None
+) -> Measure:
+    """The figures of poses on the true boxes of COCO data's labelled persons, and on val's boxes."""
+    table = labelled_persons(data.truth)
+    truth, labelled = table.keypoints.astype(np.float64), table.keypoints[:, :, 2] > 0
+    sigmas, found = table.skeleton.oks_sigmas, on_true.keypoints
+    persons = oks(found, truth, table.areas, sigmas, labelled)
+    near = (keypoint_similarity(found, truth, table.areas, sigmas) >= _NEAR)[labelled]
+    cells = np.linalg.norm(found - truth[:, :, :2], axis=2)
+    cells = (cells / px_per_cell(table.bboxes_xywh, on_true.input_hw)[:, None])[labelled]
+    return Measure(
+        oks=float(persons.mean()),
+        oks_of_persons=zlib.compress(np.round(255 * persons).astype(np.uint8).tobytes(), 9),
+        metrics=score(on_found, data) if on_found else {},
+        pck=(float((cells <= 0.5).mean()), float((cells <= 4).mean())),
+        near_error_cells=float(np.median(cells[near])) if near.any() else None,
+        miss_share=float(1 - near.mean()),
+        loss=loss,
+    )

@@ -1,0 +1,232 @@
+"""The study asks for pairs that differ in one thing, trains none twice, and makes verdicts from its lines."""
+
+import json
+import zlib
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from hrnetpp_lib.__main__ import main
+from hrnetpp_lib.app import experiments, study
+from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS, all_runs
+from hrnetpp_lib.app.study import Result, append_result, read_results, verdicts
+from hrnetpp_lib.data.layout import load_stage_data, prepare_data
+from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.measure import Measure
+from hrnetpp_lib.files import project_root
+from hrnetpp_lib.model.hrnet import HRNet
+from hrnetpp_lib.recipe import SMOKE
+from hrnetpp_lib.train.loop import train_stage
+
+TINY = replace(
+    SMOKE, name="study", synthetic_persons=(8, 12, 4), holdout_persons=2, epochs=(1, 1, 1), input_hw=(64, 32)
+)
+
+
+def differing(a: dict, b: dict, at: str = "") -> set[str]:
+    """Where two recipes differ."""
+    parts = {name for name in a if isinstance(a[name], dict)}
+    changed = {f"{at}{name}" for name in {*a} - parts if a[name] != b[name]}
+    return changed.union(*(differing(a[name], b[name], f"{at}{name}.") for name in parts))
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.text)
+def test_the_two_sides_of_a_claim_differ_in_what_it_names_alone(claim):
+    for seed in (0, 3):
+        (better, way), (worse, other) = claim.arms(seed)
+        assert better.seed == worse.seed == seed and better.profile.input_hw == worse.profile.input_hw
+        changed = differing(asdict(better), asdict(worse))
+        assert bool(changed) != (way != other and "L1 -" not in claim.text)
+        if claim.experiment in ("E1", "E4"):
+            assert {name.split(".")[0] for name in changed} <= {"architecture", "stage"}
+            assert not changed & {"stage.epochs", "stage.dataset", "stage.loss", "previous"}
+        asked = {run.name for run in EXPERIMENTS[claim.experiment].runs(seed)}
+        assert {better.name, worse.name} <= asked
+
+
+def test_one_change_a_time_and_every_start_before_what_starts_from_it():
+    runs = all_runs(EXPERIMENTS.values())
+    assert len({run.name for run in runs}) == len(runs)
+    done = set()
+    for run in runs:
+        assert run.previous is None or run.previous in done
+        done.add(run.name)
+    for architecture in {run.architecture for run in runs}:
+        with torch.device("meta"):
+            HRNet(8, blocks_per_branch=1, modules=(1, 2, 2), **architecture.arguments)
+    switches = [run.architecture.switches for run in EXPERIMENTS["E4"].runs(0)[2:]]
+    off = [[name for name, on in one.items() if not on] for one in switches]
+    assert off == [["se"], ["avgpool_down"], ["skips"], ["subpixel_head"], []]
+    l1, control = EXPERIMENTS["E5"].runs(1)[1:]
+    assert differing(asdict(l1), asdict(control)) == {"stage.loss"}
+    assert l1.previous == EXPERIMENTS["E1"].runs(1)[1].name
+    shrunk, as_it_is = EXPERIMENTS["E2"].runs(2)[-2:], EXPERIMENTS["E2"].runs(2)[-4:-2]
+    for a, b in zip(shrunk, as_it_is, strict=True):
+        assert differing(asdict(a), asdict(b)) == {"stage.shrink_start"} and a.previous is not None
+    assert len(all_runs([EXPERIMENTS["E1"]], seeds=9)) == 18 and len(all_runs([EXPERIMENTS["E1"]])) == 16
+
+
+def test_the_cost_of_a_study():
+    crops = {name: sum(map(study._crops, one.runs(0))) for name, one in EXPERIMENTS.items()}
+    stage_1, two_epochs = 4 * 7500, 24_000
+    assert crops["E1"] == 120_000 and crops["E5"] == 60_000 + 2 * two_epochs
+    assert crops["E2"] == 2 * (3 * 36_000 + stage_1) and crops["E3"] == 6 * 36_000
+    assert crops["E7"] == 4 * 9 * 4000 + 2 * 4 * 4900 + 2 * 4 * 4000
+
+
+def test_rates_are_tried_about_the_profiles(monkeypatch):
+    runs = EXPERIMENTS["E3"].runs(0)
+    assert sorted({run.stage.lr_start for run in runs}) == [1e-3, 2e-3, 4e-3]
+    monkeypatch.setitem(experiments.RATES, "hrnetpp", 4.0)
+    plain, plus_plus = EXPERIMENTS["E1"].runs(0)
+    assert (plain.stage.lr_start, plus_plus.stage.lr_start) == (2e-3, 4e-3)
+    assert EXPERIMENTS["E3"].runs(0) == runs and EXPERIMENTS["E4"].runs(0)[2].stage.lr_start == 4e-3
+
+
+@pytest.fixture
+def small_study(tmp_path, monkeypatch):
+    """A study of tiny networks in a folder, whose trainings are counted; runs in `.fails` fail."""
+    for module in (study, experiments):
+        monkeypatch.setattr(module, "LONG", 2)
+    monkeypatch.setattr(experiments, "STUDY", TINY)
+    monkeypatch.setattr(study, "TEST_PERSONS", 5)
+    known = lambda self, run: self.setdefault(("study", "hrnet"), 50.0)  # noqa: E731
+    monkeypatch.setattr(study._Speed, "_of", known)
+    monkeypatch.setattr(study, "processes_at_once", lambda runs: 2)
+    for name in EXPERIMENTS:
+        monkeypatch.setitem(EXPERIMENTS, name, replace(EXPERIMENTS[name], seeds=1))
+    trained, fails = [], set()
+
+    def train_together(runs, root):
+        for run in (run for run in runs if run.name not in fails):
+            paths = prepare_data(run.profile, root / "data")
+            data = load_stage_data(run.stage.dataset, run.profile, paths)
+            train_stage(run, data, root / "runs" / run.profile.name, paths.root)
+            trained.append(run.name)
+        if wrong := [run.name for run in runs if run.name in fails]:
+            raise HrnetppError(f"not trained: {wrong}")
+
+    monkeypatch.setattr(study, "train_together", train_together)
+    return tmp_path, trained, fails
+
+
+def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(small_study, capsys):
+    root, trained, _ = small_study
+    assert main(["study", "--run", "E1", "--hours", "0", "--output", str(root)]) == 0
+    assert not trained and "0 hours are used; 2 tasks are left" in capsys.readouterr().out
+    assert main(["study", "--run", "E1", "--output", str(root)]) == 0
+    pair = [run.name for run in EXPERIMENTS["E1"].runs(0)]
+    assert trained == pair == list(read_results(root))
+    assert main(["study", "--run", "E5", "--run", "E6", "--output", str(root)]) == 0
+    assert trained == [*pair, *(run.name for run in EXPERIMENTS["E5"].runs(0)[1:])]
+    assert main(["study", "--run", "E1", "--seeds", "2", "--output", str(root)]) == 0
+    assert len(trained) == len({*trained}) == 6
+    found, (l1, control) = read_results(root), EXPERIMENTS["E5"].runs(0)[1:]
+    assert set(found[pair[0]].sets) == {"dev", "test"} and set(found[pair[0]].sets["dev"]) == {"quarter"}
+    assert {"soft", "quarter_exact", "soft_scaled"} < set(found[pair[1]].sets["test"])
+    assert {"soft", "tta", "ensemble", "ensemble_tta"} < set(found[l1.name].sets["test"])
+    assert set(found[l1.name].sets["dev"]) == {"soft"} and "tta" not in found[control.name].sets["test"]
+    assert [len(found[pair[0]].sets[name]["quarter"].persons) for name in ("dev", "test")] == [4, 5]
+    assert found[l1.name].crops == 8 and found[l1.name].recipe == l1 and found[l1.name].train_seconds > 0
+    dev, test = study.open_sets(TINY, root).values()
+    assert (len(dev.truth), len(test.truth)) == (4, 5) and len(test.train) == 8
+    assert not np.array_equal(dev.truth.keypoints, test.truth.keypoints[:4])  # other people
+    capsys.readouterr()
+    assert main(["study", "--output", str(root)]) == 0
+    printed = capsys.readouterr().out
+    assert "E1  heatmaps: HRNet++ over HRNet: 2 of 2 runs measured; all trained" in printed
+    assert "(on the dev set): 0 of 6 runs measured; 48 crops to train, about 0.0 hours in 2 pr" in printed
+    assert "50 crops/s of a process, without reading them: study, hrnet" in printed
+
+
+def test_the_speed_is_measured_once_for_each_network(monkeypatch):
+    monkeypatch.setattr(experiments, "STUDY", TINY)
+    runs, speed = [run for seed in (0, 1) for run in EXPERIMENTS["E1"].runs(seed)], study._Speed()
+    hours = speed.hours(runs)
+    assert set(speed) == {("study", "hrnet"), ("study", "hrnetpp")} and min(speed.values()) > 1
+    assert hours == pytest.approx(2 * sum(5 * 8 / rate for rate in speed.values()) / 3600)
+
+
+def test_lost_networks_are_trained_again_only_where_something_starts_from_them(small_study):
+    root, trained, _ = small_study
+    study.run_study(["E1"], root, 1.0)
+    plain, plus_plus = EXPERIMENTS["E1"].runs(0)
+    for run in (plain, plus_plus):
+        (root / "runs" / "study" / run.name / "model.safetensors").unlink()
+    study.run_study(["E1", "E5"], root, 1.0)
+    assert trained.count(plain.name) == 1 and trained.count(plus_plus.name) == 2 and len(trained) == 5
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(small_study):
+    root, trained, fails = small_study
+    plain, plus_plus = EXPERIMENTS["E1"].runs(0)
+    fails.add(plus_plus.name)
+    with pytest.raises(HrnetppError, match=f"3 runs failed, the others went on: {plus_plus.name}"):
+        study.run_study(["E1", "E5"], root, 1.0)
+    assert trained == [plain.name] == list(read_results(root))
+    fails.clear()
+    study.run_study(["E1", "E5"], root, 1.0)
+    assert len(trained) == 4
+
+
+def made_up(run, oks: np.ndarray, ap: float, way: str = "quarter") -> Result:
+    packed = zlib.compress(np.round(255 * oks).astype(np.uint8).tobytes())
+    figures = Measure(float(oks.mean()), packed, {"AP": ap}, (0.4, 0.9), 0.6, 0.1, 1e-3)
+    return Result(run.name, run, 1, 1.0, {}, {"dev": {way: figures}, "test": {way: figures}})
+
+
+def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
+    random, oks = np.random.default_rng(0), np.random.default_rng(1).uniform(0.3, 0.7, 40)
+    for seed in range(5):
+        plain, plus_plus = EXPERIMENTS["E1"].runs(seed)
+        luck = random.normal(0, 0.002)
+        append_result(tmp_path, made_up(plain, oks, 0.5))
+        append_result(tmp_path, made_up(plus_plus, oks + 0.2 + luck, 0.5 + luck / 10))
+    assert main(["study", "--verdicts", "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "figures" / "study" / "verdicts.json").read_text())
+    first = rows[0]
+    assert (first["experiment"], first["seeds"], first["report"]) == ("E1", [0, 1, 2, 3, 4], 0.2)
+    assert first["OKS"]["words"] == "larger" and first["AP"]["words"] == "equal within 1 AP"
+    assert first["OKS"]["mean"] == pytest.approx(20, abs=0.4) and first["OKS"]["low"] < first["OKS"]["mean"]
+    low, high = first["OKS"]["two_level"]
+    assert low < first["OKS"]["mean"] < high and first["missed"]["mean"] == 0
+    assert all(row["OKS"]["words"] == "not decided; no two pairs yet" for row in rows[1:])
+    table = (tmp_path / "figures" / "study" / "verdicts.md").read_text()
+    assert table in capsys.readouterr().out and "| E1 | HRNet++ - HRNet, heatmaps | +0.2 | 5 | +20." in table
+    assert "| larger |" in table and sum(line[:3] == "| E" for line in table.splitlines()) == len(CLAIMS)
+
+
+def test_two_lines_of_a_run_are_taken_together_and_a_damaged_one_is_named(tmp_path):
+    run, oks = EXPERIMENTS["E1"].runs(0)[0], np.full(3, 0.5)
+    append_result(tmp_path, made_up(run, oks, 0.5))
+    append_result(tmp_path, replace(made_up(run, oks, 0.25, "tta"), crops=2))
+    found = read_results(tmp_path)[run.name]
+    assert {way: m.metrics["AP"] for way, m in found.sets["test"].items()} == {"quarter": 0.5, "tta": 0.25}
+    assert [file.name for file in study.results_path(tmp_path).parent.iterdir()] == ["results.jsonl"]
+    with open(study.results_path(tmp_path), "a") as file:
+        file.write('{"run": 5}\n')
+    with pytest.raises(HrnetppError, match="results.jsonl, line 3: .*restore it from version control"):
+        read_results(tmp_path)
+
+
+def test_the_rate_is_looked_for_on_dev(tmp_path):
+    runs = EXPERIMENTS["E3"].runs(1)
+    for number, run in enumerate(runs):
+        append_result(tmp_path, made_up(run, np.full(3, number / 10), 0.5))
+    table = study.write_verdicts(tmp_path)
+    assert "- hrnet: 1: 0.00; 2: 20.00; 4: 40.00; chosen: " in table
+    assert "- hrnetpp: 1: 10.00; 2: 30.00; 4: 50.00" in table
+
+
+def test_an_unknown_experiment_is_refused(capsys):
+    assert main(["study", "--run", "E9"]) == 2
+    assert "no experiment is called 'E9'; choose one of E3, E1" in capsys.readouterr().err
+
+
+def test_every_committed_line_is_of_a_run_as_it_is_named_today():
+    for name, result in read_results(project_root()).items():
+        assert result.recipe.name == name == result.run
+        assert all(0 < m.oks < 1 for ways in result.sets.values() for m in ways.values())
+    assert len(verdicts(read_results(project_root()))) == len(CLAIMS)
