@@ -141,7 +141,8 @@ def compare(answer: Answer, box: Box, keypoint: int, positions: dict[str, np.nda
 def open_networks(networks: Network | Mapping[str, Network]) -> dict[str, tuple[torch.nn.Module, ModelCard]]:
     """Networks and their cards by name, ready to be asked: of one, named by its run, or several by name.
 
-    A checkpoint's network is prepared for the fastest exact runtime; one that is given stays as it is.
+    A checkpoint's network is prepared by torch, which takes no time; one that is given, by another runtime
+    perhaps, stays as it is.
 
     Raises: HrnetppError if there is none, or a checkpoint cannot be used.
     """
@@ -155,7 +156,7 @@ def open_networks(networks: Network | Mapping[str, Network]) -> dict[str, tuple[
 
     def opened(network: Network) -> tuple[torch.nn.Module, ModelCard]:
         model, card = network if isinstance(network, tuple) else load_checkpoint(Path(network))
-        return (model.eval() if isinstance(network, tuple) else prepare(model, card)), card
+        return (model.eval() if isinstance(network, tuple) else prepare(model, card, "torch")), card
 
     return {name: opened(network) for name, network in networks.items()}
 
