@@ -259,16 +259,22 @@ def same_crops(official: Official, root: Path, table: PersonTable) -> str:
     dataset = official.dataset(config, root, "train2017", train=True, transform=None)
     ours = TrainCrops(table, (384, 288), 3.0, Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
 
-    def key(path: str | Path, xy: np.ndarray) -> tuple:
-        return Path(path).name, *np.round(xy, 1).ravel().tolist()
+    def same_person(person: int) -> int:
+        """The official row of a person of ours: in the same image, with keypoints at the same places."""
+        name, mine = table.image_path(person).name, table.keypoints[person]
 
-    where = {
-        key(r["image"], r["joints_3d"][:, :2] * r["joints_3d_vis"][:, :2]): i
-        for i, r in enumerate(dataset.db)
-    }
+        def away(record: dict) -> float:
+            seen = record["joints_3d_vis"][:, :2] > 0
+            return float(np.abs(np.where(seen, record["joints_3d"][:, :2] - mine[:, :2], 0)).max())
+
+        near = [i for i, record in enumerate(dataset.db) if Path(record["image"]).name == name]
+        best = min(near, key=lambda index: away(dataset.db[index]))
+        require(away(dataset.db[best]) < 0.1, f"person {person} is not among the official rows")
+        return best
+
     grey, targets, compared = 0.0, 0.0, 0
     for person in range(min(len(table), 20)):
-        index = where[key(table.image_path(person), table.keypoints[person, :, :2].astype(float))]
+        index = same_person(person)
         center, scale = bbox_to_center_scale(table.bboxes_xywh[person], (384, 288))
         dataset.db[index] |= {"center": np.float32(center), "scale": np.float32(scale / 200)}
         image, target, weight, _ = dataset[index]
