@@ -35,6 +35,7 @@ from hrnetpp_lib.data.crops import TrainCrops, normalise, usable_workers  # noqa
 from hrnetpp_lib.data.persons import CocoTruth, PersonTable  # noqa: E402
 from hrnetpp_lib.errors import HrnetppError  # noqa: E402
 from hrnetpp_lib.evaluate import infer, metrics, score  # noqa: E402
+from hrnetpp_lib.evaluate.table import provenance  # noqa: E402
 from hrnetpp_lib.files import write_json  # noqa: E402
 from hrnetpp_lib.model.weights import ModelCard  # noqa: E402
 from hrnetpp_lib.pose.geometry import bbox_to_center_scale, crop_matrix  # noqa: E402
@@ -610,6 +611,7 @@ def main() -> None:
     if options.child:
         return child(options.child[0], Path(options.child[1]), float(options.child[2]))
     started, official = time.perf_counter(), Official(options.official) if options.official else None
+    origin = provenance()  # before the first row is kept, which changes the checkout
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(official, options.quick, Path(folder))
         for row in [row for row in ROWS if row.__name__ in options.only or not options.only]:
@@ -619,7 +621,7 @@ def main() -> None:
                 print(f"{row.__name__}: not measured: {error}", flush=True)
                 continue
             if not options.quick:  # each row as soon as it is there
-                measure.keep(KEPT, measure.machine(CORES), found)
+                measure.keep(KEPT, measure.machine(CORES), found, origin)
     print(f"{time.perf_counter() - started:.0f} s")
 
 

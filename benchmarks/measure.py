@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.files import read_json, write_json
 
 FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # what decides how fast a CPU multiplies
@@ -60,10 +59,11 @@ def machine(threads: int) -> str:
     return f"{name}, {'+'.join(flag for flag in FLAGS if flag in flags) or 'no AVX2'}, {threads} threads"
 
 
-def keep(path: Path, machine_name: str, rows: dict[str, dict]) -> None:
-    """Put rows into the file: beside those of other machines and of other rows, in place of the same."""
-    kept, origin = read_json(path, dict) if path.is_file() else {}, provenance()
-    revision, wait = {"git_revision": origin.pop("git_revision")}, os.environ.get("OMP_WAIT_POLICY", "")
+def keep(path: Path, machine_name: str, rows: dict[str, dict], origin: dict[str, object]) -> None:
+    """Put rows of a provenance into the file: beside those of other machines and rows, in place of the same."""
+    kept, wait = read_json(path, dict) if path.is_file() else {}, os.environ.get("OMP_WAIT_POLICY", "")
+    revision = {"git_revision": origin["git_revision"]}
+    origin = {name: fact for name, fact in origin.items() if name != "git_revision"}
     before = kept.get(machine_name, {}).get("rows", {})
     rows = before | {name: row | revision for name, row in rows.items()}
     kept[machine_name] = {"provenance": origin | {"OMP_WAIT_POLICY": wait}, "rows": rows}

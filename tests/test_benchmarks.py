@@ -13,6 +13,7 @@ import pytest
 from benchmarks import bench, gpu, measure
 from benchmarks.official import Node, Official
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.evaluate import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,9 +48,9 @@ def test_ratios_are_of_pairs_and_costs_per_unit():
 
 def test_a_rerun_replaces_its_own_rows_on_its_own_machine(tmp_path):
     path = tmp_path / "bench.json"
-    measure.keep(path, "here", {"nms": {"ratio": 1}, "sample": {"ratio": 2}})
-    measure.keep(path, "there", {"nms": {"ratio": 3}})
-    measure.keep(path, "here", {"nms": {"ratio": 4}})
+    measure.keep(path, "here", {"nms": {"ratio": 1}, "sample": {"ratio": 2}}, provenance())
+    measure.keep(path, "there", {"nms": {"ratio": 3}}, provenance())
+    measure.keep(path, "here", {"nms": {"ratio": 4}}, provenance())
     kept = json.loads(path.read_text())
     ratios = {(name, row): r["ratio"] for name, each in kept.items() for row, r in each["rows"].items()}
     assert ratios == {("here", "nms"): 4, ("here", "sample"): 2, ("there", "nms"): 3}
