@@ -60,7 +60,7 @@ def machine(threads: int) -> str:
 
 
 def keep(path: Path, machine_name: str, rows: dict[str, dict], origin: dict[str, object]) -> None:
-    """Put rows of a provenance into the file: beside those of other machines and rows, in place of the same."""
+    """Put rows and their provenance into the file, beside those of other machines and of other rows."""
     kept, wait = read_json(path, dict) if path.is_file() else {}, os.environ.get("OMP_WAIT_POLICY", "")
     revision = {"git_revision": origin["git_revision"]}
     origin = {name: fact for name, fact in origin.items() if name != "git_revision"}

@@ -13,8 +13,8 @@ import pytest
 from benchmarks import bench, gpu, measure
 from benchmarks.official import Node, Official
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.evaluate import metrics
+from hrnetpp_lib.evaluate.table import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 
