@@ -1,7 +1,7 @@
 """What runtimes and precisions do to keypoints and AP: python benchmarks/runtimes.py ROOT [PHOTOGRAPHS].
 
-Of mini's networks below ROOT, as `reproduce` leaves them: plain HRNet and HRNet++ after stage 2, HRNet++ after
-stage 3, on mini's validation boxes, and on the persons of a COCO folder (annotations/ and train2017/) if given.
+Of mini's networks below ROOT, as `reproduce` leaves them (HRNet and HRNet++ after stage 2, HRNet++ after
+stage 3), on mini's validation boxes and on the persons of a COCO folder (annotations/, train2017/) if given.
 """
 
 import sys
