@@ -114,11 +114,9 @@ def decode(heatmaps: Tensor, quarter_offset: bool = True) -> tuple[Tensor, Tenso
     if quarter_offset and min(height, width) > 2:
         inner = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
         # Elsewhere any cell with four neighbours will do.
-        cells = torch.where(inner, index, width + 1)
-        left, right, above, below = (
-            flat.gather(2, (cells + away)[:, :, None])[:, :, 0] for away in (-1, 1, -width, width)
-        )
-        step = torch.stack([right - left, below - above], dim=2).sign()
+        cells = torch.where(inner, index, width + 1)[:, :, None]
+        around = flat.gather(2, cells + torch.tensor([-1, -width, 1, width], device=flat.device))
+        step = (around[:, :, 2:] - around[:, :, :2]).sign()
         keypoints = keypoints + 0.25 * step * inner[:, :, None]
     return keypoints, scores
 
@@ -162,17 +160,20 @@ def flip_averages(
     if shift != 1 or not heatmaps.is_cpu or heatmaps.dtype != torch.float32 or not len(heatmaps):
         yield 0.5 * (heatmaps + flip_back(mirrored, flip_pairs, shift))
         return
-    exchanged, back, means = torch.empty(3, *heatmaps[:at_once].shape)
-    for maps, others in zip(heatmaps.split(at_once), mirrored.split(at_once), strict=True):
-        number, width = len(maps), maps.shape[-1]
-        torch.index_select(others, 1, order, out=exchanged[:number])
-        rows = (each[:number].numpy().reshape(-1, width) for each in (exchanged, back))
-        cv2.flip(next(rows), 1, dst=next(rows))
-        # One run through memory; what it makes of each row's first cell is mended.
-        mean = means[:number]
-        torch.add(maps.reshape(-1)[1:], back[:number].view(-1)[:-1], out=mean.view(-1)[1:])
-        torch.add(maps[..., 0], back[:number, ..., 0], out=mean[..., 0])
-        yield mean.mul_(0.5)
+    # Person by person, so that the copies stay in the cache.
+    maps, others, order = heatmaps.numpy(), mirrored.contiguous().numpy(), order.numpy()
+    exchanged, back = np.empty((2, *maps.shape[1:]), np.float32)
+    means = np.empty(maps[:at_once].shape, np.float32)
+    for start in range(0, len(maps), at_once):
+        part = means[: len(maps) - start]
+        for person, mean in enumerate(part, start):
+            others[person].take(order, axis=0, out=exchanged, mode="clip")
+            cv2.flip(exchanged.reshape(-1, maps.shape[-1]), 1, dst=back.reshape(-1, maps.shape[-1]))
+            # One run through memory; what it makes of each row's first cell is mended.
+            np.add(maps[person].reshape(-1)[1:], back.reshape(-1)[:-1], out=mean.reshape(-1)[1:])
+            np.add(maps[person, ..., 0], back[..., 0], out=mean[..., 0])
+        part *= np.float32(0.5)
+        yield torch.from_numpy(part)
 
 
 def _flip_order(heatmaps: Tensor, flip_pairs: tuple[tuple[int, int], ...], shift: float) -> Tensor:
