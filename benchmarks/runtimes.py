@@ -36,7 +36,7 @@ def moved(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, and write benchmarks/runtimes.json."""
-    root, *photographs = map(Path, sys.argv[1:])
+    origin, (root, *photographs) = provenance(), map(Path, sys.argv[1:])
     data = layout.load_coco(MINI, layout.data_paths(MINI, root / "data"))
     tables, found = {"mini": data.val}, {}
     for folder in photographs:
@@ -54,7 +54,7 @@ def main() -> None:
             figures["ways"][" ".join(way)] = {"AP_change": change} | away
             print(run.name, *way, f"AP {figures['AP']:.2f} {change:+.3f}", away, flush=True)
         found[run.name] = figures
-    write_json(Path(__file__).with_suffix(".json"), {"networks": found, "provenance": provenance()})
+    write_json(Path(__file__).with_suffix(".json"), {"networks": found, "provenance": origin})
 
 
 if __name__ == "__main__":
