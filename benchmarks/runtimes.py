@@ -36,6 +36,8 @@ def moved(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, and write benchmarks/runtimes.json."""
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     origin, (root, *photographs) = provenance(), map(Path, sys.argv[1:])
     data = layout.load_coco(MINI, layout.data_paths(MINI, root / "data"))
     tables, found = {"mini": data.val}, {}

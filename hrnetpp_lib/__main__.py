@@ -217,7 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("--set", "a notebook parameter", reproduce, metavar="NAME=VALUE", **repeated)
     _add_train_options(option)
     option("--checkpoint", "a model.safetensors", evaluate, export, type=Path, required=True)
-    text = "auto (default: the fastest here that is exact), torch, openvino or onnxruntime (extra fast)"
+    text = "auto (default: the fastest here), torch, openvino or onnxruntime (extra fast)"
     option("--runtime", text, evaluate, predict, default="auto")
     option("--precision", "fp32 (default) or bf16", evaluate, predict, default="fp32")
     option("--format", "onnx or openvino (extra export)", export, required=True)
@@ -261,7 +261,7 @@ def _add_study_options(option: Callable) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns 2 for bad input, 75 after SIGTERM, 141 where nobody reads on (`| head`)."""
+    """Run one command; returns 2 for bad input, 75 after SIGTERM, 130 after Ctrl-C, 141 for `| head`."""
     try:
         options = build_parser().parse_args(arguments)
         options.function(options)
@@ -270,6 +270,9 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         return Preempted.EXIT_CODE
+    except KeyboardInterrupt:
+        print("interrupted; what is saved is whole, and the same command goes on from it", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what the interpreter flushes at its end
         return 141

@@ -126,7 +126,10 @@ def whole_folder(path: Path, is_whole: Callable[[Path], bool] = os.path.exists) 
     if is_whole(path):  # it may lie where nobody can write
         yield None
         return
-    with _writing(path), FileLock(path.with_name(f".{path.name}.lock")):
+    lock = path.with_name(f".{path.name}.lock")
+    with _writing(path):
+        lock.touch()  # where that cannot be, FileLock would try for ever
+    with _writing(path), FileLock(lock):
         if is_whole(path):
             yield None
             return

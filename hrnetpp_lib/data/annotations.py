@@ -31,7 +31,6 @@ _Side = Annotated[int, Meta(gt=0, le=int(_MOST))]
 _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Meta(min_length=1, max_length=255)]
 
-_IMAGE_COLUMNS = ("image_files", "image_ids", "image_hw")
 _NO_NAME = re.compile(r"[\0-\x1f]|^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 _AIC_TO_COCO_VISIBILITY = np.array([0, 2, 1, 0], np.float32)  # 1 visible, 2 occluded, 3 unlabelled
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import hashlib
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -73,6 +75,8 @@ class PreparedNetwork(nn.Module):
             height, width = self._input_hw
             wanted = f"this network is prepared for (B, 3, {height}, {width})"
             raise HrnetppError(f"images of shape {tuple(images.shape)}: {wanted}")
+        if not len(images):  # OpenVINO would give the last batch's heatmaps again
+            return self(torch.zeros(1, *images.shape[1:]))[:0]
         images = images.to(self.device)
         by_torch = (self.runtime, self.precision) == ("torch", "bf16")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=by_torch):
@@ -81,7 +85,8 @@ class PreparedNetwork(nn.Module):
 
 def imitates_bf16(device: torch.device) -> bool:
     """Whether a device computes bf16 by routines for want of instructions, as x86 before AVX512 does."""
-    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX")
+    lacks = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16") is False
+    return device.type == "cpu" and (lacks or torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX"))
 
 
 def prepare(model: HRNet, card: ModelCard, runtime: str = "auto", precision: str = "fp32") -> PreparedNetwork:
@@ -99,9 +104,9 @@ def prepare(model: HRNet, card: ModelCard, runtime: str = "auto", precision: str
     Raises: HrnetppError if runtime or precision is unknown or cannot be had here, or the card is another's.
     """
     device = _checked(model, card)
-    runtime = _picked(runtime, device)
     if precision not in PRECISIONS:
         raise HrnetppError(f"precision {precision!r} is unknown; use {' or '.join(PRECISIONS)}")
+    runtime = _picked(runtime, device, precision)
     device = device if runtime == "torch" else torch.device("cpu")
     if precision == "bf16" and runtime == "onnxruntime":
         raise HrnetppError("runtime onnxruntime computes in fp32 alone; use openvino or torch for bf16")
@@ -147,6 +152,9 @@ def _missing(packages: tuple[str, ...]) -> list[str]:
 
 def _checked(model: HRNet, card: ModelCard) -> torch.device:
     """The device of a network that has weights, and that the card can be of."""
+    if not isinstance(model, HRNet) or not isinstance(card, ModelCard):
+        what = f"a {type(model).__name__} with a {type(card).__name__}"
+        raise HrnetppError(f"{what}: give an HRNet, as `load_checkpoint` does, and its card; prepare it once")
     weights = next(model.parameters())
     if weights.is_meta:
         raise HrnetppError("a network on the device meta has no weights; load a checkpoint")
@@ -157,12 +165,13 @@ def _checked(model: HRNet, card: ModelCard) -> torch.device:
     return weights.device
 
 
-def _picked(runtime: str, device: torch.device) -> str:
+def _picked(runtime: str, device: torch.device, precision: str = "fp32") -> str:
     """A runtime by its name, or the fastest of those here."""
     if runtime not in ("auto", *RUNTIMES):
-        raise HrnetppError(f"runtime {runtime!r} is unknown; use auto, {' or '.join(RUNTIMES)} ({_EXTRA})")
+        raise HrnetppError(f"runtime {runtime!r} is unknown; use auto, {', '.join(RUNTIMES)} ({_EXTRA})")
     if runtime == "auto":
         usable = RUNTIMES if device.type == "cpu" else ("torch",)
+        usable = [name for name in usable if (name, precision) != ("onnxruntime", "bf16")]
         return next(name for name in usable if not _missing(RUNTIMES[name]))
     if missing := _missing(RUNTIMES[runtime]):
         raise HrnetppError(f"runtime {runtime} needs {', '.join(missing)}; {_EXTRA}")
@@ -185,6 +194,7 @@ def _folded(model: HRNet) -> HRNet:
 
 
 def _run_torch(model: HRNet, card: ModelCard, device: torch.device) -> nn.Module:
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     network = _folded(model).to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         return network  # compiling takes minutes here, and gains little
@@ -228,7 +238,13 @@ def _run_openvino(folder: Path, model: HRNet, precision: str) -> Callable[[Tenso
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = core.compile_model(graph, "CPU", settings)
-    return lambda images: finish(torch.from_numpy(compiled(np.ascontiguousarray(images))[0]))
+    alone = threading.Lock()  # several threads would get each other's heatmaps
+
+    def run(images: Tensor) -> Tensor:
+        with alone:
+            return finish(torch.from_numpy(compiled(np.ascontiguousarray(images))[0]))
+
+    return run
 
 
 def _run_onnxruntime(folder: Path) -> Callable[[Tensor], Tensor]:
@@ -285,7 +301,10 @@ def _write_openvino(model: HRNet, card: ModelCard, folder: Path) -> None:
         core.set_property({"ENABLE_MMAP": False})
         graph = core.read_model(onnx)
     graph.set_rt_info(_card_as_json(card), "hrnetpp_lib")
-    openvino.save_model(graph, folder / "network.xml", compress_to_fp16=False)
+    try:
+        openvino.save_model(graph, folder / "network.xml", compress_to_fp16=False)
+    except RuntimeError as error:  # its way to say that the disk is full
+        raise OSError(errno.EIO, f"OpenVINO cannot write its graph ({error})", str(folder)) from error
 
 
 def _key(model: HRNet, card: ModelCard, runtime: str) -> str:

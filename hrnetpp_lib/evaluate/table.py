@@ -111,6 +111,9 @@ def provenance() -> dict[str, object]:
     import torch
 
     versions = {"python": platform.python_version()}
+    for package in ("openvino", "onnxruntime", "hotcoco", "simplejpeg"):
+        with contextlib.suppress(PackageNotFoundError):  # of the extra `fast`
+            versions[package] = version(package)
     for package in ("torch", "numpy", "opencv-python", "pycocotools", "papermill"):
         versions[package] = "unknown"
         with contextlib.suppress(PackageNotFoundError):  # conda's opencv may come under another name

@@ -222,7 +222,8 @@ class _SideBySide:
 
 
 def _label(run: Run) -> str:
-    return f"{run.stage.name.partition('_')[0]}-{run.architecture.name}-{run.hash}"
+    seed = f"-seed{run.seed}" if run.seed else ""
+    return f"{run.stage.name.partition('_')[0]}-{run.architecture.name}{seed}-{run.hash}"
 
 
 def _live_lines(trainings: dict[str, _Training]) -> dict[str, tqdm.std.tqdm]:

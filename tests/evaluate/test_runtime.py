@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,24 @@ def test_only_the_bn_after_a_pixel_shuffle_is_not_folded(trained):
     assert [len(each) for each in left] == [0, 0, 3, 3]
 
 
+@pytest.mark.parametrize("how", RUNTIMES)
+def test_threads_share_a_network_and_no_image_gives_no_heatmap(trained, how):
+    needs(how)
+    network, batches = prepare(trained("hrnet", 8), CARD, how), torch.randn(6, 3, 3, *HW)
+    wanted = [network(batch) for batch in batches]
+    assert network(batches[0][:0]).shape == (0, 17, 16, 8)
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(lambda _: [network(batch) for batch in batches], range(12)):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_prepared_is_named(trained):
+    network = prepare(trained("hrnet", 8), CARD, "torch")
+    for model, card in ((network, CARD), (trained("hrnet", 8), None)):
+        with pytest.raises(HrnetppError, match="give an HRNet"):
+            prepare(model, card, "torch")
+
+
 def test_a_prepared_network_takes_images_of_its_size_only(trained):
     network = prepare(trained("hrnet", 8), CARD, "torch")
     for shape in ((1, 3, 32, 64), (3, 64, 32), (1, 1, 64, 32)):
@@ -147,6 +166,8 @@ def test_auto_takes_the_fastest_that_is_installed_and_torch_on_a_gpu(monkeypatch
         runtime._picked("openvino", CPU)
     absent.clear()
     assert runtime._picked("auto", CPU) == "openvino"
+    absent.add("openvino")
+    assert runtime._picked("auto", CPU, "bf16") == "torch"  # ONNX Runtime has no bf16
 
 
 def test_what_cannot_be_prepared_is_refused(trained, monkeypatch):

@@ -272,7 +272,10 @@ def test_people_see_a_line_for_each_run_and_what_its_log_says_last(tmp_path, mon
     assert together._live_lines(trainings) == {}
     monkeypatch.setattr(journal, "is_watched", lambda: True)
     lines = together._live_lines(trainings)
-    assert [line.desc for line in lines.values()] == [f"stage2-hrnetpp-{run.hash}  waits" for run in runs]
+    wanted = [
+        f"stage2-hrnetpp{seed}-{run.hash}  waits" for seed, run in zip(("", "-seed1"), runs, strict=True)
+    ]
+    assert [line.desc for line in lines.values()] == wanted
     first, line = trainings[runs[0].name], lines[runs[0].name]
     first.process = SimpleNamespace(returncode=None)
     text = "epoch   1/1  loss 1e-2\nstage2_coco_heatmap epoch 1/4: 8/32 crops, 3.1crop/s\nhalf a li"
