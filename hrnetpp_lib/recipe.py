@@ -391,9 +391,14 @@ def change_stage(stage: TrainStage, name: str, value: str) -> TrainStage:
         raise HrnetppError(f"{name}={value}: {error}; recipe.py says what can be") from None
 
 
+def scaled_alpha(heatmap_sigma: float) -> float:
+    """The alpha whose softmax is as wide, in sigmas (cells), as the report's 60 makes it at its 3 cells."""
+    return STAGE3.alpha * (heatmap_sigma / 3) ** 2
+
+
 def fitting_alpha(profile: Profile, seed: int = 0) -> Run:
-    """HRNet++'s stage 3 with alpha for the profile's sigma: 60 fits the report's 3 cells (notebook 6)."""
-    scaled = replace(STAGE3, alpha=STAGE3.alpha * (profile.heatmap_sigma / 3) ** 2)
+    """HRNet++'s stage 3 with alpha for the profile's sigma (notebook 6)."""
+    scaled = replace(STAGE3, alpha=scaled_alpha(profile.heatmap_sigma))
     return resolve(scaled, profile, seed=seed, previous=three_stages(profile, seed=seed)[1])
 
 

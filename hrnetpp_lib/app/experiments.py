@@ -131,9 +131,8 @@ def all_runs(experiments: Iterable[Experiment], seeds: int = 0) -> tuple[Run, ..
     return tuple({run.name: run for run in listed}.values())
 
 
-Arm = tuple[
-    Run, str
-]  # a network, and how it is decoded: a way of `measure.decodings`, or of the study's views
+# A network, and how it is decoded: a way of `measure.decodings`, or of the study's views.
+Arm = tuple[Run, str]
 
 
 @dataclass(frozen=True)

@@ -297,10 +297,8 @@ def in_markdown(rows: list[dict], results: dict[str, Result]) -> str:
 def _in_brackets(figures: dict) -> str:
     if figures["mean"] is None:
         return ""
-    intervals = [
-        (figures["low"], figures["high"]),
-        *([figures["two_level"]] if "two_level" in figures else []),
-    ]
+    intervals = [(figures["low"], figures["high"])]
+    intervals += [figures["two_level"]] if "two_level" in figures else []
     return " ".join([f"{figures['mean']:+.2f}", *(f"[{low:+.2f}, {high:+.2f}]" for low, high in intervals)])
 
 

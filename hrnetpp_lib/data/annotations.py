@@ -84,8 +84,8 @@ class _ChallengerImage(Struct, gc=False):
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """No search for cycles meanwhile: a million new lists, none in a cycle, make that slower than parsing."""
+def no_collection() -> Iterator[None]:
+    """No search for cycles meanwhile: among a million new lists it would cost more than the work."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -127,7 +127,7 @@ def labelled_persons(truth: CocoTruth, require_keypoints: bool = True) -> Person
     return _drop(table, {"crowd": truth.crowd, "empty_box": empty, "no_keypoints": unlabelled})
 
 
-@_no_collection()
+@no_collection()
 def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     """As `read_coco`, but all persons as they are, for its metric; only other categories are dropped."""
     path, folder = Path(json_path), _existing_folder(image_dir)
@@ -154,7 +154,7 @@ def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     return CocoTruth(*source, bboxes, scores, areas, keypoints, dropped, counts, crowd, category)
 
 
-@_no_collection()
+@no_collection()
 def read_coco_detections(
     json_path: str | Path,
     gt_json: str | Path | CocoTruth,
@@ -205,7 +205,7 @@ def read_coco_detections(
     return _drop(table, reasons)
 
 
-@_no_collection()
+@no_collection()
 def read_ai_challenger(
     json_path: str | Path, image_dir: str | Path, require_keypoints: bool = True
 ) -> PersonTable:

@@ -85,20 +85,23 @@ def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool =
     Reference: HRNet++ report, testing: heatmaps are averaged, for both kinds of model.
     """
     if not flip:
-        return _both(model, crops, flip)[0]
+        return plain_and_mirrored(model, crops, flip)[0]
     plain, mirrored = raw_heatmaps(model, crops, card)
     return 0.5 * (plain + mirrored)
 
 
 def raw_heatmaps(model: torch.nn.Module, crops: Tensor, card: ModelCard) -> tuple[Tensor, Tensor]:
     """The two maps that `forward` averages: of the crops, and of the mirrored crops, brought back."""
-    plain, mirrored = _both(model, crops, flip=True)
+    plain, mirrored = plain_and_mirrored(model, crops, flip=True)
     return plain, flip_back(mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
 
 
 @torch.no_grad()
-def _both(model: torch.nn.Module, crops: Tensor, flip: bool) -> tuple[Tensor, Tensor | None]:
-    """Raw heatmaps of crops and, if asked for, of the mirrored crops, as they come: one batch."""
+def plain_and_mirrored(model: torch.nn.Module, crops: Tensor, flip: bool) -> tuple[Tensor, Tensor | None]:
+    """Raw heatmaps (B, K, h/4, w/4) of (B, h, w, 3) crops and, if asked for, of the mirrored ones: one batch.
+
+    The second are as they come, not brought back; None without `flip`.
+    """
     first = next(model.parameters(), None)
     crops = crops.to(model.device if first is None else first.device)
     images = normalise(torch.cat([crops, crops.flip(2)]) if flip else crops)
@@ -130,7 +133,7 @@ def poses_of_crops(
         matrices: (B, 2, 3), image px -> input px.
         flip: Whether to average with the mirrored crops.
     """
-    return poses_of_heatmaps(*_both(model, crops, flip), matrices, card)
+    return poses_of_heatmaps(*plain_and_mirrored(model, crops, flip), matrices, card)
 
 
 def poses_of_heatmaps(
@@ -204,13 +207,9 @@ def predict_boxes(
 def _progress(boxes: int) -> tqdm.std.tqdm:
     """How far, how fast and how long to go: seldom a line, none from a short job."""
     seldom = dict.fromkeys(("mininterval", "maxinterval", "delay"), _SECONDS_BETWEEN_LINES)
-    line, quiet = (
-        "predicted {n}/{total} boxes, {rate_fmt}, {remaining} to go\n",
-        os.environ.get("RANK", "0") != "0",
-    )
-    return tqdm.std.tqdm(
-        total=boxes, unit="box", leave=False, bar_format=line, file=sys.stdout, disable=quiet, **seldom
-    )
+    line, first = "predicted {n}/{total} boxes, {rate_fmt}, {remaining} to go\n", os.environ.get("RANK", "0")
+    shown = {"bar_format": line, "file": sys.stdout, "leave": False, "disable": first != "0"}
+    return tqdm.std.tqdm(total=boxes, unit="box", **shown, **seldom)
 
 
 def _boxes_a_batch(crops: int, views: tuple[View, ...], flip: bool) -> int:

@@ -8,22 +8,23 @@ import numpy as np
 import torch
 
 from hrnetpp_lib.data.annotations import labelled_persons
-from hrnetpp_lib.data.crops import TrainCrops, normalise
+from hrnetpp_lib.data.crops import TrainCrops
 from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.evaluate.diagnose import px_per_cell
-from hrnetpp_lib.evaluate.infer import Predictions, decode_heatmaps, points_to_image
+from hrnetpp_lib.evaluate.infer import Predictions, plain_and_mirrored, poses_of_heatmaps
 from hrnetpp_lib.evaluate.metrics import keypoint_similarity, oks
 from hrnetpp_lib.evaluate.score import score
 from hrnetpp_lib.model.losses import heatmap_mse
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT, bbox_to_center_scale, crop_matrix
-from hrnetpp_lib.pose.heatmap import draw_gaussians, flip_back
-from hrnetpp_lib.recipe import Augmentation
+from hrnetpp_lib.pose.heatmap import draw_gaussians
+from hrnetpp_lib.recipe import STAGE3, Augmentation, scaled_alpha
 
 _AS_IT_IS = Augmentation(
     scale_std=0.0, rotation_probability=0.0, flip_probability=0.0, half_body_probability=0.0
 )
+_CROPS_A_BATCH = 16  # and as many mirrored ones
 _NEAR = 0.5  # similarity with the own keypoint from which on it was recognised (good or jitter)
 
 
@@ -60,11 +61,9 @@ def decodings(card: ModelCard, heatmap_sigma: float) -> dict[str, ModelCard]:
 
     soft_scaled has the alpha that makes the softmax as wide, in sigmas, as the report's makes it.
     """
-    scaled = 60.0 * (heatmap_sigma / 3) ** 2
     ways = {"quarter": replace(card, decoder="quarter_offset")}
-    ways |= {
-        n: replace(card, decoder="soft_argmax", alpha=a) for n, a in (("soft", 60.0), ("soft_scaled", scaled))
-    }
+    for name, alpha in (("soft", STAGE3.alpha), ("soft_scaled", scaled_alpha(heatmap_sigma))):
+        ways[name] = replace(card, decoder="soft_argmax", alpha=alpha)
     return ways | {f"{name}_exact": replace(way, coordinates=EXACT_SHIFT) for name, way in ways.items()}
 
 
@@ -79,27 +78,24 @@ def predict_ways(
     network.eval()
     first = next(iter(cards.values()))
     boxes = zip(*bbox_to_center_scale(table.bboxes_xywh, first.input_hw), strict=True)
-    hw, device = first.coordinates.crop_hw(first.input_hw), _device(network)
+    hw = first.coordinates.crop_hw(first.input_hw)
     matrices = np.array([crop_matrix(*box, 0.0, hw) for box in boxes])
     crops = TrainCrops(table, first.input_hw, heatmap_sigma, _AS_IT_IS, first.coordinates)
-    found, loss, done = {name: ([], []) for name in cards}, 0.0, 0
-    for batch in torch.utils.data.DataLoader(crops, batch_size=64):
-        images, rows = normalise(batch.image.to(device)), slice(done, done + len(batch.image))
-        plain, mirrored = network(images).float(), network(images.flip(-1)).float()
+    found, loss, done = {name: [] for name in cards}, 0.0, 0
+    for batch in torch.utils.data.DataLoader(crops, batch_size=_CROPS_A_BATCH):
+        plain, mirrored = plain_and_mirrored(network, batch.image, flip=True)
         target = draw_gaussians(batch.peaks, batch.target_weight, plain.shape[-2:], heatmap_sigma)
-        loss += float(heatmap_mse(plain.cpu(), target, batch.target_weight)) * len(images)
+        loss += float(heatmap_mse(plain.cpu(), target, batch.target_weight)) * len(plain)
         for name, card in cards.items():
-            back = flip_back(mirrored, card.skeleton.flip_pairs, card.coordinates.flip_shift)
-            keypoints, scores = decode_heatmaps(0.5 * (plain + back), card)
-            found[name][0].append(points_to_image(keypoints.cpu().numpy(), matrices[rows], card))
-            found[name][1].append(scores.cpu().numpy())
-        done = rows.stop
-    joined = {name: [np.concatenate(part) for part in parts] for name, parts in found.items()}
-    return {name: Predictions(*parts, first.input_hw) for name, parts in joined.items()}, loss / max(done, 1)
+            of_batch = matrices[done : done + len(plain)]
+            found[name].append(poses_of_heatmaps(plain, mirrored, of_batch, card))
+        done += len(plain)
+    return {name: _joined(parts) for name, parts in found.items()}, loss / max(done, 1)
 
 
-def _device(network: torch.nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), getattr(network, "device", None))
+def _joined(parts: list[Predictions]) -> Predictions:
+    keypoints, scores = ([getattr(part, name) for part in parts] for name in ("keypoints", "scores"))
+    return Predictions(np.concatenate(keypoints), np.concatenate(scores), parts[0].input_hw)
 
 
 def measure(

@@ -1,9 +1,8 @@
 """The metrics: keypoint similarity, OKS-NMS, rescoring, COCO AP and AI Challenger's own AP."""
 
 import contextlib
-import gc
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
@@ -14,6 +13,7 @@ from msgspec import Meta
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from hrnetpp_lib.data.annotations import no_collection
 from hrnetpp_lib.data.persons import CocoTruth
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import decode_json, read_json
@@ -189,19 +189,7 @@ def match_coco(truth: CocoTruth, poses: ScoredPoses) -> COCOeval | None:
     return _match(len(ids), 1, true, found, "keypoints")
 
 
-@contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Around the making of very many lists: looking for cycles among them would double the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_no_garbage()
+@no_collection()
 def _match(
     images: int, categories: int, true: dict[str, np.ndarray], found: dict[str, np.ndarray], kind: str
 ) -> COCOeval | None:

@@ -63,11 +63,8 @@ def two_level_interval(
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap, chapters 8 and 14.
     """
     pairs, persons = differences.shape
-    random, of_seed, of_person = (
-        np.random.default_rng(seed),
-        differences.mean(axis=1),
-        differences.mean(axis=0),
-    )
+    random = np.random.default_rng(seed)
+    of_seed, of_person = differences.mean(axis=1), differences.mean(axis=0)
     drawn = of_person[random.integers(0, persons, (draws, persons), np.int32)].mean(axis=1)
     moved = random.standard_t(pairs - 1, draws) * of_seed.std(ddof=1) / np.sqrt(pairs)
     return corrected_interval(of_person.mean(), drawn + moved, level)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.recipe import ARCHITECTURES
+from hrnetpp_lib.recipe import ARCHITECTURES, get_architecture
 
 Width = Annotated[int, msgspec.Meta(ge=1, le=2048)]  # channels
 Depth = Annotated[int, msgspec.Meta(ge=1, le=32)]  # units or modules, one after the other
@@ -331,16 +331,19 @@ def _checked(config: dict) -> dict:
 
 
 def create_model(name: str, num_keypoints: int = 17, **switches) -> HRNet:
-    """Build a network by name, `<architecture>_w<base_channels>`: hrnet_w32, hrnetpp_w48, hrnet+se_w32, ...
+    """Build a network by name, `<architecture>_w<base_channels>`: hrnet_w32, hrnetpp_w48, hrnetpp-head_w32.
 
-    The architecture is one of `recipe.ARCHITECTURES`; switches are arguments of `HRNet` and go first.
+    The architecture is one of `recipe.get_architecture`; switches are arguments of `HRNet` and go first.
     Raises: HrnetppError if the name or an argument's value is unknown.
     """
     parts = re.fullmatch(r"(.+)_w([1-9][0-9]{0,3})", name)
-    if not parts or parts[1] not in ARCHITECTURES:
+    try:
+        architecture = get_architecture(parts[1] if parts else "")
+    except HrnetppError:
         known = ", ".join(ARCHITECTURES)
-        raise HrnetppError(f"no model is called {name!r}; give <architecture>_w<channels>, of {known}")
-    return HRNet(int(parts[2]), num_keypoints, **(ARCHITECTURES[parts[1]].switches | switches))
+        wanted = f"give <architecture>_w<channels>, of {known}, or as `get_architecture` reads it"
+        raise HrnetppError(f"no model is called {name!r}; {wanted}") from None
+    return HRNet(int(parts[2]), num_keypoints, **(architecture.arguments | switches))
 
 
 # The official networks, and the report's with all four switches on unless given; arguments as above.

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import tqdm.auto
 
+from hrnetpp_lib.data.crops import usable_cores
 from hrnetpp_lib.data.layout import load_stage_data, prepare_data
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.files import write_json
@@ -134,8 +135,7 @@ def _check(runs: Sequence[Run], paths: list[Path], processes: int | None) -> Non
 
 def processes_at_once(runs: Sequence[Run]) -> int:
     """How many of these runs train at once on the cores, each with its loader processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // (1 + max((run.profile.workers for run in runs), default=0)))
+    return max(1, usable_cores() // (1 + max((run.profile.workers for run in runs), default=0)))
 
 
 def _free_memory() -> int | None:

@@ -307,9 +307,17 @@ def test_create_model_by_name():
         twin = hrnet.hrnetpp_w48(14, skips=False)
         mixed = create_model("hrnet+se_w18", **SMALL)
         plain = hrnet.hrnet_w32()
+        read = create_model("hrnetpp-head+conv3x3_w18", **SMALL)
     assert model.config == twin.config and model.config["num_keypoints"] == 14
     assert [model.config[switch] for switch in ALL_ON] == [True, True, False, True]
     assert [mixed.config[switch] for switch in ALL_ON] == [True, False, False, False]
+    assert [read.config[switch] for switch in (*ALL_ON, "downsampling")] == [
+        True,
+        True,
+        True,
+        False,
+        "conv3x3",
+    ]
     assert mixed.config["base_channels"] == 18 and plain.config == HRNet(32).config
 
 

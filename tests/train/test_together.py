@@ -219,7 +219,7 @@ def test_the_longest_chain_begins_first_in_as_many_processes_as_cores(tmp_path, 
 
     monkeypatch.setattr(together._Training, "begin", begin)
     monkeypatch.setattr(together, "_LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(together.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     monkeypatch.setattr(together, "_free_memory", lambda: None)
     short, wide = (resolve(STAGE2, PROFILE, a, 7, epochs=2) for a in (HRNET, HRNETPP))
     first = resolve(STAGE2, PROFILE, epochs=1)
