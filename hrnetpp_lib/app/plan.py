@@ -91,11 +91,24 @@ def _measure_model(run: Run, share: int) -> Generator[str, None, float]:
     """Lines; returns crops per second of one device, on random crops."""
     profile, device = run.profile, pick_device()
     on_gpu = device.type == "cuda"
-    model = build_model(run, len(COCO17))
-    macs = count_macs(model, profile.input_hw)
+    macs = count_macs(build_model(run, len(COCO17)), profile.input_hw)
     crops = share if on_gpu else max(2, min(share, int(_CPU_MACS // macs)))
-    step = TrainStep(model.to(device, memory_format=torch.channels_last).train(), run)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
+    rate = training_speed(run, crops)
+    name = torch.cuda.get_device_name(device) if on_gpu else "one thread of this CPU"
+    yield f"  model on {name}, steps of {crops} crops, {profile.precision}: {rate:.2f} crops/s"
+    if profile.precision == "bf16" and imitates_bf16(device):
+        yield f"  {SLOW_BF16}"
+    yield f"  = {_FLOP * macs * rate / 1e12:.3f} TFLOP/s ({_FLOP * macs / 1e9:.3g} GFLOP a training crop)"
+    if on_gpu:
+        yield f"  memory: {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most"
+    return rate
+
+
+def training_speed(run: Run, crops: int) -> float:
+    """Crops per second of a GPU, or of one thread of a CPU, in steps on so many random crops."""
+    profile, device = run.profile, pick_device()
+    model = build_model(run, len(COCO17)).to(device, memory_format=torch.channels_last).train()
+    step, optimizer = TrainStep(model, run), torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
     batch = Sample(*(tensor.to(device) for tensor in random_batch(profile, crops)))
 
     def make_step() -> None:
@@ -106,15 +119,7 @@ def _measure_model(run: Run, share: int) -> Generator[str, None, float]:
         optimizer.zero_grad()
 
     timer = Timer("make_step()", globals={"make_step": make_step}, num_threads=1)  # as each of `together` has
-    rate = crops / timer.blocked_autorange(min_run_time=_MEASURED_S).median
-    name = torch.cuda.get_device_name(device) if on_gpu else "one thread of this CPU"
-    yield f"  model on {name}, steps of {crops} crops, {profile.precision}: {rate:.2f} crops/s"
-    if profile.precision == "bf16" and imitates_bf16(device):
-        yield f"  {SLOW_BF16}"
-    yield f"  = {_FLOP * macs * rate / 1e12:.3f} TFLOP/s ({_FLOP * macs / 1e9:.3g} GFLOP a training crop)"
-    if on_gpu:
-        yield f"  memory: {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most"
-    return rate
+    return crops / timer.blocked_autorange(min_run_time=_MEASURED_S).median
 
 
 def random_batch(profile: Profile, crops: int) -> Sample:

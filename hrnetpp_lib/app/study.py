@@ -11,9 +11,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 from filelock import FileLock
-from torch.utils.benchmark import Timer
 
 from hrnetpp_lib.app.experiments import (
     CLAIMS,
@@ -26,7 +24,7 @@ from hrnetpp_lib.app.experiments import (
     all_runs,
     heatmap_run,
 )
-from hrnetpp_lib.app.plan import random_batch
+from hrnetpp_lib.app.plan import training_speed
 from hrnetpp_lib.data.annotations import labelled_persons
 from hrnetpp_lib.data.layout import DataPaths, StageData, load_coco, prepare_data
 from hrnetpp_lib.data.synthetic import write_dataset
@@ -37,10 +35,9 @@ from hrnetpp_lib.evaluate.statistics import judge, paired_interval, two_level_in
 from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.files import decode_json, read_bytes, whole_file, write_json
 from hrnetpp_lib.model.weights import load_checkpoint
-from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import STAGE3, Architecture, Profile, Run
 from hrnetpp_lib.train.journal import read_metrics
-from hrnetpp_lib.train.loop import TrainStep, build_model, checkpoint_path
+from hrnetpp_lib.train.loop import checkpoint_path
 from hrnetpp_lib.train.together import processes_at_once, train_together
 
 TEST_PERSONS, _TEST_SEED = 4000, 1  # other people than those of training and dev, whose seed is 0
@@ -159,16 +156,7 @@ class _Speed(dict):
     def _of(self, run: Run) -> float:
         key = run.profile.name, PAIR[run.architecture.skips or run.architecture.se].name
         if key not in self:
-            model = build_model(run, len(COCO17)).to(memory_format=torch.channels_last).train()
-            step, batch = TrainStep(model, run), random_batch(run.profile, run.profile.batch_size)
-
-            def make_step() -> None:
-                with torch.autocast("cpu", torch.bfloat16, enabled=run.profile.precision == "bf16"):
-                    loss = step(batch)
-                loss.backward()
-
-            timer = Timer("make_step()", globals={"make_step": make_step}, num_threads=1)
-            self[key] = run.profile.batch_size / timer.blocked_autorange(min_run_time=2).median
+            self[key] = training_speed(run, run.profile.batch_size)
         return self[key]
 
 
