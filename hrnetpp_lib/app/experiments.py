@@ -26,11 +26,11 @@ _SIZE = NetworkSize(16, blocks_per_branch=4, modules=(1, 2, 2), stem_channels=32
 # fmt: off
 STUDY = Profile(
     name="study", data="synthetic", synthetic_persons=(12000, 8000, 1000), holdout_persons=500,
-    boxes=SYNTHETIC_BOXES, network=_SIZE, input_hw=(128, 96), heatmap_sigma=1.5, batch_size=16,
+    boxes=SYNTHETIC_BOXES, network=_SIZE, input_hw=(128, 96), heatmap_sigma=1.5, batch_size=32,
     epochs=(4, 3, 2), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=3, eval_every=1000, precision="bf16",
 )
 PHOTOGRAPHS = replace(
-    LSPET_CPU, name="study_photographs", network=replace(_SIZE, base_channels=32), batch_size=16,
+    LSPET_CPU, name="study_photographs", network=replace(_SIZE, base_channels=32), batch_size=32,
     epochs=(4, 9, 4), lr_scales=(2.0, 2.0, 20.0), eval_every=1000, precision="bf16",
 )
 # fmt: on
