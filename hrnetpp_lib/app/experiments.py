@@ -94,20 +94,21 @@ class Experiment:
     Attributes:
         seeds: How many at least.
         runs: Those of a seed, what a run starts from before it.
-        views: Whether its regression networks are also measured with TTA and in the ensemble.
+        measured: What of its networks: figures on "dev", by which choices are made, or on "test"; or "views",
+            on test, too: regression with TTA and in the ensemble.
     """
 
     name: str
     question: str
     seeds: int
     runs: Callable[[int], tuple[Run, ...]]
-    views: bool = False
+    measured: str = "test"
 
 
 # fmt: off
 EXPERIMENTS = {one.name: one for one in (
     Experiment("E3", "is one of the networks mis-tuned? (on the dev set)", 2, lambda seed: tuple(
-        heatmap_run(one, seed, rate=rate) for rate in TRIED_RATES for one in PAIR)),
+        heatmap_run(one, seed, rate=rate) for rate in TRIED_RATES for one in PAIR), measured="dev"),
     Experiment("E1", "heatmaps: HRNet++ over HRNet", 8, lambda seed: tuple(_long(one, seed) for one in PAIR)),
     Experiment("E5", "regression: soft-argmax with L1, and its control", 8, lambda seed: (
         _long(HRNETPP, seed), *_refined(seed))),
@@ -116,7 +117,7 @@ EXPERIMENTS = {one.name: one for one in (
     Experiment("E2", "the handover from stage 1", 4, lambda seed: tuple(chain(*zip(
         *(_handed_over(one, seed) for one in PAIR), strict=True)))),
     Experiment("E6", "test-time augmentation, ensemble, flip shift", 8, lambda seed: (
-        _long(HRNETPP, seed), *_refined(seed)), views=True),
+        _long(HRNETPP, seed), *_refined(seed)), measured="views"),
     Experiment("E7", "photographs, from scratch and by stages", 2, _photographs),
 )}
 # fmt: on

@@ -4,6 +4,7 @@ figures/study/results.jsonl, committed, has a line for every network measured: i
 and the OKS of each person, from which all intervals and verdicts are made again. It outlives the weights.
 """
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from filelock import FileLock
 
 from hrnetpp_lib.app.experiments import (
@@ -41,6 +43,7 @@ from hrnetpp_lib.train.loop import checkpoint_path
 from hrnetpp_lib.train.together import processes_at_once, train_together
 
 TEST_PERSONS, _TEST_SEED = 4000, 1  # other people than those of training and dev, whose seed is 0
+_LOOK_EVERY_S = 0.2
 _PHOTOGRAPHS = {"coco": 4000, "ai_challenger": 4900}  # to train on, to tell the cost before they are there
 FIGURES = {  # of a `Measure`, as they are compared
     "OKS": lambda m: 100 * m.oks,
@@ -104,22 +107,22 @@ def open_sets(profile: Profile, root: Path) -> dict[str, StageData]:
     return {"dev": data, "test": replace(load_coco(profile, paths), train=data.train)}
 
 
-def measure_run(run: Run, root: Path, sets: dict[str, StageData], views: bool = False) -> Result:
-    """Figures of a finished run in its own decoding, on test in all that E5 and E6 compare; or by views.
+def measure_run(run: Run, root: Path, what: str) -> Result:
+    """A finished run's figures on "dev" or "test" in its own decoding, or those by "views".
 
-    Runs of stage 1, which predict other keypoints, have none. Raises: HrnetppError if it is not finished.
+    On test, networks that E5 and E6 compare are decoded in every way. Runs of stage 1, which predict other
+    keypoints, have no figures. Raises: HrnetppError if it is not finished.
     """
-    runs, found = root / "runs" / run.profile.name, {}
-    epochs = read_metrics(runs, run)
-    if views:
-        found["test"] = _measure_views(run, runs, sets["test"])
-    elif run.stage.dataset == "coco":
-        model, card = load_checkpoint(checkpoint_path(runs, run.name))
-        cards = decodings(card, run.profile.heatmap_sigma)
-        own = {name: c for name, c in cards.items() if name == ("quarter" if _is_mse(run) else "soft")}
-        for name, data in sets.items():
+    runs = root / "runs" / run.profile.name
+    epochs, found = read_metrics(runs, run), {}
+    if run.stage.dataset == "coco":
+        name = "dev" if what == "dev" else "test"
+        data = open_sets(run.profile, root)[name]
+        if what == "views":
+            found[name] = _measure_views(run, runs, data)
+        else:
             compared = name == "test" and (run.stage.name == STAGE3.name or run.stage.epochs == LONG)
-            found[name] = _measure_ways(model, cards if compared else own, data, run.profile.heatmap_sigma)
+            found[name] = _measure_ways(run, runs, data, compared)
     crops, seconds = epochs[-1]["step"] * run.profile.batch_size, sum(epoch["seconds"] for epoch in epochs)
     return Result(run.name, run, crops, seconds, provenance(), found)
 
@@ -128,10 +131,15 @@ def _is_mse(run: Run) -> bool:
     return run.stage.loss == "heatmap_mse"
 
 
-def _measure_ways(model, cards: dict, data: StageData, sigma: float) -> dict[str, Measure]:
+def _measure_ways(run: Run, runs: Path, data: StageData, every: bool) -> dict[str, Measure]:
+    model, card = load_checkpoint(checkpoint_path(runs, run.name))
+    cards, sigma = decodings(card, run.profile.heatmap_sigma), run.profile.heatmap_sigma
+    if not every:
+        own = "quarter" if _is_mse(run) else "soft"
+        cards = {own: cards[own]}
     tables = labelled_persons(data.truth), data.val
     (true, loss), (found, _) = (predict_ways(model, cards, table, sigma) for table in tables)
-    return {name: measure(true[name], found[name], data, loss) for name in cards}
+    return {way: measure(true[way], found[way], data, loss) for way in cards}
 
 
 def _measure_views(run: Run, runs: Path, data: StageData) -> dict[str, Measure]:
@@ -167,13 +175,26 @@ def _crops(run: Run) -> int:
     return run.stage.epochs * (synthetic if profile.data == "synthetic" else _PHOTOGRAPHS)[run.stage.dataset]
 
 
-def _missing(experiment: Experiment, seeds: int, results: dict[str, Result]) -> list[tuple[Run, bool]]:
-    """Runs that are not measured yet, in one pass or (True) by the experiment's views."""
+@dataclass(frozen=True)
+class Task:
+    """A run to train, if its network is not there, and then to measure: on a set, by views, or not at all."""
+
+    run: Run
+    what: str | None
+
+
+def _missing(experiment: Experiment, seeds: int, results: dict[str, Result]) -> list[Task]:
+    """What is not measured yet, seed by seed."""
     missing = []
     for run in all_runs([experiment], seeds):
-        on_test = results[run.name].sets.get("test", {}) if run.name in results else {}
-        missing += [] if run.name in results else [(run, False)]
-        missing += [(run, True)] if experiment.views and not _is_mse(run) and "tta" not in on_test else []
+        found = results[run.name].sets if run.name in results else {}
+        tests = ["test"] if experiment.measured == "views" else [experiment.measured]
+        tests += ["views"] if experiment.measured == "views" and not _is_mse(run) else []
+        for what in tests:
+            known = "tta" in found.get("test", {}) if what == "views" else what in found
+            if run.stage.dataset != "coco":  # trained for what starts from it
+                known = run.name in results
+            missing += [] if known else [Task(run, what)]
     return missing
 
 
@@ -181,55 +202,128 @@ def describe_study(root: Path, seeds: int = 0) -> Iterator[str]:
     """A line for each experiment: its question, what is done, what the rest costs on this machine."""
     results, speed, cores = read_results(root), _Speed(), processes_at_once([])
     for one in EXPERIMENTS.values():
-        runs, train = all_runs([one], seeds), [r for r, views in _missing(one, seeds, results) if not views]
-        hours = f"about {speed.hours(train) / cores:.1f} hours in {cores} processes"
-        left = f"{sum(map(_crops, train)):,} crops to train, {hours}" if train else "all trained"
-        yield f"{one.name}  {one.question}: {len(runs) - len(train)} of {len(runs)} runs measured; {left}"
+        runs = all_runs([one], seeds)
+        train = [run for run in runs if run.name not in results]
+        left = len({task.run.name for task in _missing(one, seeds, results)})
+        cost = f"{sum(map(_crops, train)):,} crops to train, about {speed.hours(train) / cores:.1f} hours"
+        cost = f"{cost} in {cores} processes" if train else "all trained"
+        yield f"{one.name}  {one.question}: {len(runs) - left} of {len(runs)} runs measured; {cost}"
     for (profile, network), rate in speed.items():
         yield f"{rate:.0f} crops/s of a process, without reading them: {profile}, {network}"
 
 
 def run_study(names: Iterable[str], root: Path, hours: float, seeds: int = 0) -> None:
-    """Train what experiments lack, as many runs side by side as there are cores, and measure each at once.
+    """Train and measure what experiments lack, a run on each core.
 
-    Nothing begins that would not end within the hours. Networks trained before are found, and measured.
+    Nothing begins that would not end within the hours. Networks trained before are found, and measured; one
+    that is lost is trained again where another starts from it. Whatever ends the program, its trainings save.
 
     Raises: HrnetppError that names the runs that failed, after all others.
     """
-    results, speed, begun = read_results(root), _Speed(), time.monotonic()
-    todo = list(dict.fromkeys(task for name in names for task in _missing(EXPERIMENTS[name], seeds, results)))
-    sets, failed, cores = {}, {}, processes_at_once([])
-    while todo:
-        group, todo = todo[:cores], todo[cores:]
-        train = _untrained([run for run, _ in group if run.previous not in failed], root)
-        left = hours - (time.monotonic() - begun) / 3600
-        if left <= 0 or speed.hours(train) / min(cores, len(train) or 1) > left:
-            print(f"{hours:g} hours are used; {len(group) + len(todo)} tasks are left", flush=True)
-            break
-        try:
-            train_together(train, root)
-        except HrnetppError as error:  # it names them; the others are trained, and are measured
-            print(f"error: {error}", flush=True)
-        for run, views in group:
+    results = read_results(root)
+    asked = dict.fromkeys(task for name in names for task in _missing(EXPERIMENTS[name], seeds, results))
+    work = _Work(_with_starts(asked, root), root, time.monotonic() + 3600 * hours)
+    for profile in {task.run.profile.name: task.run.profile for task in work.todo}.values():
+        open_sets(profile, root)  # rendered before several want it
+    # Daemons: what ends this thread ends the process, and so its trainings, which save their states.
+    threads = [threading.Thread(target=work.do_all, daemon=True) for _ in range(processes_at_once([]))]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(_LOOK_EVERY_S)
+    if work.todo:
+        print(f"{hours:g} hours are used; {len(work.todo)} tasks are left", flush=True)
+    if work.failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in work.failed.items())
+        raise HrnetppError(f"{len(work.failed)} runs failed, the others went on: {reasons}")
+
+
+def _with_starts(tasks: Iterable[Task], root: Path) -> list[Task]:
+    """The tasks, and before each the training of networks that it starts from and that are not there."""
+    seeds = 1 + max((task.run.seed for task in tasks), default=0)
+    known, found = {run.name: run for run in all_runs(EXPERIMENTS.values(), seeds)}, {}
+    for task in tasks:
+        before = [task]
+        while _needs_start(before[0], root) and not _is_trained(start := known[before[0].run.previous], root):
+            before.insert(0, Task(start, None))
+        named = {known_task.run for known_task in found}
+        found |= dict.fromkeys(one for one in before if one.what or one.run not in named)
+    return list(found)
+
+
+def _is_trained(run: Run, root: Path, name: str = "") -> bool:
+    """Whether the network of a run is there, or that of another by its name."""
+    return checkpoint_path(root / "runs" / run.profile.name, name or run.name).is_file()
+
+
+def _needs_start(task: Task, root: Path) -> bool:
+    return bool(task.run.previous) and (task.what == "views" or not _is_trained(task.run, root))
+
+
+@dataclass
+class _Work:
+    """What is to do, what the threads are at, and why runs failed."""
+
+    todo: list[Task]
+    root: Path
+    ends_at: float  # of time.monotonic
+    failed: dict[str, str] = field(default_factory=dict)
+    at_work: set[Run] = field(default_factory=set)
+    speed: _Speed = field(default_factory=_Speed)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def do_all(self) -> None:
+        """A thread's work: one task after another."""
+        torch.set_num_threads(1)
+        while task := self._take():
             try:
-                sets[run.profile.name] = sets.get(run.profile.name) or open_sets(run.profile, root)
-                append_result(root, measure_run(run, root, sets[run.profile.name], views))
-                print(f"{run.name}, seed {run.seed}: measured", flush=True)
+                print(self._train_and_measure(task), flush=True)
             except HrnetppError as error:
-                failed[run.name] = str(error)
-    if failed:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise HrnetppError(f"{len(failed)} runs failed, the others went on: {reasons}")
+                self._fail(task.run, str(error))
+            except Exception as error:  # a thread's own end would be overlooked
+                self._fail(task.run, repr(error))
+            with self.changed:
+                self.at_work.remove(task.run)
+                self.changed.notify_all()
 
+    def _take(self) -> Task | None:
+        """The next task whose start is there, once there is one; None if the rest must be left."""
+        with self.changed:
+            while True:
+                ready = [task for task in self.todo if self._can_begin(task)]
+                if ready and self._ends_in_time(ready[0].run):
+                    self.todo.remove(ready[0])
+                    self.at_work.add(ready[0].run)
+                    return ready[0]
+                if ready or not self.at_work:
+                    return None
+                self.changed.wait()
 
-def _untrained(runs: list[Run], root: Path) -> list[Run]:
-    """Those whose networks are not there, after what they start from where that is not there either."""
-    missing = [r for r in runs if not checkpoint_path(root / "runs" / r.profile.name, r.name).is_file()]
-    if not missing:
-        return []
-    known = {run.name: run for run in all_runs(EXPERIMENTS.values(), 1 + max(run.seed for run in missing))}
-    starts = _untrained([known[run.previous] for run in missing if run.previous], root)
-    return list({run.name: run for run in (*starts, *missing)}.values())
+    def _can_begin(self, task: Task) -> bool:
+        run, waits = task.run, _needs_start(task, self.root)
+        return run not in self.at_work and not (waits and not _is_trained(run, self.root, run.previous))
+
+    def _ends_in_time(self, run: Run) -> bool:
+        left = (self.ends_at - time.monotonic()) / 3600
+        return left > (0 if _is_trained(run, self.root) else self.speed.hours([run]))
+
+    def _train_and_measure(self, task: Task) -> str:
+        run = task.run
+        if not _is_trained(run, self.root):
+            train_together([run], self.root, processes=1)
+        if task.what is None:
+            return f"{run.name}, seed {run.seed}: trained"
+        append_result(self.root, measure_run(run, self.root, task.what))
+        return f"{run.name}, seed {run.seed}: measured ({task.what})"
+
+    def _fail(self, run: Run, reason: str) -> None:
+        """Strike out what waits for a run that failed, too."""
+        with self.changed:
+            self.failed[run.name] = reason
+            for task in list(self.todo):  # what starts from another comes after it
+                if task.run.name in self.failed or task.run.previous in self.failed:
+                    self.todo.remove(task)
+                    self.failed.setdefault(task.run.name, f"not begun, it starts from {task.run.previous}")
 
 
 def verdicts(results: dict[str, Result]) -> list[dict[str, object]]:
