@@ -27,7 +27,7 @@ _SIZE = NetworkSize(16, blocks_per_branch=4, modules=(1, 2, 2), stem_channels=32
 STUDY = Profile(
     name="study", data="synthetic", synthetic_persons=(12000, 8000, 1000), holdout_persons=500,
     boxes=SYNTHETIC_BOXES, network=_SIZE, input_hw=(128, 96), heatmap_sigma=1.5, batch_size=32,
-    epochs=(4, 3, 2), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=3, eval_every=1000, precision="bf16",
+    epochs=(2, 2, 1), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=2, eval_every=1000, precision="bf16",
 )
 PHOTOGRAPHS = replace(
     LSPET_CPU, name="study_photographs", network=replace(_SIZE, base_channels=32), batch_size=32,
@@ -165,7 +165,7 @@ def _decoded(better: str, worse: str, index: int = 0) -> Callable[[int], tuple[A
 CLAIMS = (
     Claim("E1", "HRNet++ - HRNet, heatmaps", 0.2, lambda seed: _maxima(
         _long(HRNETPP, seed), _long(HRNET, seed))),
-    *(Claim("E4", f"HRNet++ - {one.name}, three epochs", 0.2 if one is HRNET else None, lambda seed, one=one:
+    *(Claim("E4", f"HRNet++ - {one.name}, two epochs", 0.2 if one is HRNET else None, lambda seed, one=one:
         _maxima(heatmap_run(HRNETPP, seed), heatmap_run(one, seed)))
       for one in (HRNET, *_LEFT_OUT, _CONV3X3)),
     *(Claim("E2", f"{one.name}: from stage 1{text}", None, lambda seed, one=one, b=better, w=worse: _maxima(

@@ -71,9 +71,9 @@ def test_one_change_a_time_and_every_start_before_what_starts_from_it():
 
 def test_the_cost_of_a_study():
     crops = {name: sum(map(study._crops, one.runs(0))) for name, one in EXPERIMENTS.items()}
-    stage_1, two_epochs = 4 * 7500, 24_000
-    assert crops["E1"] == 120_000 and crops["E5"] == 60_000 + 2 * two_epochs
-    assert crops["E2"] == 2 * (3 * 36_000 + stage_1) and crops["E3"] == 6 * 36_000
+    stage_1, short = 2 * 7500, 24_000
+    assert crops["E1"] == 2 * 60_000 and crops["E5"] == 60_000 + 2 * 12_000
+    assert crops["E2"] == 2 * (3 * short + stage_1) and crops["E3"] == 6 * short
     assert crops["E7"] == 4 * 9 * 4000 + 2 * 4 * 4900 + 2 * 4 * 4000
 
 
