@@ -160,7 +160,8 @@ def plan(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> None:
     """List the trainings that the claims rest on, run experiments of them, or judge the claims."""
-    from hrnetpp_lib.app.study import EXPERIMENTS, describe_study, run_study, write_verdicts
+    from hrnetpp_lib.app.study import EXPERIMENTS, describe_study, run_study
+    from hrnetpp_lib.app.verdicts import write_verdicts
 
     if unknown := [name for name in options.run if name not in EXPERIMENTS]:
         raise HrnetppError(f"no experiment is called {unknown[0]!r}; choose one of {', '.join(EXPERIMENTS)}")

@@ -16,7 +16,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from hrnetpp_lib.data.persons import PersonTable
-from hrnetpp_lib.evaluate.score import Claim
+from hrnetpp_lib.evaluate.statistics import BOUND, Judged, Verdict
+from hrnetpp_lib.evaluate.table import Claim
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 WIDTH_IN = 6.5
@@ -269,20 +270,60 @@ def render_lines(
 
 @mpl.rc_context(STYLE)
 def render_claims(claims: Sequence[Claim]) -> Figure:
-    """Differences between rows of Table 1: the report's, and ours with 95% intervals, in points of AP."""
-    figure, ((ax,),) = new_figure(1, 1, 0.6 + 0.42 * len(claims))
-    rows = np.arange(len(claims))
-    ranges = np.abs([[c.ours - c.low for c in claims], [c.high - c.ours for c in claims]])
-    ax.axvline(0, color="#222222", lw=0.8)
-    colour = METHOD_COLOURS["regression"]
-    ax.errorbar([c.ours for c in claims], rows, xerr=ranges, fmt="o", ms=4, c=colour, capsize=3, label="ours")
-    ax.plot([c.paper for c in claims], rows, "x", color="#222222", ms=6, label="report")
-    ax.set_yticks(rows, [f"{c.better}\nminus {c.worse}" for c in claims], fontsize=7)
-    ax.invert_yaxis()
+    """Steps between rows of Table 1, in points of AP: the report's, and ours, a dot a training."""
+    figure, ((ax,),) = new_figure(1, 1, 0.8 + 0.45 * len(claims))
+    labels = [f"{c.better}\nminus {c.worse}" for c in claims]
+    _forest(
+        ax, labels, [c.differences for c in claims], [c.verdict for c in claims], [c.paper for c in claims]
+    )
+    ax.plot(
+        [c.here for c in claims], range(len(claims)), "d", mfc="none", mec="#222222", label="these networks"
+    )
     ax.set(xlabel="difference in COCO AP (points)")
-    ax.margins(y=0.15)
     ax.legend(loc="best")
     return figure
+
+
+@mpl.rc_context(STYLE)
+def render_verdicts(claims: Sequence[Judged]) -> Figure:
+    """What each claim is worth, in points: mean OKS on true boxes left, AP on detected ones right."""
+    figure, axes = new_figure(1, 2, 1.0 + 0.22 * len(claims), sharey=True)
+    labels = [f"{one.experiment}  {one.claim}" for one in claims]
+    for ax, name in zip(axes[0], ("OKS", "AP"), strict=True):
+        report = [one.report if name == "AP" else None for one in claims]
+        _forest(
+            ax,
+            labels,
+            [one.differences[name] for one in claims],
+            [one.verdicts[name] for one in claims],
+            report,
+        )
+        ax.set(xlabel=f"difference in {name} (points)")
+    axes[0, 1].legend(loc="best")
+    return figure
+
+
+def _forest(
+    ax: Axes,
+    labels: Sequence[str],
+    differences: Sequence[Sequence[float]],
+    verdicts: Sequence[Verdict],
+    report: Sequence[float | None],
+) -> None:
+    """A row a claim: a dot a training, their mean with its 95% interval, filled where a verdict fell."""
+    ax.axvspan(-BOUND, BOUND, color="#eeeeee", lw=0)
+    ax.axvline(0, color="#222222", lw=0.8)
+    colour = METHOD_COLOURS["regression"]
+    for row, (values, verdict) in enumerate(zip(differences, verdicts, strict=True)):
+        ax.plot(values, [row] * len(values), ".", ms=4, c=colour, alpha=0.4, label="a training" * (not row))
+        if verdict.mean is not None:
+            fill = colour if verdict.more_pairs == 0 else "white"
+            ranges = [[verdict.mean - verdict.low], [verdict.high - verdict.mean]]
+            ax.errorbar(verdict.mean, row, xerr=ranges, fmt="o", ms=5, c=colour, mfc=fill, capsize=3)
+        if report[row] is not None:
+            ax.plot(report[row], row, "x", color="#222222", ms=6, label="report" * (not row))
+    ax.set_yticks(range(len(labels)), labels, fontsize=7)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
 
 
 @mpl.rc_context(STYLE)

@@ -373,6 +373,14 @@ def three_stages(
     return first, second, resolve(stages[2], profile, architecture, seed, previous=second)
 
 
+def table_runs(profile: Profile, seed: int = 0) -> dict[str, Run]:
+    """The networks of Table 1's rows, by their names in `evaluate.table.PARTS`."""
+    (_, baseline, _), (_, heatmap, regression) = (
+        three_stages(profile, one, seed) for one in (HRNET, HRNETPP)
+    )
+    return {"hrnet": baseline, "heatmap": heatmap, "regression": regression}
+
+
 def change_stage(stage: TrainStage, name: str, value: str) -> TrainStage:
     """The stage with a field of it, or of its augmentation, set to a value given as text.
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from hrnetpp_lib import draw
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
-from hrnetpp_lib.evaluate.score import Claim
+from hrnetpp_lib.evaluate.statistics import Judged, judge
+from hrnetpp_lib.evaluate.table import Claim
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 
@@ -50,6 +51,15 @@ def records(metric: bool) -> list[dict]:
 IMAGES = [picture(), picture(30, 60), picture()]
 BOXES = [np.array([[1.0, 2, 20, 30]]), np.zeros((0, 4)), np.array([[3.0, 3, 9, 9]])]
 POSES = [[pose()], [], [pose(1), pose()]]
+PAIRS = [1.0, 2.5, 1.5], []  # of trainings; of the second claim there are none
+VERDICTS = judge(PAIRS)
+CLAIMS = [
+    Claim(*names, 0.2, 1.25, tuple(d), v) for names, d, v in zip(("ba", "cb"), PAIRS, VERDICTS, strict=True)
+]
+JUDGED = [
+    Judged("E1", "b - a", report, [0, 1, 2], {"OKS": d, "AP": d}, {}, None, {"OKS": v, "AP": v})
+    for report, d, v in zip((0.2, None), PAIRS, VERDICTS, strict=True)
+]
 ARGUMENTS = {
     "render_images": lambda tmp: (IMAGES, POSES, COCO17, BOXES, ["one", "two", "three"], 2),
     "render_heatmaps": lambda tmp: ([picture()] * 7, [np.eye(12, 9)] * 7, [str(i) for i in range(7)], 3),
@@ -60,7 +70,8 @@ ARGUMENTS = {
     "render_lines": lambda tmp: (np.arange(4), {"a": np.arange(4), "b": -np.arange(4)}, "x (px)", "y (px)"),
     "render_sharpening": lambda tmp: ([snapshot(e) for e in range(1, 10)], 4, 2),
     "render_error_kinds": lambda tmp: (dict.fromkeys(("good", "jitter", "swap"), np.arange(17)), COCO17),
-    "render_claims": lambda tmp: ([Claim("b", "a", 0.2, 1.5, -0.5, 3), Claim("c", "b", 0.1, -1, -2, -0.5)],),
+    "render_claims": lambda tmp: (CLAIMS,),
+    "render_verdicts": lambda tmp: (JUDGED,),
 }
 RENDERERS = {name: function for name, function in vars(draw).items() if name.startswith("render_")}
 

@@ -26,16 +26,18 @@ def test_generated_parts_are_up_to_date():
 
 
 def test_the_table_has_a_column_per_profile_with_results(tmp_path):
-    row = {"metrics": {"AP": 0.5}, "interval": [0.4, 0.6], "difference": None}
-    rows = [row] + [row | {"difference": [0.1, 0, 0.2]}] * 5
+    row = {"metrics": {"AP": 0.5}, "interval": [0.4, 0.6], "trainings": [], "difference": None}
+    several = {"trainings": [[0.5, 0.6], [0.52, 0.66]], "difference": [10.0, 0.04, 20.0]}
+    rows = [row] + [row | several] * 5
     for name in ("smoke", "lspet", "mini"):
         write_json(tmp_path / name / "results.json", {"data": f"{name} data", "rows": rows})
     lines = table_of_profiles(tmp_path)
     assert lines[:3] == ["* `mini`: mini data", "* `lspet`: lspet data", ""]
-    head = "| method | report: AP | [`mini`](figures/mini/table_1.md): AP | minus first row | [`lspet`]"
-    assert lines[3].startswith(head)
-    assert lines[5] == "| Original HRNet-W48 | 76.3 | 50.0 [40.0, 60.0] |  | 50.0 [40.0, 60.0] |  |"
-    assert lines[6].startswith("| HRNet++ (heatmap) | 76.5 | 50.0 [40.0, 60.0] | +10.0 [+0.0, +20.0] | 50.0")
+    head = "| method | report: AP | [`mini`](figures/mini/table_1.md): AP | 0 trainings | exact shift "
+    assert lines[3].startswith(f"{head}| minus first row | [`lspet`]")
+    assert lines[5] == f"| Original HRNet-W48 | 76.3 |{' 50.0 [40.0, 60.0] |  |  |  |' * 2}"
+    cells = "50.0 [40.0, 60.0] | 51.0 ± 1.4 | 63.0 ± 4.2 | +10.0 [+0.0, +20.0] | 50.0"
+    assert lines[6].startswith(f"| HRNet++ (heatmap) | 76.5 | {cells}")
     assert len(lines) == 11
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent
+from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent, spread
 from hrnetpp_lib.files import project_root, read_json
 from hrnetpp_lib.recipe import PROFILES
 
@@ -37,15 +37,18 @@ def table_of_profiles(figures: Path) -> list[str]:
     """
     names = [name for name in PROFILES if name != "smoke" and (figures / name / "results.json").is_file()]
     results = {name: read_json(figures / name / "results.json", dict) for name in names}
-    rows = [["method", "report: AP"], ["---"] * (2 + 2 * len(names))]
+    rows = [["method", "report: AP"], ["---"] * (2 + 4 * len(names))]
     for name in names:
-        rows[0] += [f"[`{name}`](figures/{name}/table_1.md): AP", "minus first row"]
+        number = len(results[name]["rows"][0]["trainings"])
+        rows[0] += [f"[`{name}`](figures/{name}/table_1.md): AP", f"{number} trainings", "exact shift"]
+        rows[0] += ["minus first row"]
     for index, (method, paper) in enumerate(PAPER_TABLE_1.items()):
         cells = [method, f"{paper[0]:.1f}"]
         for name in names:
             row = results[name]["rows"][index]
             cells.append(percent(row["metrics"]["AP"], *row["interval"]))
-            cells.append(percent(*row["difference"], sign="+") if row["difference"] else "")
+            cells += map(spread, zip(*row["trainings"], strict=True)) if row["trainings"] else ["", ""]
+            cells += ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*row["difference"]) if row["difference"] else ""]
         rows.append(cells)
     return (
         [f"* `{name}`: {content['data']}" for name, content in results.items()]

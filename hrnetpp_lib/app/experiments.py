@@ -1,4 +1,4 @@
-"""The study's trainings and what they are compared for: experiments E1 to E7, as recipes of each seed."""
+"""The study's trainings and what they are compared for: experiments E1 to E8, as recipes of each seed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from hrnetpp_lib.recipe import (
     HRNET,
     HRNETPP,
     LSPET_CPU,
+    MINI,
     STAGE1,
     STAGE2,
     STAGE3,
@@ -17,8 +18,10 @@ from hrnetpp_lib.recipe import (
     Profile,
     Run,
     TrainStage,
+    ablation_runs,
     get_architecture,
     resolve,
+    three_stages,
 )
 
 # CHOICE: the study's network is in proportion as deep as the report's: each change adds or takes its share.
@@ -29,17 +32,13 @@ STUDY = Profile(
     boxes=SYNTHETIC_BOXES, network=_SIZE, input_hw=(128, 96), heatmap_sigma=1.5, batch_size=32,
     epochs=(2, 2, 1), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=2, eval_every=1000, precision="bf16",
 )
-PHOTOGRAPHS = replace(
-    LSPET_CPU, name="study_photographs", network=replace(_SIZE, base_channels=32), batch_size=32,
-    epochs=(4, 9, 4), lr_scales=(2.0, 2.0, 20.0), eval_every=1000, precision="bf16",
-)
 # fmt: on
 LONG = 5  # epochs of E1, from scratch
 # What stages 1 and 2 multiply the report's learning rates by; E3 tries these for either network.
 TRIED_RATES = (1.0, 2.0, 4.0)
 RATES = {"hrnet": 2.0, "hrnetpp": 2.0}
 PAIR = (HRNET, HRNETPP)
-_LEFT_OUT = tuple(get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head"))
+_LEFT_OUT = {word: get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head")}
 _CONV3X3 = get_architecture("hrnetpp+conv3x3")
 # CHOICE: E2 shrinks to 1/1.5: in a first training HRNet++ left stage 1 with 1.49 times HRNet's weights.
 _SHRUNK = replace(STAGE2, shrink_start=1.5)
@@ -51,13 +50,12 @@ def heatmap_run(
     seed: int,
     stage: TrainStage = STAGE2,
     previous: Run | None = None,
-    profile: Profile | None = None,
-    **settings: float,
+    rate: float | None = None,
+    **settings: int,
 ) -> Run:
     """A run of the study at its network's rate, or at `rate`, for the profile's epochs or `epochs`."""
-    rate = settings.pop("rate", RATES["hrnetpp" if architecture.skips or architecture.se else "hrnet"])
-    profile = profile or STUDY
-    budget = replace(profile, lr_scales=(rate, rate, profile.lr_scales[2]))
+    rate = rate or RATES["hrnetpp" if architecture.skips or architecture.se else "hrnet"]
+    budget = replace(STUDY, lr_scales=(rate, rate, STUDY.lr_scales[2]))
     return resolve(stage, budget, architecture, seed, previous, **settings)
 
 
@@ -78,13 +76,23 @@ def _refined(seed: int) -> tuple[Run, Run]:
     return tuple(heatmap_run(HRNETPP, seed, stage, start) for stage in (STAGE3, _CONTROL))
 
 
+def _all_stages(profile: Profile, seed: int) -> tuple[Run, ...]:
+    """What a profile's Table 1 needs: stages 1 and 2 of plain HRNet, 1 to 3 of HRNet++."""
+    return *three_stages(profile, HRNET, seed)[:2], *three_stages(profile, HRNETPP, seed)
+
+
 def _photographs(seed: int) -> tuple[Run, ...]:
-    """Stage 2 from scratch, stages 1 and 2, of either network; stage 3 and its control."""
-    stages = {"profile": PHOTOGRAPHS}
-    scratch, first = ([heatmap_run(a, seed, s, **stages) for a in PAIR] for s in (STAGE2, STAGE1))
-    second = [heatmap_run(a, seed, STAGE2, run, **stages) for a, run in zip(PAIR, first, strict=True)]
-    third = [heatmap_run(HRNETPP, seed, stage, second[1], **stages) for stage in (STAGE3, _CONTROL)]
-    return *scratch, *first, *second, *third
+    """All stages, stage 3's control, and either network from scratch as notebook 6 trains it."""
+    profile = replace(LSPET_CPU, precision="bf16")
+    *before, second, third = _all_stages(profile, seed)
+    control = resolve(_CONTROL, profile, HRNETPP, seed, second)
+    plain, *_, plus_plus = ablation_runs(profile, seed)
+    return *before, second, third, control, plain, plus_plus
+
+
+def _mini(number: int) -> tuple[Run, ...]:
+    """All stages: two trainings a seed, one in fp32 and one in bf16, which differ in rounding alone."""
+    return _all_stages(replace(MINI, precision=("fp32", "bf16")[number % 2]), number // 2)
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,8 @@ class Experiment:
     Attributes:
         seeds: How many at least.
         runs: Those of a seed, what a run starts from before it.
-        measured: What of its networks: figures on "dev", by which choices are made, or on "test"; or "views",
-            on test, too: regression with TTA and in the ensemble.
+        measured: Its networks on "dev", by which choices are made, or on "test"; "views" adds regression with
+            TTA and in the ensemble, "table" the same with either flip shift.
     """
 
     name: str
@@ -113,12 +121,13 @@ EXPERIMENTS = {one.name: one for one in (
     Experiment("E5", "regression: soft-argmax with L1, and its control", 8, lambda seed: (
         _long(HRNETPP, seed), *_refined(seed))),
     Experiment("E4", "which of the four changes?", 4, lambda seed: tuple(
-        heatmap_run(one, seed) for one in (*PAIR, *_LEFT_OUT, _CONV3X3))),
+        heatmap_run(one, seed) for one in (*PAIR, *_LEFT_OUT.values(), _CONV3X3))),
     Experiment("E2", "the handover from stage 1", 4, lambda seed: tuple(chain(*zip(
         *(_handed_over(one, seed) for one in PAIR), strict=True)))),
     Experiment("E6", "test-time augmentation, ensemble, flip shift", 8, lambda seed: (
         _long(HRNETPP, seed), *_refined(seed)), measured="views"),
-    Experiment("E7", "photographs, from scratch and by stages", 2, _photographs),
+    Experiment("E7", "photographs: profile lspet_cpu and a control", 2, _photographs, measured="table"),
+    Experiment("E8", "how far apart equal trainings of profile mini end", 8, _mini, measured="table"),
 )}
 # fmt: on
 
@@ -165,9 +174,11 @@ def _decoded(better: str, worse: str, index: int = 0) -> Callable[[int], tuple[A
 CLAIMS = (
     Claim("E1", "HRNet++ - HRNet, heatmaps", 0.2, lambda seed: _maxima(
         _long(HRNETPP, seed), _long(HRNET, seed))),
-    *(Claim("E4", f"HRNet++ - {one.name}, two epochs", 0.2 if one is HRNET else None, lambda seed, one=one:
-        _maxima(heatmap_run(HRNETPP, seed), heatmap_run(one, seed)))
-      for one in (HRNET, *_LEFT_OUT, _CONV3X3)),
+    *(Claim("E4", f"HRNet++ - {text}, two epochs", report, lambda seed, one=one: _maxima(
+        heatmap_run(HRNETPP, seed), heatmap_run(one, seed)))
+      for one, text, report in (
+          (HRNET, "HRNet", 0.2), *((one, f"the same without {word}", None) for word, one in _LEFT_OUT.items()),
+          (_CONV3X3, "the same with 3x3 convs behind pooling", None))),
     *(Claim("E2", f"{one.name}: from stage 1{text}", None, lambda seed, one=one, b=better, w=worse: _maxima(
         _handed_over(one, seed)[b], _handed_over(one, seed)[w]))
       for one in PAIR for text, better, worse in ((" - from scratch", 2, 0), (", shrunk - as it is", 3, 2))),
@@ -187,10 +198,11 @@ CLAIMS = (
     Claim("E6", "regression: exact - official flip shift", None, _decoded("soft_exact", "soft")),
     Claim("E6", "heatmaps: exact - official flip shift", None, lambda seed: tuple(
         (_long(HRNETPP, seed), way) for way in ("quarter_exact", "quarter"))),
-    *(Claim("E7", f"photographs: HRNet++ - HRNet, {how}", 0.2, lambda seed, i=index: _maxima(
-        _photographs(seed)[i + 1], _photographs(seed)[i]))
-      for how, index in (("from scratch", 0), ("from stage 1", 4))),
+    Claim("E7", "photographs: HRNet++ - HRNet, from scratch", 0.2, lambda seed: _maxima(
+        *_photographs(seed)[:-3:-1])),
+    Claim("E7", "photographs: HRNet++ - HRNet, from stage 1", 0.2, lambda seed: _maxima(
+        _photographs(seed)[3], _photographs(seed)[1])),
     Claim("E7", "photographs, stage 3: L1 - MSE", 0.2, lambda seed: (
-        (_photographs(seed)[6], "soft"), (_photographs(seed)[7], "quarter"))),
+        (_photographs(seed)[4], "soft"), (_photographs(seed)[5], "quarter"))),
 )
 # fmt: on

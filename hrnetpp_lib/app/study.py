@@ -1,43 +1,40 @@
-"""The study: trains and measures what the experiments ask for, and words what each claim is worth.
+"""The study: trains and measures what the experiments ask for.
 
 figures/study/results.jsonl, committed, has a line for every network measured: its recipe, cost, provenance,
-and the OKS of each person, from which all intervals and verdicts are made again. It outlives the weights.
+and the OKS of each person, from which verdicts.py makes all intervals and verdicts again. It outlives the
+weights.
 """
 
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
 from filelock import FileLock
 
 from hrnetpp_lib.app.experiments import (
-    CLAIMS,
     EXPERIMENTS,
     LONG,
     PAIR,
-    RATES,
-    TRIED_RATES,
+    STUDY,
     Experiment,
     all_runs,
-    heatmap_run,
 )
 from hrnetpp_lib.app.plan import training_speed
 from hrnetpp_lib.data.annotations import labelled_persons
 from hrnetpp_lib.data.layout import DataPaths, StageData, load_coco, prepare_data
 from hrnetpp_lib.data.synthetic import write_dataset
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.infer import TTA_VIEWS, average, predict_boxes
+from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, average, predict_boxes
 from hrnetpp_lib.evaluate.measure import Measure, decodings, measure, predict_ways
-from hrnetpp_lib.evaluate.statistics import judge, paired_interval, two_level_interval
 from hrnetpp_lib.evaluate.table import provenance
-from hrnetpp_lib.files import decode_json, read_bytes, whole_file, write_json
+from hrnetpp_lib.files import decode_json, read_bytes, whole_file
 from hrnetpp_lib.model.weights import load_checkpoint
-from hrnetpp_lib.recipe import STAGE3, Architecture, Profile, Run
+from hrnetpp_lib.pose.geometry import EXACT_SHIFT
+from hrnetpp_lib.recipe import STAGE3, Profile, Run
 from hrnetpp_lib.train.journal import read_metrics
 from hrnetpp_lib.train.loop import checkpoint_path
 from hrnetpp_lib.train.together import processes_at_once, train_together
@@ -45,15 +42,6 @@ from hrnetpp_lib.train.together import processes_at_once, train_together
 TEST_PERSONS, _TEST_SEED = 4000, 1  # other people than those of training and dev, whose seed is 0
 _LOOK_EVERY_S = 0.2
 _PHOTOGRAPHS = {"coco": 4000, "ai_challenger": 4900}  # to train on, to tell the cost before they are there
-FIGURES = {  # of a `Measure`, as they are compared
-    "OKS": lambda m: 100 * m.oks,
-    "AP": lambda m: 100 * m.metrics["AP"],
-    "PCK 0.5": lambda m: 100 * m.pck[0],
-    "PCK 4": lambda m: 100 * m.pck[1],
-    "near error": lambda m: m.near_error_cells,
-    "missed": lambda m: 100 * m.miss_share,
-    "loss": lambda m: None if m.loss is None else 1e3 * m.loss,
-}
 
 
 @dataclass(frozen=True)
@@ -97,9 +85,9 @@ def append_result(root: Path, result: Result) -> None:
 
 
 def open_sets(profile: Profile, root: Path) -> dict[str, StageData]:
-    """The sets that a profile's networks are measured on, rendered once; photographs have test alone."""
+    """What a profile's networks are measured on: its val as "test"; rendered once, the study's two sets."""
     data = load_coco(profile, prepare_data(profile, root / "data"))
-    if profile.data != "synthetic":
+    if profile.name != STUDY.name:
         return {"test": data}
     paths = DataPaths(root / "data" / f"{profile.name}-test")
     counts = (1, 2, TEST_PERSONS)  # a dataset is whole: some to train on, too
@@ -108,18 +96,18 @@ def open_sets(profile: Profile, root: Path) -> dict[str, StageData]:
 
 
 def measure_run(run: Run, root: Path, what: str) -> Result:
-    """A finished run's figures on "dev" or "test" in its own decoding, or those by "views".
+    """A finished run's figures on "dev", on "test", or on test by "views", with either flip shift by "table".
 
-    On test, networks that E5 and E6 compare are decoded in every way. Runs of stage 1, which predict other
-    keypoints, have no figures. Raises: HrnetppError if it is not finished.
+    Networks that E5 and E6 compare are decoded in every way on test, others in their own. Runs of stage 1,
+    which predict other keypoints, have no figures. Raises: HrnetppError if it is not finished.
     """
     runs = root / "runs" / run.profile.name
     epochs, found = read_metrics(runs, run), {}
     if run.stage.dataset == "coco":
         name = "dev" if what == "dev" else "test"
         data = open_sets(run.profile, root)[name]
-        if what == "views":
-            found[name] = _measure_views(run, runs, data)
+        if what in ("views", "table"):
+            found[name] = _measure_views(run, runs, data, shifts=1 + (what == "table"))
         else:
             compared = name == "test" and (run.stage.name == STAGE3.name or run.stage.epochs == LONG)
             found[name] = _measure_ways(run, runs, data, compared)
@@ -136,21 +124,34 @@ def _measure_ways(run: Run, runs: Path, data: StageData, every: bool) -> dict[st
     cards, sigma = decodings(card, run.profile.heatmap_sigma), run.profile.heatmap_sigma
     if not every:
         own = "quarter" if _is_mse(run) else "soft"
-        cards = {own: cards[own]}
+        cards = {way: cards[way] for way in (own, f"{own}_exact")}
     tables = labelled_persons(data.truth), data.val
     (true, loss), (found, _) = (predict_ways(model, cards, table, sigma) for table in tables)
     return {way: measure(true[way], found[way], data, loss) for way in cards}
 
 
-def _measure_views(run: Run, runs: Path, data: StageData) -> dict[str, Measure]:
-    """Regression with TTA, and its ensemble with the network that it starts from, plain and with TTA."""
-    tables, poses = (labelled_persons(data.truth), data.val), {"plain": [], "tta": []}
-    for name in (run.previous, run.name):
-        model, card = load_checkpoint(checkpoint_path(runs, name))
-        poses["plain"].append([predict_boxes(model, card, table) for table in tables])
-        poses["tta"].append([predict_boxes(model, card, table, views=TTA_VIEWS) for table in tables])
-    plain, tta = ([average(list(pair)) for pair in zip(*both, strict=True)] for both in poses.values())
-    ways = {"tta": poses["tta"][1], "ensemble": plain, "ensemble_tta": tta}
+def _measure_views(run: Run, runs: Path, data: StageData, shifts: int) -> dict[str, Measure]:
+    """Regression with TTA, and its ensemble with the network that it starts from, plain and with TTA.
+
+    `shifts`: 1 with the official flip shift, 2 with the exact one, too.
+    """
+    tables, ways = (labelled_persons(data.truth), data.val), {}
+    pair = [load_checkpoint(checkpoint_path(runs, name)) for name in (run.previous, run.name)]
+    for suffix, coordinates in list({"": None, "_exact": EXACT_SHIFT}.items())[:shifts]:
+        plain, tta = (
+            [
+                [
+                    predict_boxes(
+                        model, replace(card, coordinates=coordinates or card.coordinates), table, views=views
+                    )
+                    for model, card in pair
+                ]
+                for table in tables
+            ]
+            for views in (SINGLE_VIEW, TTA_VIEWS)
+        )
+        ways[f"tta{suffix}"] = [both[1] for both in tta]
+        ways[f"ensemble{suffix}"], ways[f"ensemble_tta{suffix}"] = map(average, plain), map(average, tta)
     return {name: measure(*predictions, data) for name, predictions in ways.items()}
 
 
@@ -187,14 +188,16 @@ def _missing(experiment: Experiment, seeds: int, results: dict[str, Result]) -> 
     """What is not measured yet, seed by seed."""
     missing = []
     for run in all_runs([experiment], seeds):
-        found = results[run.name].sets if run.name in results else {}
-        tests = ["test"] if experiment.measured == "views" else [experiment.measured]
-        tests += ["views"] if experiment.measured == "views" and not _is_mse(run) else []
-        for what in tests:
-            known = "tta" in found.get("test", {}) if what == "views" else what in found
-            if run.stage.dataset != "coco":  # trained for what starts from it
-                known = run.name in results
-            missing += [] if known else [Task(run, what)]
+        found, more = results[run.name].sets if run.name in results else {}, experiment.measured
+        known = {"test": "test" in found, "dev": "dev" in found}
+        known |= {"views": "tta" in found.get("test", {}), "table": "tta_exact" in found.get("test", {})}
+        if run.stage.dataset != "coco":  # no figures; trained for what starts from it
+            wanted = [] if run.name in results else ["test"]
+        elif more in ("views", "table"):
+            wanted = ["test"] if _is_mse(run) else ["test", more]
+        else:
+            wanted = [more]
+        missing += [Task(run, what) for what in wanted if not known[what]]
     return missing
 
 
@@ -257,7 +260,7 @@ def _is_trained(run: Run, root: Path, name: str = "") -> bool:
 
 
 def _needs_start(task: Task, root: Path) -> bool:
-    return bool(task.run.previous) and (task.what == "views" or not _is_trained(task.run, root))
+    return bool(task.run.previous) and (task.what in ("views", "table") or not _is_trained(task.run, root))
 
 
 @dataclass
@@ -324,77 +327,3 @@ class _Work:
                 if task.run.name in self.failed or task.run.previous in self.failed:
                     self.todo.remove(task)
                     self.failed.setdefault(task.run.name, f"not begun, it starts from {task.run.previous}")
-
-
-def verdicts(results: dict[str, Result]) -> list[dict[str, object]]:
-    """Every claim with its differences by seed, their intervals, and the verdict on OKS and on AP."""
-    seeds, rows = sorted({result.recipe.seed for result in results.values()}), []
-    for claim in CLAIMS:
-        pairs = {seed: [_measured(results, *arm) for arm in claim.arms(seed)] for seed in seeds}
-        pairs = {seed: pair for seed, pair in pairs.items() if None not in pair}
-        row = {"experiment": claim.experiment, "claim": claim.text, "report": claim.report}
-        row["seeds"] = list(pairs)
-        for name, figure in FIGURES.items():
-            both = [(figure(better), figure(worse)) for better, worse in pairs.values()]
-            row[name] = {"differences": [b - w for b, w in both if None not in (b, w)]}
-            if len(row[name]["differences"]) > 1:
-                row[name]["mean"] = float(np.mean(row[name]["differences"]))
-                row[name]["low"], row[name]["high"] = map(float, paired_interval(row[name]["differences"]))
-        if len(pairs) > 1:
-            persons = np.array([100 * (better.persons - worse.persons) for better, worse in pairs.values()])
-            row["OKS"]["two_level"] = two_level_interval(persons)
-        rows.append(row)
-    for name, unit in (("OKS", "point of OKS"), ("AP", "AP")):
-        for row, verdict in zip(rows, judge([row[name]["differences"] for row in rows], unit), strict=True):
-            row[name] |= asdict(verdict)
-    return rows
-
-
-def _measured(results: dict[str, Result], run: Run, way: str) -> Measure | None:
-    return results[run.name].sets.get("test", {}).get(way) if run.name in results else None
-
-
-def in_markdown(rows: list[dict], results: dict[str, Result]) -> str:
-    """The verdicts as a table, and what the rates were chosen by."""
-    lines = [
-        "Differences in points of mean OKS on true boxes, and of AP on detected ones; in brackets 95% over",
-        "seeds, for OKS also over seeds and persons. The verdicts hold for all claims together.",
-        "",
-        "| | claim | report, AP | seeds | OKS | verdict | AP | verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        report = "" if row["report"] is None else f"{row['report']:+.1f}"
-        cells = [row["experiment"], row["claim"], report, str(len(row["seeds"]))]
-        for name in ("OKS", "AP"):
-            cells += [_in_brackets(row[name]), row[name]["words"]]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Mean OKS on the dev set, seed by seed, by the factor on the report's rates (E3):", ""]
-    for one in PAIR:
-        tried = "; ".join(f"{rate:g}: {_on_dev(one, rate, results)}" for rate in TRIED_RATES)
-        lines.append(f"- {one.name}: {tried}; chosen: {RATES[one.name]:g}")
-    return "\n".join(lines) + "\n"
-
-
-def _in_brackets(figures: dict) -> str:
-    if figures["mean"] is None:
-        return ""
-    intervals = [(figures["low"], figures["high"])]
-    intervals += [figures["two_level"]] if "two_level" in figures else []
-    return " ".join([f"{figures['mean']:+.2f}", *(f"[{low:+.2f}, {high:+.2f}]" for low, high in intervals)])
-
-
-def _on_dev(architecture: Architecture, rate: float, results: dict[str, Result]) -> str:
-    runs = [heatmap_run(architecture, seed, rate=rate) for seed in range(EXPERIMENTS["E3"].seeds)]
-    found = [results[run.name].sets["dev"]["quarter"].oks for run in runs if run.name in results]
-    return ", ".join(f"{100 * oks:.2f}" for oks in found) or "-"
-
-
-def write_verdicts(root: Path) -> str:
-    """Make verdicts.json and verdicts.md anew from the committed results; gives the table."""
-    results, folder = read_results(root), results_path(root).parent
-    rows = verdicts(results)
-    write_json(folder / "verdicts.json", rows)
-    with whole_file(folder / "verdicts.md") as part:
-        part.write_text(table := in_markdown(rows, results))
-    return table

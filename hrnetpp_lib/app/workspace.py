@@ -4,12 +4,14 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from hrnetpp_lib import draw
+from hrnetpp_lib.app.study import read_results
+from hrnetpp_lib.app.verdicts import trainings
 from hrnetpp_lib.data.layout import DataPaths, StageData, load_stage_data, prepare_data
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import table
@@ -17,7 +19,8 @@ from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick
 from hrnetpp_lib.files import read_json, sha256, whole_file, write_json
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
-from hrnetpp_lib.recipe import HRNET, HRNETPP, Profile, Run, get_profile, three_stages
+from hrnetpp_lib.pose.geometry import EXACT_SHIFT
+from hrnetpp_lib.recipe import HRNET, HRNETPP, Profile, Run, get_profile, table_runs, three_stages
 from hrnetpp_lib.train.journal import read_metrics
 from hrnetpp_lib.train.loop import checkpoint_path
 from hrnetpp_lib.train.machine import train_in_processes
@@ -88,29 +91,41 @@ class Workspace:
             )
         return found
 
-    def predictions(self, run: Run, data: StageData, tta: bool = False) -> Predictions:
-        """Poses of val's boxes by a finished run, with the flip test; kept in the run's folder."""
-        views = TTA_VIEWS if tta else SINGLE_VIEW
-        origin = [self.checkpoint_hash(run), data.val.fingerprint(), [asdict(view) for view in views], "flip"]
+    def predictions(
+        self, run: Run, data: StageData, tta: bool = False, exact_shift: bool = False
+    ) -> Predictions:
+        """Poses of val's boxes by a finished run, with the flip test; kept in the run's folder.
+
+        The flip test shifts the mirrored heatmaps as the network's recipe says, or exactly.
+        """
+        views, flip = TTA_VIEWS if tta else SINGLE_VIEW, "exact flip" if exact_shift else "flip"
+        origin = [self.checkpoint_hash(run), data.val.fingerprint(), [asdict(view) for view in views], flip]
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:10]
         path = self.runs / run.name / f"predictions_{'tta' if tta else 'single'}_{digest}.npz"
         with contextlib.suppress(HrnetppError):  # a damaged file is made anew
             kept = Predictions.load(path)
             if kept.keypoints.shape == (len(data.val), len(data.val.skeleton), 2):
                 return kept
-        found = predict_boxes(*self.load(run), data.val, views=views)
+        model, card = self.load(run)
+        card = replace(card, coordinates=EXACT_SHIFT) if exact_shift else card
+        found = predict_boxes(model, card, data.val, views=views)
         found.save(path)
         return found
 
     def table_1(self, seed: int = 0) -> list[table.Claim]:
-        """The report's claims, after its Table 1 is measured with notebooks 3 to 5's networks and written."""
+        """The report's claims, after its Table 1 is measured with notebooks 3 to 5's networks and written.
+
+        The claims are judged by the trainings of the profile that the study's results have.
+        """
         data = self.stage_data("coco")
         baselines, stages = (three_stages(self.profile, a, seed) for a in (HRNET, HRNETPP))
-        runs = {"hrnet": baselines[1], "heatmap": stages[1], "regression": stages[2]}
-        wanted = {part for parts in table.PARTS.values() for part in parts}
-        found = {(name, tta): self.predictions(runs[name], data, tta) for name, tta in sorted(wanted)}
+        runs, known = table_runs(self.profile, seed), trainings(read_results(self.root), self.profile)
+        wanted = {
+            (*part, shift) for parts in table.PARTS.values() for part in parts for shift in (False, True)
+        }
+        found = {part: self.predictions(runs[part[0]], data, *part[1:]) for part in sorted(wanted)}
         hashes = {name: self.checkpoint_hash(run) for name, run in runs.items()}
-        rows, claims = table.assemble(found, hashes, data, seed)
+        rows, claims = table.assemble(found, hashes, data, seed, known)
         words, trained = self.describe_data(data), [*map(self.describe_run, (*baselines[:2], *stages))]
         table.write_results(self.figures, self.profile.name, words, rows, trained)
         return claims

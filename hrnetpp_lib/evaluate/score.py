@@ -63,29 +63,6 @@ def _check_rows(predictions: Predictions, data: StageData) -> None:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A difference between two rows of Table 1: the report's and ours, in points of AP (percent)."""
-
-    better: str
-    worse: str
-    paper: float
-    ours: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """What our interval says of the report's claim that the difference is positive."""
-        if self.low > 0:
-            return "above zero on this val set"
-        return "below zero on this val set" if self.high < 0 else "not decided by this val set"
-
-    def __str__(self) -> str:
-        ours = f"ours {self.ours:+.1f} [{self.low:+.1f}, {self.high:+.1f}]: {self.verdict}"
-        return f"{self.better} - {self.worse}: report {self.paper:+.1f}, {ours}"
-
-
-@dataclass(frozen=True)
 class Draws:
     """The metrics of several methods on the whole set, and their AP on the same resampled sets.
 
@@ -100,11 +77,6 @@ class Draws:
     def interval(self, method: str) -> tuple[float, float]:
         """The 95% interval of a method's AP, 0..1."""
         return tuple(np.percentile(self.drawn[method], (2.5, 97.5)).tolist())
-
-    def difference(self, better: str, worse: str) -> tuple[float, float, float]:
-        """The paired difference of two methods' AP and its 95% interval, -1..1."""
-        interval = np.percentile(self.drawn[better] - self.drawn[worse], (2.5, 97.5)).tolist()
-        return self.metrics[better]["AP"] - self.metrics[worse]["AP"], *interval
 
 
 def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 1000, seed: int = 0) -> Draws:

@@ -136,6 +136,30 @@ class Verdict:
     words: str
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A claim, what its pairs of trainings differ by, and what that is worth; points where shares differ.
+
+    Attributes:
+        experiment, claim: Where it was tried, and what, as better - worse if it is right.
+        report: The report's difference in AP, if it has one.
+        seeds: Of the pairs.
+        differences: Metric -> one a pair.
+        intervals: Metric -> 95% of their mean over seeds.
+        two_level: The same of OKS over seeds and persons; None of fewer than two pairs.
+        verdicts: On OKS and on AP.
+    """
+
+    experiment: str
+    claim: str
+    report: float | None
+    seeds: list[int]
+    differences: dict[str, list[float]]
+    intervals: dict[str, tuple[float, float]]
+    two_level: tuple[float, float] | None
+    verdicts: dict[str, Verdict]
+
+
 def judge(claims: Sequence[Sequence[float]], unit: str = "AP", bound: float = BOUND) -> list[Verdict]:
     """Verdicts on several claims, each by its differences in points, one a pair.
 

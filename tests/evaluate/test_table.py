@@ -12,45 +12,69 @@ from test_score import perfect
 from hrnetpp_lib.data.layout import load_coco, prepare_data
 from hrnetpp_lib.evaluate import table
 from hrnetpp_lib.evaluate.score import resample, score
-from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1, TableRow, assemble, in_markdown
+from hrnetpp_lib.evaluate.statistics import judge
+from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1, Claim, TableRow, assemble, in_markdown
 from hrnetpp_lib.recipe import SMOKE, replace
 
 
-def row(method: str = "ensemble", **metrics: float) -> TableRow:
-    difference = None if method == "Original HRNet-W48" else (0.1, -0.025, 0.225)
+def row(
+    method: str = "ensemble", trainings: tuple = ((0.5, 0.6), (0.52, 0.66)), **metrics: float
+) -> TableRow:
+    difference = None if method == "Original HRNet-W48" else (10.0, -2.5, 22.5)
     metrics = dict(zip(METRICS, (0.5, 0.75, 0.25, 0.125, 1.0, 0.0), strict=True)) | metrics
-    rest = True, False, (0.45, 0.55), difference, {"a run": "its hash"}, 3
+    rest = True, False, (0.45, 0.55), 0.56, trainings, difference, {"a run": "its hash"}, 3
     return TableRow(method, metrics, "some.json", *rest)
 
 
-def test_the_table_is_assembled_from_six_sets_of_poses(tmp_path, monkeypatch):
+def test_the_table_is_assembled_from_six_sets_of_poses_of_either_shift(tmp_path, monkeypatch):
     monkeypatch.setattr("hrnetpp_lib.evaluate.table.resample", partial(resample, draws=30))
     profile = replace(SMOKE, synthetic_persons=(8, 8, 20), boxes=None)
     data = load_coco(profile, prepare_data(profile, tmp_path))
     parts = [("hrnet", False), *product(("heatmap", "regression"), (False, True))]
-    shaken = {part: perfect(data.val, px) for part, px in zip(parts, (9, 6, 5, 4, 2), strict=True)}
+    shaken = {(*part, False): perfect(data.val, px) for part, px in zip(parts, (9, 6, 5, 4, 2), strict=True)}
+    shaken |= {
+        (*part, True): perfect(data.val, px / 2) for part, px in zip(parts, (9, 6, 5, 4, 2), strict=True)
+    }
     hashes = {name: {f"run of {name}": f"hash of {name}"} for name in ("hrnet", "heatmap", "regression")}
-    rows, claims = assemble(shaken, hashes, data, seed=4)
+    ahead = [0, 2, 5, 6, 5, 9]  # hundredths of AP
+    known = [
+        {method: (base + a / 100, 0.9) for method, a in zip(PAPER_TABLE_1, ahead, strict=True)}
+        for base in (0.1, 0.5, 0.3)
+    ]
+    rows, claims = assemble(shaken, hashes, data, 4, known)
     assert [r.method for r in rows] == list(PAPER_TABLE_1)
     # Noise of one seed: the mean of 6 and 4 px is 5 px, that of 5 and 2 px is 3.5 px.
-    expected = [score(perfect(data.val, px), data) for px in (9.0, 6.0, 4.0, 2.0, 5.0, 3.5)]
-    for found, metrics in zip(rows, expected, strict=True):
+    noise = (9.0, 6.0, 4.0, 2.0, 5.0, 3.5)
+    expected = [score(perfect(data.val, px), data) for px in noise]
+    for found, metrics, px in zip(rows, expected, noise, strict=True):
         assert found.metrics == pytest.approx(metrics) and found.interval[0] < found.interval[1]
         assert (found.boxes, found.flip, found.seed) == (data.boxes, True, 4)
+        assert found.exact_shift == pytest.approx(score(perfect(data.val, px / 2), data)["AP"])
     assert [r.tta for r in rows] == [False, False, False, True, False, True]
-    assert rows[0].difference is None and rows[0].runs == hashes["hrnet"]
-    gain = expected[5]["AP"] - expected[0]["AP"]
-    assert rows[5].difference[0] == pytest.approx(gain) and gain > 0
-    assert rows[5].runs == hashes["heatmap"] | hashes["regression"]
+    assert rows[0].runs == hashes["hrnet"] and rows[5].runs == hashes["heatmap"] | hashes["regression"]
+    assert rows[0].difference is None
+    assert [pair[0] for pair in rows[1].trainings] == pytest.approx([0.12, 0.52, 0.32])
+    assert [r.difference[0] for r in rows[1:]] == pytest.approx([2, 5, 6, 5, 9])
     pairs = [(0, 1), (1, 2), (2, 3), (2, 4), (3, 5)]
     assert [(c.worse, c.better) for c in claims] == [(rows[a].method, rows[b].method) for a, b in pairs]
-    ours = [100 * (expected[b]["AP"] - expected[a]["AP"]) for a, b in pairs]
-    assert [claim.ours for claim in claims] == pytest.approx(ours)
+    here = [100 * (expected[b]["AP"] - expected[a]["AP"]) for a, b in pairs]
+    assert [claim.here for claim in claims] == pytest.approx(here)
     assert [c.paper for c in claims] == pytest.approx([0.2, 0.2, 0.2, 0, 0.1])
-    draws = resample({tta: shaken["regression", tta] for tta in (False, True)}, data, draws=30)
+    assert claims[1].differences == pytest.approx([3, 3, 3]) and claims[1].verdict.words == "larger"
+    draws = resample({tta: shaken["regression", tta, False] for tta in (False, True)}, data, draws=30)
     assert rows[3].interval == draws.interval(True)
-    paired = [100 * ap for ap in draws.difference(True, False)]
-    assert [claims[2].ours, claims[2].low, claims[2].high] == pytest.approx(paired)
+    rows, claims = assemble(shaken, hashes, data, 4)
+    assert {(r.trainings, r.difference) for r in rows} == {((), None)}
+    assert {c.verdict.words for c in claims} == {"not decided; no two pairs yet"}
+
+
+def test_claims_read_like_this():
+    verdict = judge([[1.0, 2.0, 3.0]])[0]
+    claim = Claim("a", "b", 0.2, -0.5, (1.0, 2.0, 3.0), verdict)
+    over = f"over 3 trainings +2.0 [-0.5, +4.5]: {verdict.words}"
+    assert str(claim) == f"a - b: report +0.2, these networks -0.5; {over}"
+    text = str(Claim("a", "b", 0.2, -0.5, (), judge([[]])[0]))
+    assert text == "a - b: report +0.2, these networks -0.5; not decided; no two pairs yet"
 
 
 def test_the_reports_table():
@@ -67,18 +91,21 @@ def test_the_reports_table():
 
 def test_the_table_by_hand():
     # APM is -1 where there is no medium person: not a figure.
-    assert in_markdown("mini", "7 persons", [row(), row("Original HRNet-W48", APM=-1.0)]) == (
+    assert in_markdown("mini", "7 persons", [row(), row("Original HRNet-W48", (), APM=-1.0)]) == (
         "Each cell: report (COCO val2017, 384x288) / **ours, profile `mini`** (7 persons).\n"
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,\n"
         "trained and tested on the same data and boxes as the other rows.\n"
-        "In square brackets 95% of a bootstrap over the validation images; differences are paired.\n"
+        "In square brackets 95%: of AP over samples of the validation images, which says nothing about\n"
+        "another training; of differences over trainings. Of 2 trainings: mean ± standard deviation.\n"
         "\n"
-        "| method | AP | AP50 | AP75 | APM | APL | AR | ours: AP | ours: AP minus first row |\n"
-        "|---|---|---|---|---|---|---|---|---|\n"
+        "| method | AP | AP50 | AP75 | APM | APL | AR | ours: AP | exact flip shift "
+        "| 2 trainings: AP | exact flip shift | minus first row |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
         "| ensemble | 76.7 / **50.0** | 90.9 / **75.0** | 83.0 / **25.0** | 72.8 / **12.5** "
-        "| 83.8 / **100.0** | 81.5 / **0.0** | 50.0 [45.0, 55.0] | +10.0 [-2.5, +22.5] |\n"
+        "| 83.8 / **100.0** | 81.5 / **0.0** | 50.0 [45.0, 55.0] | 56.0 | 51.0 ± 1.4 | 63.0 ± 4.2 "
+        "| +10.0 [-2.5, +22.5] |\n"
         "| Original HRNet-W48 | 76.3 / **50.0** | 90.8 / **75.0** | 82.9 / **25.0** | 72.3 / - "
-        "| 83.4 / **100.0** | 81.2 / **0.0** | 50.0 [45.0, 55.0] |  |\n"
+        "| 83.4 / **100.0** | 81.2 / **0.0** | 50.0 [45.0, 55.0] | 56.0 |  |  |  |\n"
     )
 
 
@@ -96,8 +123,9 @@ def test_results_are_written_with_their_provenance(tmp_path):
         "flip": True,
         "tta": False,
     }
-    expected |= {"interval": [0.45, 0.55], "difference": [0.1, -0.025, 0.225], "runs": {"a run": "its hash"}}
-    assert written[0] == expected | {"seed": 3} and written[1]["method"] == "ensemble + TTA"
+    expected |= {"interval": [0.45, 0.55], "exact_shift": 0.56, "trainings": [[0.5, 0.6], [0.52, 0.66]]}
+    expected |= {"difference": [10.0, -2.5, 22.5], "runs": {"a run": "its hash"}, "seed": 3}
+    assert written[0] == expected and written[1]["method"] == "ensemble + TTA"
     assert (tmp_path / "new" / "table_1.md").read_text() == in_markdown("mini", "7 persons", rows)
     assert {file.name for file in (tmp_path / "new").iterdir()} == {"results.json", "table_1.md"}
 

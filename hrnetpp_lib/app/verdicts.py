@@ -1,0 +1,136 @@
+"""What the study's results say: a verdict on every claim, and Table 1's rows over trainings."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from hrnetpp_lib import draw
+from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS, PAIR, RATES, TRIED_RATES, heatmap_run
+from hrnetpp_lib.app.study import Result, read_results, results_path
+from hrnetpp_lib.evaluate.measure import Measure
+from hrnetpp_lib.evaluate.statistics import Judged, Verdict, judge, paired_interval, two_level_interval
+from hrnetpp_lib.evaluate.table import PARTS, Training
+from hrnetpp_lib.files import whole_file, write_json
+from hrnetpp_lib.recipe import Architecture, Profile, Run, table_runs
+
+FIGURES = {  # of a `Measure`, as they are compared
+    "OKS": lambda m: 100 * m.oks,
+    "AP": lambda m: 100 * m.metrics["AP"],
+    "PCK 0.5": lambda m: 100 * m.pck[0],
+    "PCK 4": lambda m: 100 * m.pck[1],
+    "near error": lambda m: m.near_error_cells,
+    "missed": lambda m: 100 * m.miss_share,
+    "loss": lambda m: None if m.loss is None else 1e3 * m.loss,
+}
+# The rows of Table 1: the network that each is measured with, by its name in `table_runs`, and the way.
+_ROWS = (
+    *(("hrnet", "quarter"), ("heatmap", "quarter"), ("regression", "soft")),
+    *(("regression", way) for way in ("tta", "ensemble", "ensemble_tta")),
+)
+
+
+def verdicts(results: dict[str, Result]) -> list[Judged]:
+    """Every claim with its differences by seed, their intervals, and the verdicts on OKS and on AP."""
+    seeds, pairs = sorted({result.recipe.seed for result in results.values()}), []
+    for claim in CLAIMS:
+        of_claim = {seed: [_measured(results, *arm) for arm in claim.arms(seed)] for seed in seeds}
+        pairs.append({seed: pair for seed, pair in of_claim.items() if None not in pair})
+    differences = [
+        {name: _differences(figure, of.values()) for name, figure in FIGURES.items()} for of in pairs
+    ]
+    units = {"OKS": "point of OKS", "AP": "AP"}
+    judged = {name: judge([each[name] for each in differences], unit) for name, unit in units.items()}
+    return [
+        Judged(
+            experiment=claim.experiment,
+            claim=claim.text,
+            report=claim.report,
+            seeds=list(of_claim),
+            differences=by_name,
+            intervals={
+                name: tuple(float(end) for end in paired_interval(values))
+                for name, values in by_name.items()
+                if len(values) > 1
+            },
+            two_level=_over_persons(of_claim.values()) if len(of_claim) > 1 else None,
+            verdicts={name: verdicts[row] for name, verdicts in judged.items()},
+        )
+        for row, (claim, of_claim, by_name) in enumerate(zip(CLAIMS, pairs, differences, strict=True))
+    ]
+
+
+def _differences(figure: Callable[[Measure], float | None], pairs: Iterable[list[Measure]]) -> list[float]:
+    """Better minus worse of those pairs that both have the figure."""
+    both = [(figure(better), figure(worse)) for better, worse in pairs]
+    return [better - worse for better, worse in both if None not in (better, worse)]
+
+
+def _over_persons(pairs: Iterable[list[Measure]]) -> tuple[float, float]:
+    return two_level_interval(np.array([100 * (better.persons - worse.persons) for better, worse in pairs]))
+
+
+def _measured(results: dict[str, Result], run: Run, way: str) -> Measure | None:
+    return results[run.name].sets.get("test", {}).get(way) if run.name in results else None
+
+
+def in_markdown(claims: list[Judged], results: dict[str, Result]) -> str:
+    """The verdicts as a table, and what the rates were chosen by."""
+    lines = [
+        "Differences in points of mean OKS on true boxes, and of AP on detected ones; in brackets 95% over",
+        "seeds, for OKS also over seeds and persons. The verdicts hold for all claims together.",
+        "",
+        "| | claim | report, AP | seeds | OKS | verdict | AP | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in claims:
+        report = "" if one.report is None else f"{one.report:+.1f}"
+        cells = [one.experiment, one.claim, report, str(len(one.seeds))]
+        for name, verdict in one.verdicts.items():
+            cells += [_in_brackets(verdict, one.two_level if name == "OKS" else None), verdict.words]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Mean OKS on the dev set, seed by seed, by the factor on the report's rates (E3):", ""]
+    for one in PAIR:
+        tried = "; ".join(f"{rate:g}: {_on_dev(one, rate, results)}" for rate in TRIED_RATES)
+        lines.append(f"- {one.name}: {tried}; chosen: {RATES[one.name]:g}")
+    return "\n".join(lines) + "\n"
+
+
+def _in_brackets(verdict: Verdict, two_level: tuple[float, float] | None) -> str:
+    if verdict.mean is None:
+        return ""
+    intervals = [(verdict.low, verdict.high), *([two_level] if two_level else [])]
+    return " ".join([f"{verdict.mean:+.2f}", *(f"[{low:+.2f}, {high:+.2f}]" for low, high in intervals)])
+
+
+def _on_dev(architecture: Architecture, rate: float, results: dict[str, Result]) -> str:
+    runs = [heatmap_run(architecture, seed, rate=rate) for seed in range(EXPERIMENTS["E3"].seeds)]
+    found = [results[run.name].sets["dev"]["quarter"].oks for run in runs if run.name in results]
+    return ", ".join(f"{100 * oks:.2f}" for oks in found) or "-"
+
+
+def write_verdicts(root: Path) -> str:
+    """Make verdicts.json, verdicts.md and verdicts.png anew from the committed results; gives the table."""
+    results, folder = read_results(root), results_path(root).parent
+    claims = verdicts(results)
+    write_json(folder / "verdicts.json", [asdict(one) for one in claims])
+    with whole_file(folder / "verdicts.md") as part:
+        part.write_text(table := in_markdown(claims, results))
+    draw.save(draw.render_verdicts(claims), folder / "verdicts.png")
+    return table
+
+
+def trainings(results: dict[str, Result], profile: Profile) -> list[Training]:
+    """Table 1's rows in every known training of a profile's recipe, of whatever seed and precision."""
+    found = []
+    for seed in sorted({result.recipe.seed for result in results.values()}):
+        for precision in ("fp32", "bf16"):
+            runs = table_runs(replace(profile, precision=precision), seed)
+            measured = {
+                method: [_measured(results, runs[network], way + shift) for shift in ("", "_exact")]
+                for method, (network, way) in zip(PARTS, _ROWS, strict=True)
+            }
+            if not any(None in both for both in measured.values()):
+                found.append({m: tuple(one.metrics["AP"] for one in both) for m, both in measured.items()})
+    return found

@@ -1,0 +1,86 @@
+"""Verdicts are made from the results alone; so are Table 1's rows over trainings."""
+
+import json
+import zlib
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from hrnetpp_lib.__main__ import main
+from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS
+from hrnetpp_lib.app.study import Result, append_result, read_results
+from hrnetpp_lib.app.verdicts import trainings, verdicts, write_verdicts
+from hrnetpp_lib.evaluate.measure import Measure
+from hrnetpp_lib.evaluate.table import PARTS
+from hrnetpp_lib.files import project_root
+from hrnetpp_lib.recipe import MINI, table_runs
+
+
+def made_up(run, oks: np.ndarray, ap: float, way: str = "quarter") -> Result:
+    packed = zlib.compress(np.round(255 * oks).astype(np.uint8).tobytes())
+    figures = Measure(float(oks.mean()), packed, {"AP": ap}, (0.4, 0.9), 0.6, 0.1, 1e-3)
+    return Result(run.name, run, 1, 1.0, {}, {"dev": {way: figures}, "test": {way: figures}})
+
+
+def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
+    random, oks = np.random.default_rng(0), np.random.default_rng(1).uniform(0.3, 0.7, 40)
+    for seed in range(5):
+        plain, plus_plus = EXPERIMENTS["E1"].runs(seed)
+        luck = random.normal(0, 0.002)
+        append_result(tmp_path, made_up(plain, oks, 0.5))
+        append_result(tmp_path, made_up(plus_plus, oks + 0.2 + luck, 0.5 + luck / 10))
+    assert main(["study", "--verdicts", "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "figures" / "study" / "verdicts.json").read_text())
+    first = rows[0]
+    assert (first["experiment"], first["seeds"], first["report"]) == ("E1", [0, 1, 2, 3, 4], 0.2)
+    oks, ap = first["verdicts"]["OKS"], first["verdicts"]["AP"]
+    assert oks["words"] == "larger" and ap["words"] == "equal within 1 AP"
+    assert oks["mean"] == pytest.approx(np.mean(first["differences"]["OKS"])) == pytest.approx(20, abs=0.4)
+    assert first["intervals"]["OKS"] == [oks["low"], oks["high"]] and oks["low"] < oks["mean"] < oks["high"]
+    low, high = first["two_level"]
+    assert low < oks["mean"] < high and first["differences"]["missed"] == [0] * 5
+    assert all(row["verdicts"]["OKS"]["words"] == "not decided; no two pairs yet" for row in rows[1:])
+    assert (tmp_path / "figures" / "study" / "verdicts.png").stat().st_size > 10_000
+    table = (tmp_path / "figures" / "study" / "verdicts.md").read_text()
+    assert table in capsys.readouterr().out and "| E1 | HRNet++ - HRNet, heatmaps | +0.2 | 5 | +20." in table
+    assert "| larger |" in table and sum(line[:3] == "| E" for line in table.splitlines()) == len(CLAIMS)
+
+
+def test_the_rate_is_looked_for_on_dev(tmp_path):
+    runs = EXPERIMENTS["E3"].runs(1)
+    for number, run in enumerate(runs):
+        append_result(tmp_path, made_up(run, np.full(3, number / 10), 0.5))
+    table = write_verdicts(tmp_path)
+    assert "- hrnet: 1: 0.00; 2: 20.00; 4: 40.00; chosen: " in table
+    assert "- hrnetpp: 1: 10.00; 2: 30.00; 4: 50.00" in table
+
+
+def test_the_trainings_of_a_profile_are_those_with_every_row(tmp_path):
+    oks = np.full(3, 0.5)
+
+    def keep(run, **ways: float) -> None:
+        for way, ap in ways.items():
+            append_result(tmp_path, made_up(run, oks, ap, way))
+            append_result(tmp_path, made_up(run, oks, ap + 0.01, f"{way}_exact"))
+
+    for seed, precision in ((0, "bf16"), (1, "fp32"), (2, "fp32")):
+        runs = table_runs(replace(MINI, precision=precision), seed)
+        keep(runs["hrnet"], quarter=0.1)
+        keep(runs["heatmap"], quarter=0.2)
+        keep(runs["regression"], soft=0.3 + seed / 10, tta=0.4, ensemble=0.5)
+        if seed < 2:
+            keep(runs["regression"], ensemble_tta=0.6)
+    found = trainings(read_results(tmp_path), MINI)
+    aps = np.array([list(of.values()) for of in found])
+    rest = [0.4, 0.5, 0.6]
+    np.testing.assert_allclose(aps[:, :, 0], [[0.1, 0.2, 0.3, *rest], [0.1, 0.2, 0.4, *rest]])
+    np.testing.assert_allclose(aps[:, :, 1] - aps[:, :, 0], 0.01)
+    assert list(found[0]) == list(PARTS) and trainings({}, MINI) == []
+
+
+def test_the_committed_verdicts_are_those_of_the_committed_results():
+    found = verdicts(read_results(project_root()))
+    assert len(found) == len(CLAIMS)
+    kept = json.loads((project_root() / "figures" / "study" / "verdicts.json").read_text())
+    assert kept == json.loads(json.dumps([asdict(one) for one in found]))
