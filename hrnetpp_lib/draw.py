@@ -208,22 +208,15 @@ def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Fi
 
 @mpl.rc_context(STYLE)
 def render_bars(
-    labels: Sequence[str],
-    values: Sequence[float],
-    colours: Sequence[str],
-    xlabel: str,
-    digits: int = 3,
-    intervals: Sequence[tuple[float, float]] | None = None,
+    labels: Sequence[str], values: Sequence[float], colours: Sequence[str], xlabel: str, digits: int = 3
 ) -> Figure:
-    """Horizontal bars, first label on top, their values at the end and (low, high) intervals as lines."""
+    """Horizontal bars, first label on top, their values at the end."""
     figure, ((ax,),) = new_figure(1, 1, 0.4 + 0.28 * len(labels))
-    ranges = None if intervals is None else np.abs(np.transpose(intervals) - np.asarray(values))
-    bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65, xerr=ranges, capsize=3)
+    bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65)
     ax.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    highest = values if intervals is None else np.max(intervals, axis=1)
-    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*highest, 0.1)))
+    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*values, 0.1)))
     ax.grid(axis="y", visible=False)
     return figure
 

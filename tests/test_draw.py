@@ -194,15 +194,26 @@ def test_a_flat_curve_of_the_metric_lies_below_the_frame():
     assert all(tick == int(tick) for tick in metric_ax.get_xticks())
 
 
-def test_bars_are_in_the_given_order_from_the_top_and_carry_their_intervals():
-    intervals = [(0.5, 1.25), (1.75, 4.0)]
-    ax = draw.render_bars(["first", "second"], [1.0, 2.0], ["red", "blue"], "AP", 1, intervals).axes[0]
+def test_bars_are_in_the_given_order_from_the_top():
+    ax = draw.render_bars(["first", "second"], [1.0, 2.0], ["red", "blue"], "AP", 1).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
-    assert ax.yaxis_inverted() and ax.get_xlabel() == "AP"
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "AP" and ax.get_xlim()[1] > 2.0
     assert [text.get_text() for text in ax.texts] == ["1.0", "2.0"]
-    drawn = [segment[:, 0].tolist() for segment in ax.collections[0].get_segments()]
-    np.testing.assert_allclose(drawn, intervals)
-    assert ax.get_xlim()[1] > 4.0
+
+
+def test_a_forest_has_claims_from_the_top_dots_of_trainings_and_their_mean():
+    figure = draw.render_verdicts(JUDGED)
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["E1  b - a"] * 2
+    assert left.yaxis_inverted() and right.yaxis_inverted()
+    dots = [line for line in right.lines if line.get_marker() == "."]
+    assert [line.get_xdata().tolist() for line in dots] == [PAIRS[0], []]
+    crosses = [
+        [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "x"] for ax in (left, right)
+    ]
+    assert crosses == [[], [[0.2]]]
+    (mean,) = [line for line in right.lines if line.get_marker() == "o"]
+    assert mean.get_xdata() == [np.mean(PAIRS[0])] and mean.get_markerfacecolor() == "white"  # not decided
 
 
 def test_error_kinds_are_shares_that_fill_each_bar():

@@ -38,6 +38,7 @@ LONG = 5  # epochs of E1, from scratch
 TRIED_RATES = (1.0, 2.0, 4.0)
 RATES = {"hrnet": 2.0, "hrnetpp": 2.0}
 PAIR = (HRNET, HRNETPP)
+_IN_WORDS = {HRNET: "HRNet", HRNETPP: "HRNet++"}
 _LEFT_OUT = {word: get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head")}
 _CONV3X3 = get_architecture("hrnetpp+conv3x3")
 # CHOICE: E2 shrinks to 1/1.5: in a first training HRNet++ left stage 1 with 1.49 times HRNet's weights.
@@ -177,10 +178,10 @@ CLAIMS = (
     *(Claim("E4", f"HRNet++ - {text}, two epochs", report, lambda seed, one=one: _maxima(
         heatmap_run(HRNETPP, seed), heatmap_run(one, seed)))
       for one, text, report in (
-          (HRNET, "HRNet", 0.2), *((one, f"the same without {word}", None) for word, one in _LEFT_OUT.items()),
-          (_CONV3X3, "the same with 3x3 convs behind pooling", None))),
-    *(Claim("E2", f"{one.name}: from stage 1{text}", None, lambda seed, one=one, b=better, w=worse: _maxima(
-        _handed_over(one, seed)[b], _handed_over(one, seed)[w]))
+          (HRNET, "HRNet", 0.2), (_CONV3X3, "the same with 3x3 convs behind pooling", None),
+          *((left, f"the same without {word}", None) for word, left in _LEFT_OUT.items()))),
+    *(Claim("E2", f"{_IN_WORDS[one]}: from stage 1{text}", None, lambda seed, one=one, b=better, w=worse:
+        _maxima(_handed_over(one, seed)[b], _handed_over(one, seed)[w]))
       for one in PAIR for text, better, worse in ((" - from scratch", 2, 0), (", shrunk - as it is", 3, 2))),
     *(Claim("E2", f"HRNet++ - HRNet, from stage 1{how}", 0.2, lambda seed, i=index: _maxima(
         _handed_over(HRNETPP, seed)[i], _handed_over(HRNET, seed)[i]))

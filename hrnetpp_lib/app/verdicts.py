@@ -75,8 +75,8 @@ def _measured(results: dict[str, Result], run: Run, way: str) -> Measure | None:
     return results[run.name].sets.get("test", {}).get(way) if run.name in results else None
 
 
-def in_markdown(claims: list[Judged], results: dict[str, Result]) -> str:
-    """The verdicts as a table, and what the rates were chosen by."""
+def in_markdown(claims: Iterable[Judged]) -> str:
+    """The verdicts as a table."""
     lines = [
         "Differences in points of mean OKS on true boxes, and of AP on detected ones; in brackets 95% over",
         "seeds, for OKS also over seeds and persons. The verdicts hold for all claims together.",
@@ -90,7 +90,12 @@ def in_markdown(claims: list[Judged], results: dict[str, Result]) -> str:
         for name, verdict in one.verdicts.items():
             cells += [_in_brackets(verdict, one.two_level if name == "OKS" else None), verdict.words]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Mean OKS on the dev set, seed by seed, by the factor on the report's rates (E3):", ""]
+    return "\n".join(lines) + "\n"
+
+
+def rates_in_markdown(results: dict[str, Result]) -> str:
+    """What the study's learning rates were chosen by."""
+    lines = ["Mean OKS on the dev set, seed by seed, by the factor on the report's rates (E3):", ""]
     for one in PAIR:
         tried = "; ".join(f"{rate:g}: {_on_dev(one, rate, results)}" for rate in TRIED_RATES)
         lines.append(f"- {one.name}: {tried}; chosen: {RATES[one.name]:g}")
@@ -111,12 +116,12 @@ def _on_dev(architecture: Architecture, rate: float, results: dict[str, Result])
 
 
 def write_verdicts(root: Path) -> str:
-    """Make verdicts.json, verdicts.md and verdicts.png anew from the committed results; gives the table."""
+    """Make verdicts.json, verdicts.md and verdicts.png anew from the committed results; gives the text."""
     results, folder = read_results(root), results_path(root).parent
     claims = verdicts(results)
     write_json(folder / "verdicts.json", [asdict(one) for one in claims])
     with whole_file(folder / "verdicts.md") as part:
-        part.write_text(table := in_markdown(claims, results))
+        part.write_text(table := f"{in_markdown(claims)}\n{rates_in_markdown(results)}")
     draw.save(draw.render_verdicts(claims), folder / "verdicts.png")
     return table
 
