@@ -188,7 +188,7 @@ def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) ->
 
 @mpl.rc_context(STYLE)
 def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Figure:
-    """Training loss and validation metric against epochs, a line per method: of `journal.read_metrics`."""
+    """Losses and validation metric against epochs, a colour per method: of `journal.read_metrics`."""
     figure, axes = new_figure(1, 2, 2.3)
     every = [epoch for epochs in records.values() for epoch in epochs if "value" in epoch]
     for ax, key in zip(axes[0], ("loss", "value"), strict=True):
@@ -196,7 +196,10 @@ def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Fi
             points = [(epoch["epoch"], epoch[key]) for epoch in epochs if key in epoch]
             ax.plot(*np.reshape(points, (-1, 2)).T, "o-", ms=3, c=colours[name], label=name)
     loss_ax, metric_ax = axes[0]
-    loss_ax.set(xlabel="epoch", ylabel="mean training loss", yscale="log")
+    for name, epochs in records.items():
+        points = [(epoch["epoch"], epoch["val_loss"]) for epoch in epochs if "val_loss" in epoch]
+        loss_ax.plot(*np.reshape(points, (-1, 2)).T, "s:", ms=3, c=colours[name], mfc="none")
+    loss_ax.set(xlabel="epoch", ylabel="mean loss (squares: val, not augmented)", yscale="log")
     # Room above: a flat curve would lie on the frame.
     top = 1.1 * max((epoch["value"] for epoch in every), default=0) or 1
     metric = every[-1]["metric"] if every else "metric"

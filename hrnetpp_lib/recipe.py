@@ -49,6 +49,11 @@ class Augmentation:
     half_body_min_keypoints: Count = 8  # only persons with more labelled keypoints than this
 
 
+NO_AUGMENTATION = Augmentation(
+    scale_std=0.0, rotation_probability=0.0, flip_probability=0.0, half_body_probability=0.0
+)
+
+
 @dataclass(frozen=True)
 class TrainStage:
     """One of the report's training stages."""

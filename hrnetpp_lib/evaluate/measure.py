@@ -19,11 +19,8 @@ from hrnetpp_lib.model.losses import heatmap_mse
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT, bbox_to_center_scale, crop_matrix
 from hrnetpp_lib.pose.heatmap import draw_gaussians
-from hrnetpp_lib.recipe import STAGE3, Augmentation, scaled_alpha
+from hrnetpp_lib.recipe import NO_AUGMENTATION, STAGE3, scaled_alpha
 
-_AS_IT_IS = Augmentation(
-    scale_std=0.0, rotation_probability=0.0, flip_probability=0.0, half_body_probability=0.0
-)
 _CROPS_A_BATCH = 16  # and as many mirrored ones
 _NEAR = 0.5  # similarity with the own keypoint from which on it was recognised (good or jitter)
 
@@ -80,7 +77,7 @@ def predict_ways(
     boxes = zip(*bbox_to_center_scale(table.bboxes_xywh, first.input_hw), strict=True)
     hw = first.coordinates.crop_hw(first.input_hw)
     matrices = np.array([crop_matrix(*box, 0.0, hw) for box in boxes])
-    crops = TrainCrops(table, first.input_hw, heatmap_sigma, _AS_IT_IS, first.coordinates)
+    crops = TrainCrops(table, first.input_hw, heatmap_sigma, NO_AUGMENTATION, first.coordinates)
     found, loss, done = {name: [] for name in cards}, 0.0, 0
     for batch in torch.utils.data.DataLoader(crops, batch_size=_CROPS_A_BATCH):
         plain, mirrored = plain_and_mirrored(network, batch.image, flip=True)

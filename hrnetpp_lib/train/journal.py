@@ -39,7 +39,11 @@ Amount = Annotated[float, msgspec.Meta(ge=0, le=3.5e38)]
 
 
 class Epoch(TypedDict):
-    """One line of metrics.jsonl; the last three where val was scored."""
+    """One line of metrics.jsonl; the last four where val was scored.
+
+    loss is the mean over the epoch's augmented crops, val_loss the same loss on val's persons without
+    augmentation, on their true boxes.
+    """
 
     epoch: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     step: Count
@@ -53,6 +57,7 @@ class Epoch(TypedDict):
     metric: NotRequired[str]
     value: NotRequired[Annotated[float, msgspec.Meta(ge=-1, le=1)]]
     boxes: NotRequired[str]
+    val_loss: NotRequired[Amount]
 
 
 @contextlib.contextmanager
@@ -128,6 +133,7 @@ def describe(record: Epoch, epochs: int) -> str:
     """One epoch in one line, for notebooks and logs."""
     line = "epoch {epoch:3d}/{epochs}  loss {loss:.3e}  lr {lr:.1e}  {samples_per_s:.0f} crops/s"
     line += "  {bad_images} unreadable pictures replaced" if record["bad_images"] else ""
+    line += "  val loss {val_loss:.3e}" if "val_loss" in record else ""
     line += "  {metric} {value:.3f} ({boxes})" if "metric" in record else ""
     return line.format(epochs=epochs, **record)
 

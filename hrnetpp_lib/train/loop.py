@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
+from hrnetpp_lib.data.annotations import labelled_persons
 from hrnetpp_lib.data.crops import Sample, TrainCrops, normalise, usable_workers
-from hrnetpp_lib.data.layout import StageData
+from hrnetpp_lib.data.layout import Metric, StageData
 from hrnetpp_lib.data.persons import check_images
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.evaluate.infer import Predictions, predict_boxes
@@ -34,7 +35,7 @@ from hrnetpp_lib.model.weights import (
 )
 from hrnetpp_lib.pose.heatmap import draw_gaussians
 from hrnetpp_lib.pose.softargmax import soft_argmax
-from hrnetpp_lib.recipe import Run, TrainStage
+from hrnetpp_lib.recipe import NO_AUGMENTATION, Run, TrainStage
 from hrnetpp_lib.train import journal, machine, resume
 from hrnetpp_lib.train.loader import EpochBatches, load_batches, number_of_steps
 
@@ -298,7 +299,23 @@ class Training:
         if self.progress.best is None or value > self.progress.best:
             self.progress.best = value
             save_checkpoint(model, card, self.folder / "best.safetensors")
-        return {"metric": data.metric.value, "value": value, "boxes": data.boxes}
+        scored = {"metric": data.metric.value, "value": value, "boxes": data.boxes}
+        return scored | {"val_loss": self._loss_on_val()}
+
+    @torch.no_grad()
+    def _loss_on_val(self) -> float:
+        """The run's loss on val's labelled persons, on their true boxes and without augmentation."""
+        run, coco = self.run, self.data.metric is Metric.COCO_AP
+        table = labelled_persons(self.data.truth) if coco else self.data.truth
+        what = run.profile.input_hw, run.profile.heatmap_sigma, NO_AUGMENTATION, self.card.coordinates
+        # A generator of its own: the global one has its part in the training.
+        batches = DataLoader(TrainCrops(table, *what), run.profile.batch_size, generator=torch.Generator())
+        self.model.eval()
+        total = 0.0
+        for batch in map(self._to_device, batches):
+            heatmaps = self.model(normalise(batch.image))
+            total += float(batch_loss(run, heatmaps, batch)) * len(heatmaps)
+        return total / max(len(table), 1)
 
     def _save(self) -> None:
         """Save a state; all processes hold the same, so one writes."""

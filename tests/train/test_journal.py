@@ -19,7 +19,7 @@ from hrnetpp_lib.train.journal import append_metrics, cut_metrics, lock, read_me
 RUN = resolve(STAGE2, replace(SMOKE, input_hw=(96, 64)))
 RECORD = {"epoch": 7, "step": 35, "loss": 0.0123, "lr": 1e-3, "seconds": 2.5, "samples_per_s": 98.7}
 RECORD |= {"bad_images": 0, "processes": 2, "accumulate": 1}
-SCORED = {"metric": "COCO AP", "value": 0.5149, "boxes": "ground-truth boxes"}
+SCORED = {"metric": "COCO AP", "value": 0.5149, "boxes": "ground-truth boxes", "val_loss": 1.5e-3}
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_folder_keeps_a_second_training_out_and_is_named_where_nothing_can_be_
 def test_an_epoch_in_one_line():
     assert journal.describe(RECORD, 30) == "epoch   7/30  loss 1.230e-02  lr 1.0e-03  99 crops/s"
     full = journal.describe(RECORD | SCORED | {"bad_images": 3}, 30)
-    assert full.endswith("3 unreadable pictures replaced  COCO AP 0.515 (ground-truth boxes)")
+    assert full.endswith("pictures replaced  val loss 1.500e-03  COCO AP 0.515 (ground-truth boxes)")
 
 
 def test_snapshots_hold_the_same_eight_people(tmp_path, folder, one_person):
