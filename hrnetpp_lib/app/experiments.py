@@ -35,8 +35,8 @@ STUDY = Profile(
 # fmt: on
 LONG = 5  # epochs of E1, from scratch
 # What stages 1 and 2 multiply the report's learning rates by; E3 tries these for either network.
-TRIED_RATES = (1.0, 2.0, 4.0)
-RATES = {"hrnet": 2.0, "hrnetpp": 2.0}
+TRIED_RATES = (0.5, 1.0, 2.0)
+RATES = {"hrnet": 1.0, "hrnetpp": 1.0}
 PAIR = (HRNET, HRNETPP)
 _IN_WORDS = {HRNET: "HRNet", HRNETPP: "HRNet++"}
 _LEFT_OUT = {word: get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head")}
