@@ -37,19 +37,20 @@ def table_of_profiles(figures: Path) -> list[str]:
     """
     names = [name for name in PROFILES if name != "smoke" and (figures / name / "results.json").is_file()]
     results = {name: read_json(figures / name / "results.json", dict) for name in names}
-    rows = [["method", "report: AP"], ["---"] * (2 + 4 * len(names))]
+    rows = [["method", "report: AP"], [], *([m, f"{ap:.1f}"] for m, (ap, *_) in PAPER_TABLE_1.items())]
     for name in names:
-        number = len(results[name]["rows"][0]["trainings"])
-        rows[0] += [f"[`{name}`](figures/{name}/table_1.md): AP", f"{number} trainings", "exact shift"]
-        rows[0] += ["minus first row"]
-    for index, (method, paper) in enumerate(PAPER_TABLE_1.items()):
-        cells = [method, f"{paper[0]:.1f}"]
-        for name in names:
-            row = results[name]["rows"][index]
+        ours = results[name]["rows"]
+        rows[0] += [f"[`{name}`](figures/{name}/table_1.md): AP"]
+        for cells, row in zip(rows[2:], ours, strict=True):
             cells.append(percent(row["metrics"]["AP"], *row["interval"]))
-            cells += map(spread, zip(*row["trainings"], strict=True)) if row["trainings"] else ["", ""]
-            cells += ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*row["difference"]) if row["difference"] else ""]
-        rows.append(cells)
+        if number := len(ours[0].get("trainings", ())):  # results of earlier versions have none
+            rows[0] += [f"{number} trainings", "exact shift", "minus first row"]
+            for cells, row in zip(rows[2:], ours, strict=True):
+                cells += map(spread, zip(*row["trainings"], strict=True))
+                cells += [
+                    "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row["difference"]) if row["difference"] else ""
+                ]
+    rows[1] = ["---"] * len(rows[0])
     return (
         [f"* `{name}`: {content['data']}" for name, content in results.items()]
         + [""]
