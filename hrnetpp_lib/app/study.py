@@ -156,14 +156,15 @@ def _measure_views(run: Run, runs: Path, data: StageData, shifts: int) -> dict[s
 
 
 class _Speed(dict):
-    """Crops/s of a process of one thread by (profile, network), measured when first asked for."""
+    """Crops/s of a process of one thread by (profile, precision, network), measured when first asked for."""
 
     def hours(self, runs: Iterable[Run]) -> float:
         """Of one process, but for reading the crops."""
         return sum(_crops(run) / self._of(run) for run in runs) / 3600
 
     def _of(self, run: Run) -> float:
-        key = run.profile.name, PAIR[run.architecture.skips or run.architecture.se].name
+        network = PAIR[run.architecture.skips or run.architecture.se].name
+        key = run.profile.name, run.profile.precision, network
         if key not in self:
             self[key] = training_speed(run, run.profile.batch_size)
         return self[key]
@@ -211,8 +212,8 @@ def describe_study(root: Path, seeds: int = 0) -> Iterator[str]:
         cost = f"{sum(map(_crops, train)):,} crops to train, about {speed.hours(train) / cores:.1f} hours"
         cost = f"{cost} in {cores} processes" if train else "all trained"
         yield f"{one.name}  {one.question}: {len(runs) - left} of {len(runs)} runs measured; {cost}"
-    for (profile, network), rate in speed.items():
-        yield f"{rate:.0f} crops/s of a process, without reading them: {profile}, {network}"
+    for key, rate in speed.items():
+        yield f"{rate:.0f} crops/s of a process, without reading them: {', '.join(key)}"
 
 
 def run_study(names: Iterable[str], root: Path, hours: float, seeds: int = 0) -> None:

@@ -93,7 +93,7 @@ def small_study(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "LONG", 2)
     monkeypatch.setattr(experiments, "STUDY", TINY)
     monkeypatch.setattr(study, "TEST_PERSONS", 5)
-    known = lambda self, run: self.setdefault(("study", "hrnet"), 50.0)  # noqa: E731
+    known = lambda self, run: self.setdefault(("study", "fp32", "hrnet"), 50.0)  # noqa: E731
     monkeypatch.setattr(study._Speed, "_of", known)
     monkeypatch.setattr(study, "processes_at_once", lambda runs: 2)
     for name in EXPERIMENTS:
@@ -139,14 +139,14 @@ def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(small_study, 
     printed = capsys.readouterr().out
     assert "E1  heatmaps: HRNet++ over HRNet: 2 of 2 runs measured; all trained" in printed
     assert "(on the dev set): 0 of 6 runs measured; 48 crops to train, about 0.0 hours in 2 pr" in printed
-    assert "50 crops/s of a process, without reading them: study, hrnet" in printed
+    assert "50 crops/s of a process, without reading them: study, fp32, hrnet" in printed
 
 
 def test_the_speed_is_measured_once_for_each_network(monkeypatch):
     monkeypatch.setattr(experiments, "STUDY", TINY)
     runs, speed = [run for seed in (0, 1) for run in EXPERIMENTS["E1"].runs(seed)], study._Speed()
     hours = speed.hours(runs)
-    assert set(speed) == {("study", "hrnet"), ("study", "hrnetpp")} and min(speed.values()) > 1
+    assert set(speed) == {("study", "fp32", "hrnet"), ("study", "fp32", "hrnetpp")} and min(speed.values()) > 1
     assert hours == pytest.approx(2 * sum(5 * 8 / rate for rate in speed.values()) / 3600)
 
 
