@@ -79,7 +79,7 @@ def test_the_cost_of_a_study():
 
 def test_rates_are_tried_about_the_profiles(monkeypatch):
     runs = EXPERIMENTS["E3"].runs(0)
-    assert sorted({run.stage.lr_start for run in runs}) == [5e-4, 1e-3, 2e-3]
+    assert sorted({run.stage.lr_start for run in runs}) == [2.5e-4, 5e-4, 1e-3]
     monkeypatch.setitem(experiments.RATES, "hrnetpp", 4.0)
     plain, plus_plus = EXPERIMENTS["E1"].runs(0)
     assert (plain.stage.lr_start, plus_plus.stage.lr_start) == (1e-3, 4e-3)

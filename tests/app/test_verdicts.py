@@ -52,8 +52,8 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     for number, run in enumerate(runs):
         append_result(tmp_path, made_up(run, np.full(3, number / 10), 0.5))
     table = write_verdicts(tmp_path)
-    assert "- hrnet: 0.5: 0.00; 1: 20.00; 2: 40.00; chosen: " in table
-    assert "- hrnetpp: 0.5: 10.00; 1: 30.00; 2: 50.00" in table
+    assert "- hrnet: 0.25: 0.00; 0.5: 20.00; 1: 40.00; chosen: " in table
+    assert "- hrnetpp: 0.25: 10.00; 0.5: 30.00; 1: 50.00" in table
 
 
 def test_the_trainings_of_a_profile_are_those_with_every_row(tmp_path):
