@@ -47,6 +47,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "exclude-members": "set"}  # matplotlib adds a set()
 maximum_signature_line_length = 64
+add_module_names = False  # the headings name them
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 highlight_language = "none"  # a fence without a language is no Python
@@ -62,10 +63,10 @@ html_copy_source = False
 
 
 def separate_notes(app, what, name, thing, options, lines):
-    """'Raises: ...' and 'Reference: ...' in one line, our form of Google's sections, as paragraphs."""
-    for index in reversed(range(len(lines))):
-        if note := re.match(r"(Raises|Reference|Returns): (?=\S)", lines[index]):
-            lines[index : index + 1] = ["", f"**{note[1]}:** {lines[index][note.end() :]}"]
+    """'Raises: ...' and 'Reference: ...' in the text, our short form of Google's sections, as paragraphs."""
+    text = "\n".join(lines)
+    notes = r"(?:(?<=\n)|(?<=[.;)] ))(Raises|Reference|Returns): (?=\S)"
+    lines[:] = re.sub(notes, r"\n\n**\1:** ", text).splitlines()
 
 
 def show_fields(app, what, name, thing, options, lines):
@@ -74,6 +75,7 @@ def show_fields(app, what, name, thing, options, lines):
         source = inspect.cleandoc(inspect.getsource(thing)).splitlines()
         definition = ast.parse("\n".join(source)).body[0]
         fields = [node for node in definition.body if isinstance(node, ast.AnnAssign)]
+        fields = [node for node in fields if not node.target.id.startswith("_")]
         if fields:
             docstring_end = definition.body[0].end_lineno
             text = source[docstring_end : fields[-1].end_lineno]
@@ -100,8 +102,14 @@ def describe_image(self, data, render=NbElementRenderer.render_image):
     return [image]
 
 
+def source_links(app, config):
+    """Links to each page's source, once the checkout has a public address."""
+    if config.public_repository:
+        config.html_theme_options["source_view_link"] = f"{config.public_repository}/blob/HEAD/{{filename}}"
+
+
 def launch_link(app, pagename, templatename, context, doctree):
-    """Where the notebook's source can be run, once the checkout has a public address."""
+    """Where a notebook can be run, once the checkout has a public address: not the copy, its source."""
     address, notebook = app.config.public_repository, re.search(r"executed/\w+/(\w+)$", pagename)
     if address and notebook:
         place = "/".join(address.rstrip("/").split("/")[-2:])
@@ -113,6 +121,7 @@ def setup(app):
     NbElementRenderer.render_image = describe_image
     # https://github.com/OWNER/NAME, once there is one; the option is -D public_repository=...
     app.add_config_value("public_repository", "", "html", str)
+    app.connect("config-inited", source_links)
     app.connect("autodoc-process-docstring", separate_notes, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", show_fields, priority=400)
     app.connect("autodoc-process-signature", without_fields)
