@@ -34,7 +34,7 @@ exclude_patterns = [".*", "build", "data", "dist", "runs"]  # not looked into: t
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"  # what browsers draw themselves: MathJax would come from another host
 
