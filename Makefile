@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Spinning OpenMP threads slow each other down by an order of magnitude on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce test bench lab lint
+.PHONY: reproduce test bench book lab lint
 reproduce: .venv/ready
 	$(BIN)/python -m hrnetpp_lib reproduce --profile $(PROFILE)
 
@@ -16,6 +16,13 @@ test: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[fast]"
 	$(BIN)/python -m benchmarks.bench $(if $(OFFICIAL),--official "$(OFFICIAL)")
+
+# REPOSITORY=https://github.com/OWNER/NAME gives the site links to the source and to where notebooks can be run.
+book: .venv/ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[book]"
+	rm -rf build/book
+	$(BIN)/python -m sphinx -W --keep-going -q -E -c docs -d build/doctrees -D public_repository=$(REPOSITORY) . build/book
+	$(BIN)/python -m pytest -q -m book tests/test_docs.py
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks

@@ -1,4 +1,4 @@
-"""README says what the code and the committed results say."""
+"""README and the guide say what the code and the committed results say."""
 
 import json
 import os
@@ -15,14 +15,17 @@ from hrnetpp_lib.__main__ import build_parser
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import write_json
 from hrnetpp_lib.recipe import PROFILES
-from tools.readme import list_choices, render_readme, table_of_benchmarks, table_of_profiles
+from tools.readme import PAGES, list_choices, render_page, table_of_benchmarks, table_of_profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+GUIDE = sorted((ROOT / "docs").glob("*.md"))
 
 
-def test_generated_parts_are_up_to_date():
-    assert render_readme(README, ROOT) == README, "something changed: python tools/readme.py writes them anew"
+@pytest.mark.parametrize("page", PAGES)
+def test_generated_parts_are_up_to_date(page):
+    text = (ROOT / page).read_text()
+    assert render_page(page, text, ROOT) == text, "something changed: python tools/readme.py writes it anew"
 
 
 def test_the_table_has_a_column_per_profile_with_results(tmp_path):
@@ -83,11 +86,11 @@ def test_a_mark_names_its_room_and_may_go_on_over_lines(tmp_path):
 
 def test_missing_marker_is_named():
     with pytest.raises(HrnetppError, match="choices"):
-        render_readme(README.replace("<!-- end of choices -->", ""), ROOT)
+        render_page("docs/choices.md", "<!-- choices -->\n* one", ROOT)
 
 
 def test_it_runs_as_a_file(tmp_path):
-    for name in ("hrnetpp_lib", "tools", "figures"):
+    for name in ("hrnetpp_lib", "tools", "figures", "docs"):
         ignored = shutil.ignore_patterns("__pycache__", "*.png")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     for name in ("README.md", "pyproject.toml"):
@@ -95,12 +98,13 @@ def test_it_runs_as_a_file(tmp_path):
     (tmp_path / "hrnetpp_lib" / "new.py").write_text("# CHOICE: this one is new here.\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "tools/readme.py"], cwd=tmp_path, env=environment, check=True)
-    assert "\n* choice, `new.py`: this one is new here.\n" in (tmp_path / "README.md").read_text()
+    assert "\n* choice, `new.py`: this one is new here.\n" in (tmp_path / "docs" / "choices.md").read_text()
 
 
-def test_links_lead_to_files():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDE], ids=lambda path: path.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_every_module_is_in_the_tree_in_its_room():
@@ -117,9 +121,10 @@ def test_every_module_is_in_the_tree_in_its_room():
 
 
 def test_every_command_is_understood():
-    """In README's shell blocks and code spans."""
-    lines = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)).splitlines()
-    lines += re.findall(r"`(python -m hrnetpp_lib[^`]*)`", README)
+    """In shell blocks and code spans of README and the guide."""
+    text = README + "".join(page.read_text() for page in GUIDE)
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)).splitlines()
+    lines += re.findall(r"`(python -m hrnetpp_lib[^`]*)`", text)
     commands = [line.partition("  #")[0] for line in lines if "-m hrnetpp_lib " in line]
     assert len(commands) > 6
     for command in commands:

@@ -1,6 +1,6 @@
-"""What is generated in README.md: Table 1 of all profiles, the benchmark, choices and departures in the code.
+"""What is generated in README.md and docs/: Table 1 of all profiles, the benchmark, choices and departures.
 
-From a checkout, `python tools/readme.py` rewrites them; a test holds README against the code and the results.
+From a checkout, `python tools/readme.py` rewrites them; a test holds them against the code and the results.
 """
 
 import re
@@ -91,32 +91,40 @@ def table_of_benchmarks(kept: Path) -> list[str]:
     return [*lines, "", *(f"| {' | '.join(row)} |" for row in cells), "", *growth]
 
 
-def render_readme(text: str, root: Path) -> str:
-    """README's text with its generated parts made anew.
+def render_page(page: str, text: str, root: Path) -> str:
+    """A page's text with its generated parts made anew.
 
     Args:
-        text: README as it is.
+        page: Its name in `PAGES`, which says what parts it has.
+        text: The page as it is.
         root: The checkout.
 
     Raises:
         HrnetppError: If a marker is missing.
     """
-    parts = {
-        "<!-- table 1 -->": ("<!-- end of table 1 -->", "\n".join(table_of_profiles(root / "figures"))),
-        "<!-- choices -->": ("<!-- end of choices -->", "\n".join(list_choices(root / "hrnetpp_lib"))),
-        "<!-- bench -->": (
-            "<!-- end of bench -->",
-            "\n".join(table_of_benchmarks(root / "benchmarks" / "bench.json")),
-        ),
-    }
-    for start, (end, content) in parts.items():
+    for part in PAGES[page]:
+        start, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
         if start not in text or end not in text:
-            raise HrnetppError(f"README.md: markers {start} and {end} are not both there; put them back")
+            raise HrnetppError(f"{page}: markers {start} and {end} are not both there; put them back")
         before, rest = text.split(start)
+        content = "\n".join(PARTS[part](root))
         text = f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
     return text
 
 
+PARTS = {
+    "table 1": lambda root: table_of_profiles(root / "figures"),
+    "choices": lambda root: list_choices(root / "hrnetpp_lib"),
+    "bench": lambda root: table_of_benchmarks(root / "benchmarks" / "bench.json"),
+}
+PAGES = {
+    "README.md": ("table 1", "choices", "bench"),
+    "docs/choices.md": ("choices",),
+    "docs/speed.md": ("bench",),
+}
+
+
 if __name__ == "__main__":
-    readme = project_root() / "README.md"
-    readme.write_text(render_readme(readme.read_text(), project_root()))
+    for page in PAGES:
+        path = project_root() / page
+        path.write_text(render_page(page, path.read_text(), project_root()))

@@ -1,4 +1,4 @@
-"""Which files a profile reads: one folder layout, written by us for the small profiles, downloaded for COCO.
+"""Which files a profile reads: one folder layout, written by us for the small profiles, downloaded for COCO::
 
 <data>/coco/annotations/person_keypoints_{train,val}2017.json
 <data>/coco/{train2017,val2017}/*.jpg, or all of them in <data>/coco/images/

@@ -1,4 +1,4 @@
-"""HRNet and its HRNet++ changes, from the blocks to the network: one network, four switches.
+"""HRNet and its HRNet++ changes, from the blocks to the network: one network, four switches::
 
     image -> stem (1/4) -> layer1 -> stage2 -> stage3 -> stage4 -> heatmaps (1/4)
 

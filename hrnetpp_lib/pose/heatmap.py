@@ -1,6 +1,6 @@
 """Heatmaps and keypoints: Gaussian encoding, quarter-offset decoding, and averaging with the mirror image.
 
-A cell's integer index is its centre, (0, 0) being the top-left cell's:
+A cell's integer index is its centre, (0, 0) being the top-left cell's::
 
       cell index     0     1     2     3
                   +-----+-----+-----+-----+

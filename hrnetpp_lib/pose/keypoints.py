@@ -60,6 +60,7 @@ COCO17 = Skeleton(
         *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
     ),
 )
+"""COCO's 17 keypoints."""
 AIC14 = Skeleton(
     name="aic14",
     names=(
@@ -77,6 +78,7 @@ AIC14 = Skeleton(
         *((0, 6), (3, 9), (6, 9), (6, 7), (7, 8), (9, 10), (10, 11)),
     ),
 )
+"""AI Challenger's 14 keypoints."""
 SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, AIC14)}
 AIC_TO_COCO = {AIC14.names.index(name): COCO17.names.index(name) for name in AIC14.names[:12]}
 """The 12 keypoints both sets share, as AI Challenger index -> COCO index."""
