@@ -42,10 +42,10 @@ def table_of_profiles(figures: Path) -> list[str]:
         number = len(results[name]["rows"][0]["trainings"])
         rows[0] += [f"[`{name}`](figures/{name}/table_1.md): AP", f"{number} trainings", "exact shift"]
         rows[0] += ["minus first row"]
-    for index, (method, paper) in enumerate(PAPER_TABLE_1.items()):
+    for method, paper in PAPER_TABLE_1.items():
         cells = [method, f"{paper[0]:.1f}"]
         for name in names:
-            row = results[name]["rows"][index]
+            row = next(row for row in results[name]["rows"] if row["method"] == method)
             cells.append(percent(row["metrics"]["AP"], *row["interval"]))
             cells += map(spread, zip(*row["trainings"], strict=True)) if row["trainings"] else ["", ""]
             cells += ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*row["difference"]) if row["difference"] else ""]

@@ -18,7 +18,6 @@ from hrnetpp_lib.pose.geometry import Size
 METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 BOXES = "COCO_val2017_detections_AP_H_56_person.json"  # of person AP 56.4; all figures below are on them
 _SITE = "https://download.openmmlab.com/mmpose/"
-_ZOO = "the model zoo linked from github.com/leoxiaobin/deep-high-resolution-net.pytorch"
 
 
 @dataclass(frozen=True)
@@ -26,29 +25,35 @@ class PublishedFile:
     """A weight file that others published.
 
     Attributes:
+        by: Who.
         source: The address of its folder, with a slash at its end, or a page for people.
         digest: Its SHA-256, or the first digits of it; empty where nobody tells it.
         figures: What its authors measured with flip test on COCO val2017 and `BOXES`: metric -> percent.
     """
 
+    by: str
     source: str
     digest: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def _official(digest: str, *figures: float) -> PublishedFile:
-    return PublishedFile(_ZOO, digest, dict(zip(METRICS, figures, strict=True)))
+    by = "github.com/leoxiaobin/deep-high-resolution-net.pytorch"
+    return PublishedFile(
+        by, f"the model zoo linked from {by}", digest, dict(zip(METRICS, figures, strict=True))
+    )
 
 
 def _mmpose(folder: str, digest: str, *figures: float) -> PublishedFile:
     names = ("AP", "AP50", "AP75", "AR", "AR50") if figures else ()
-    return PublishedFile(_SITE + folder, digest, dict(zip(names, figures, strict=True)))
+    return PublishedFile(
+        "github.com/open-mmlab/mmpose", _SITE + folder, digest, dict(zip(names, figures, strict=True))
+    )
 
 
 _V0, _V1 = "top_down/hrnet/", "v1/body_2d_keypoint/topdown_heatmap/coco/"
-# Digests of the zoo's files as others report them, those of the rest from their names. Figures: README of
-# github.com/leoxiaobin/deep-high-resolution-net.pytorch, hrnet_coco.md of github.com/open-mmlab/mmpose (both
-# its 0.x and its 1.x).
+# Digests of the zoo's files as others report them, those of the rest from their names. Figures: README of the
+# official code; hrnet_coco.md of mmpose 0.x and 1.x.
 FILES = {
     "hrnet_w48-8ef0771d.pth": _mmpose("pretrain_models/", "8ef0771d"),  # ImageNet
     "hrnet_w32-36af842e.pth": _mmpose("pretrain_models/", "36af842e"),

@@ -115,8 +115,8 @@ def server(monkeypatch):
         threading.Thread(target=running.serve_forever, daemon=True).start()
         source = f"http://127.0.0.1:{running.server_port}/folder/"
         digest = hashlib.sha256(CONTENT).hexdigest()[:8]
-        monkeypatch.setitem(FILES, NAME, PublishedFile(source, digest))
-        monkeypatch.setitem(FILES, "none.pth", PublishedFile(source, digest))
+        monkeypatch.setitem(FILES, NAME, PublishedFile("us", source, digest))
+        monkeypatch.setitem(FILES, "none.pth", PublishedFile("us", source, digest))
         yield handler
         running.shutdown()
 
@@ -171,6 +171,6 @@ def test_what_is_not_the_file_is_deleted_and_what_cannot_be_fetched_is_named(tmp
         download("pose_hrnet_w48_384x288.pth", tmp_path)
     with refused("hrnet_w18.pth: unknown weight file; choose one of hrnet_w48-8ef0771d.pth"):
         download("hrnet_w18.pth", tmp_path)
-    monkeypatch.setitem(FILES, NAME, PublishedFile("http://127.0.0.1:1/", "00"))
+    monkeypatch.setitem(FILES, NAME, PublishedFile("us", "http://127.0.0.1:1/", "00"))
     with refused("refused"):
         download(NAME, tmp_path)
