@@ -328,9 +328,9 @@ def _load_published(path: Path, tensors: dict[str, Tensor], input_hw: Size | Non
     # Both codes: RGB, ImageNet's mean and deviation, quarter offset, a flip shift of one cell.
     card = ModelCard(skeleton, published.parse_size(_by(hw)), coordinates=UDP if "udp" in name else OFFICIAL)
     network = ", ".join([f"HRNet-W{width}", *(each for each in _SWITCHES_OFF if arguments.get(each))])
-    shift = f"{card.coordinates.name} coordinates with a flip shift of {card.coordinates.flip_shift:g} cells"
-    digest = "as published" if published.known_digest(path.name) else "unknown, so not checked"
-    decoder = "quarter offset"
+    shift = f"coordinates {card.coordinates.name} (flip shift {card.coordinates.flip_shift:g})"
+    digest = "as its name says" if published.known_digest(path.name) else "unknown, so not checked"
+    decoder = f"decoder {card.decoder}"
     if "udp" in name or "dark" in name:
         decoder += " (its authors' DARK is not here, so poses differ a little)"
     says = f"{skeleton.name}, input {_by(hw)} ({why}), {shift}, {decoder}, SHA-256 {digest}"

@@ -243,8 +243,8 @@ def test_published_networks_are_read_in_every_layout(tmp_path, capsys, mmengine,
     model, card = load_checkpoint(path)
     assert not model.training and same(model.state_dict(), state, state)
     assert card == ModelCard(COCO17, (64, 96), "quarter_offset", coordinates=OFFICIAL) and card.run == ""
-    words = "HRNet-W8, coco17, input 64x96 (by its name), official coordinates with a flip shift of 1 cells"
-    says = f"no card, so read as {words}, quarter offset, SHA-256 unknown, so not checked"
+    words = "HRNet-W8, coco17, input 64x96 (by its name), coordinates official (flip shift 1)"
+    says = f"no card, so read as {words}, decoder quarter_offset, SHA-256 unknown, so not checked"
     assert capsys.readouterr().out == f"{path.name}: {says}\n"
     assert load_weights(small(17, seed=1), path).new == ()  # to train from
 
@@ -333,7 +333,7 @@ def test_a_file_that_is_not_the_one_of_its_name_is_refused(tmp_path, capsys):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     good = path.rename(tmp_path / f"net_64x64-{digest[:8]}_20220909.pth")
     load_checkpoint(good)
-    assert "SHA-256 as published" in capsys.readouterr().out
+    assert "SHA-256 as its name says" in capsys.readouterr().out
     for name in ("net_64x64-0123abcd_20220909.pth", "net-0123abcd.pth", "pose_hrnet_w48_384x288.pth"):
         path = good.rename(tmp_path / name)
         for load in LOADERS:
