@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +305,18 @@ def test_evaluation_needs_no_training_data_and_names_what_lacks(capsys, tmp_path
         assert name in said
     assert not any(word in said for word in ("train2017", "ai_challenger", "hrnet_w48-8ef0771d"))
     assert "download COCO 2017's val and its person detections to these places" in said
+
+
+def test_check_data_says_whether_table_1_has_the_published_network(capsys, smoke_root, tmp_path, monkeypatch):
+    public = replace(SMOKE, data="public")
+    monkeypatch.setattr("hrnetpp_lib.__main__.get_profile", lambda _: public)
+    shutil.copytree(smoke_root / "data/smoke", coco := tmp_path / "data/coco")
+    network = coco / "weights/pose_hrnet_w48_384x288.pth"
+    for says in ("would have a row of it, were it there", "has a row of it"):
+        assert main(["check-data", "--output", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.endswith(f"\npublished network: {network}; Table 1 {says}\n")
+        network.parent.mkdir(exist_ok=True)
+        network.touch()
 
 
 def test_export_writes_a_new_file_and_leaves_what_is_there(capsys, tmp_path):

@@ -90,7 +90,7 @@ FILES = {
 }
 _USUAL_INPUT = {32: (256, 192), 48: (384, 288)}
 # Sets of as many keypoints as COCO or AI Challenger, but other ones.
-_OTHER_KEYPOINTS = re.compile("h36m|posetrack|ap10k|animal|crowdpose|macaque|horse|face|hand", re.IGNORECASE)
+_OTHER_KEYPOINTS = re.compile("h36m|posetrack|ap10k|macaque|crowdpose|lsp", re.IGNORECASE)
 
 
 # ------------------------------------------------------------------------------------------ what a file is
