@@ -225,7 +225,7 @@ def coco_root(real_data, tmp_path_factory) -> Path:
 def official_file(path: Path) -> HRNet:
     """A shallow network, saved as the official code saves its own; far from the state of a new one."""
     torch.manual_seed(5)
-    model = HRNet(8, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=16, layer1_blocks=1)
+    model = HRNet(4, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=4, layer1_blocks=1)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(
@@ -253,7 +253,7 @@ def test_a_published_network_is_evaluated_as_our_own_and_stands_beside_its_figur
         assert main([*arguments, "--checkpoint", str(checkpoint)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(
-        f"{path.name}: no card, so read as HRNet-W8, coco17, input 256x192 (by its name)"
+        f"{path.name}: no card, so read as HRNet-W4, coco17, input 256x192 (by its name)"
     )
     assert printed[1] == f"checkpoint {path}" and printed[7] == f"checkpoint {own}"
     assert f"boxes {COCO.boxes}, flip True, TTA False, decoder quarter_offset" in printed[2]
