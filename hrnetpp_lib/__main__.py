@@ -89,20 +89,33 @@ def evaluate(options: argparse.Namespace) -> None:
     from hrnetpp_lib.data.layout import load_coco, prepare_data
     from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, pick_device, predict_boxes, prepare
     from hrnetpp_lib.evaluate.score import score
-    from hrnetpp_lib.model.weights import load_checkpoint
+    from hrnetpp_lib.evaluate.table import beside_published
 
-    model, card = load_checkpoint(options.checkpoint)
-    data = load_coco(profile, prepare_data(profile, options.output / "data"))
+    model, card = _load(options)
+    data = load_coco(profile, prepare_data(profile, options.output / "data", val_only=True), val_only=True)
     if (mine := len(card.skeleton)) != (wanted := len(data.val.skeleton)):
         what = f"predicts {mine} keypoints ({card.skeleton.name}), COCO has {wanted}"
         raise HrnetppError(f"{options.checkpoint}: {what}; give a checkpoint of stage 2 or 3")
     flip, views = not options.no_flip, TTA_VIEWS if options.tta else SINGLE_VIEW
     network = prepare(model.to(pick_device()), card, options.runtime, options.precision)
     metrics = score(predict_boxes(network, card, data.val, flip, views), data)
-    print(f"checkpoint {options.checkpoint} ({card.run})")
+    print(f"checkpoint {options.checkpoint}" + (f" ({card.run})" if card.run else ""))
     print(f"profile {profile.name}, data {profile.data}, boxes {data.boxes}, ", end="")
-    print(f"flip {flip}, TTA {options.tta}, decoder {card.decoder}, {network.described}")
-    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    print(f"flip {flip}, TTA {options.tta}, decoder {card.decoder}, ", end="")
+    print(f"coordinates {card.coordinates.name} (flip shift {card.coordinates.flip_shift:g}), ", end="")
+    print(f"input {card.input_hw[0]}x{card.input_hw[1]}, {network.described}")
+    differs = ["no flip test"] * (not flip) + ["TTA"] * options.tta
+    differs += [network.precision] * (network.precision != "fp32")
+    differs += [f"{profile.data} data"] * (profile.data != "public")
+    print(*beside_published(options.checkpoint.name, metrics, data, card, differs), sep="\n")
+
+
+def _load(options: argparse.Namespace) -> tuple:
+    """Network and card of --checkpoint, its input as --input says."""
+    from hrnetpp_lib.model.published import parse_size
+    from hrnetpp_lib.model.weights import load_checkpoint
+
+    return load_checkpoint(options.checkpoint, parse_size(options.input) if options.input else None)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -117,11 +130,10 @@ def predict(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write a checkpoint's network as a graph for other programs, its model card in it."""
     from hrnetpp_lib.evaluate.runtime import export
-    from hrnetpp_lib.model.weights import load_checkpoint
 
-    model, card = load_checkpoint(options.checkpoint)
+    model, card = _load(options)
     export(model, card, options.format, options.output)
-    print(f"written: {options.output} ({options.format}, {card.run})")
+    print(f"written: {options.output} ({options.format}, {card.run or options.checkpoint.name})")
 
 
 def check_data(options: argparse.Namespace) -> None:
@@ -140,6 +152,9 @@ def check_data(options: argparse.Namespace) -> None:
             dropped = ", ".join(f"{count} {reason}" for reason, count in table.dropped.items() if count)
             print(f"{table.skeleton.name} {role}: {counts}, {labelled}; left out: {dropped or 'nothing'}")
         print(f"  val boxes: {data.boxes}")
+    if profile.data == "public":
+        row = "has a row of it" if paths.published.is_file() else "would have a row of it, were it there"
+        print(f"published network: {paths.published}; Table 1 {row}")
 
 
 def convert_lspe(options: argparse.Namespace) -> None:
@@ -217,7 +232,10 @@ def build_parser() -> argparse.ArgumentParser:
     option("--only", "notebook by its number; may be repeated", reproduce, metavar="03", **repeated)
     option("--set", "a notebook parameter", reproduce, metavar="NAME=VALUE", **repeated)
     _add_train_options(option)
-    option("--checkpoint", "a model.safetensors", evaluate, export, type=Path, required=True)
+    text = "a model.safetensors, or a published pose checkpoint of HRNet (official, mmpose)"
+    option("--checkpoint", text, evaluate, export, type=Path, required=True)
+    text = "height x width of a published network's input; default: its name's, or the usual one"
+    option("--input", text, evaluate, export, metavar="384x288")
     text = "auto (default: the fastest here), torch, openvino or onnxruntime (extra fast)"
     option("--runtime", text, evaluate, predict, default="auto")
     option("--precision", "fp32 (default) or bf16", evaluate, predict, default="fp32")

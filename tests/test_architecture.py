@@ -153,7 +153,8 @@ def test_nothing_prints_but_what_reports_to_people(name):
     if any(isinstance(call, ast.Name) and call.id == "print" for call in calls):
         reports = room_of(name) in ("train", "app", "__main__")
         slow = ("hrnetpp_lib.data.layout", "hrnetpp_lib.data.synthetic", "hrnetpp_lib.evaluate.runtime")
-        assert reports or name.startswith(slow)
+        guesses = "hrnetpp_lib.model.weights"  # what a file without a card is
+        assert reports or name.startswith((*slow, guesses))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.relative_to(ROOT).parts))

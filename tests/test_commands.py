@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,12 @@ import hrnetpp_lib
 from hrnetpp_lib.__main__ import _runs_to_train, build_parser, main
 from hrnetpp_lib.data import layout
 from hrnetpp_lib.evaluate.infer import predict_boxes
+from hrnetpp_lib.evaluate.score import score
 from hrnetpp_lib.files import project_root
-from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
+from hrnetpp_lib.model.hrnet import HRNet
+from hrnetpp_lib.model.weights import ModelCard, load_checkpoint, save_checkpoint
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
-from hrnetpp_lib.recipe import MINI, SMOKE, STAGE3, three_stages
+from hrnetpp_lib.recipe import COCO, MINI, SMOKE, STAGE3, three_stages
 from hrnetpp_lib.train.loop import build_model
 
 SMOKE_DATA = ("--profile", "smoke", "--output")
@@ -204,6 +206,119 @@ def test_evaluate_says_what_it_measured_and_refuses_14_keypoints(capsys, smoke_r
     assert asked == [(boxes, False, 1), (boxes, True, 5)] and boxes > 5
 
 
+# ----------------------------------------------------------------------------- published networks
+
+
+@pytest.fixture(scope="module")
+def coco_root(real_data, tmp_path_factory) -> Path:
+    """Profile coco with four photographs of val2017 and a real detector's 118 boxes; no training data."""
+    root, source = tmp_path_factory.mktemp("coco_root"), real_data / "coco_test"
+    coco = layout.data_paths(COCO, root / "data")
+    for path in (coco.coco_json("val"), coco.boxes_json(COCO)):
+        path.parent.mkdir(parents=True)
+    shutil.copy(source / "test_coco.json", coco.coco_json("val"))
+    shutil.copy(source / "test_coco_det_AP_H_56.json", coco.boxes_json(COCO))
+    shutil.copytree(source, coco.coco_images("val"), ignore=shutil.ignore_patterns("*.json"))
+    return root
+
+
+def official_file(path: Path) -> HRNet:
+    """A shallow network, saved as the official code saves its own; far from the state of a new one."""
+    torch.manual_seed(5)
+    model = HRNet(4, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=4, layer1_blocks=1)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(
+                torch.rand_like(tensor) + 0.5 if tensor.ndim == 1 else 0.3 * torch.randn_like(tensor)
+            )
+    torch.save(model.state_dict(), path)
+    return model.eval()
+
+
+def test_a_published_network_is_evaluated_as_our_own_and_stands_beside_its_figures(
+    capsys, coco_root, tmp_path, monkeypatch
+):
+    found = []
+
+    def spy(*arguments, **named):
+        found.append(predict_boxes(*arguments, **named))
+        return found[-1]
+
+    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.predict_boxes", spy)
+    path, own = tmp_path / "pose_hrnet_w48_256x192.pth", tmp_path / "own.safetensors"
+    model = official_file(path)
+    save_checkpoint(model, ModelCard(COCO17, (256, 192)), own)
+    arguments = ["evaluate", "--profile", "coco", "--output", str(coco_root), "--runtime", "torch"]
+    for checkpoint in (path, own):
+        assert main([*arguments, "--checkpoint", str(checkpoint)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(
+        f"{path.name}: no card, so read as HRNet-W4, coco17, input 256x192 (by its name)"
+    )
+    assert printed[1] == f"checkpoint {path}" and printed[7] == f"checkpoint {own}"
+    assert f"boxes {COCO.boxes}, flip True, TTA False, decoder quarter_offset" in printed[2]
+    assert "coordinates official (flip shift 1), input 256x192, runtime torch, precision fp32" in printed[2]
+    assert printed[3].removeprefix("measured   ") == printed[9] and printed[9].startswith("AP ")
+    assert printed[4].split() == ["published", *re.split(" +", PUBLISHED_W48)]
+    assert printed[5].startswith(
+        "published by github.com/leoxiaobin/deep-high-resolution-net.pytorch: COCO val"
+    )
+    assert printed[6] == "measured otherwise: 4 images, not 5000"
+    theirs, ours = found
+    assert ours.scores.shape == (118, 17) and ours.scores.std() > 0
+    np.testing.assert_array_equal(theirs.scores, ours.scores)
+    np.testing.assert_array_equal(theirs.keypoints, ours.keypoints)
+    data = layout.load_coco(COCO, layout.data_paths(COCO, coco_root / "data"), val_only=True)
+    assert printed[9] == "  ".join(f"{name} {value:.4f}" for name, value in score(ours, data).items())
+    some = data.val.select(np.arange(5))  # straight through the library
+    straight = predict_boxes(load_checkpoint(path)[0], ModelCard(COCO17, (256, 192)), some)
+    np.testing.assert_allclose(theirs.scores[:5], straight.scores, rtol=1e-4)
+    np.testing.assert_allclose(theirs.keypoints[:5], straight.keypoints, rtol=0, atol=0.01)
+
+
+PUBLISHED_W48 = "AP 0.7510 AP50 0.9060 AP75 0.8220 APM 0.7150 APL 0.8180 "
+PUBLISHED_W48 += "AR 0.8040 AR50 0.9430 AR75 0.8670 ARM 0.7620 ARL 0.8640"
+
+
+def test_what_differs_from_the_authors_measurement_is_said(capsys, smoke_root, tmp_path):
+    official_file(path := tmp_path / "pose_hrnet_w32_384x288.pth")
+    arguments = ["evaluate", *SMOKE_DATA, str(smoke_root), "--checkpoint", str(path), "--runtime", "torch"]
+    assert main([*arguments, "--no-flip", "--tta", "--input", "64x32"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "input 64x32 (as given)" in printed[0]
+    boxes = "boxes COCO_val2017_detections_synthetic_person.json"
+    differs = f"no flip test, TTA, synthetic data, {boxes}, 12 images, not 5000, input 64x32"
+    assert re.sub(r"\d+ images", "12 images", printed[-1]) == f"measured otherwise: {differs}"
+    assert "multiples of 32" in refused(capsys, *arguments, "--input", "100x32")
+    torch.save(
+        official_file(path).half().state_dict(), tmp_path / "hrnet_w48_coco_384x288-314c8528_20200708.pth"
+    )
+    assert "SHA-256" in refused(
+        capsys, *arguments[:-3], tmp_path / "hrnet_w48_coco_384x288-314c8528_20200708.pth"
+    )
+
+
+def test_evaluation_needs_no_training_data_and_names_what_lacks(capsys, tmp_path):
+    official_file(path := tmp_path / "pose_hrnet_w32_384x288.pth")
+    said = refused(capsys, "evaluate", "--profile", "coco", "--output", tmp_path, "--checkpoint", path)
+    for name in ("person_keypoints_val2017.json", "val2017;", "COCO_val2017_detections_AP_H_56_person.json."):
+        assert name in said
+    assert not any(word in said for word in ("train2017", "ai_challenger", "hrnet_w48-8ef0771d"))
+    assert "download COCO 2017's val and its person detections to these places" in said
+
+
+def test_check_data_says_whether_table_1_has_the_published_network(capsys, smoke_root, tmp_path, monkeypatch):
+    public = replace(SMOKE, data="public")
+    monkeypatch.setattr("hrnetpp_lib.__main__.get_profile", lambda _: public)
+    shutil.copytree(smoke_root / "data/smoke", coco := tmp_path / "data/coco")
+    network = coco / "weights/pose_hrnet_w48_384x288.pth"
+    for says in ("would have a row of it, were it there", "has a row of it"):
+        assert main(["check-data", "--output", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.endswith(f"\npublished network: {network}; Table 1 {says}\n")
+        network.parent.mkdir(exist_ok=True)
+        network.touch()
+
+
 def test_export_writes_a_new_file_and_leaves_what_is_there(capsys, tmp_path):
     pytest.importorskip("onnxscript")
     checkpoint, target = tiny_checkpoint(tmp_path / "m.safetensors", COCO17), tmp_path / "m.onnx"
@@ -279,7 +394,7 @@ def test_help_is_quick_lists_every_command_and_loads_nothing_heavy():
     assert not HEAVY & {name.split(".")[0] for name in loaded}
 
 
-HEAVY = {"torch", "numpy", "cv2", "matplotlib", "scipy", "accelerate", "pooch", "papermill", "IPython"}
+HEAVY = {"torch", "numpy", "cv2", "matplotlib", "scipy", "accelerate", "papermill", "IPython"}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from hrnetpp_lib.__main__ import build_parser
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.table import PAPER_TABLE_1
 from hrnetpp_lib.files import write_json
 from hrnetpp_lib.recipe import PROFILES
 from tools.readme import PAGES, list_choices, render_page, table_of_benchmarks, table_of_profiles
@@ -30,11 +31,14 @@ def test_generated_parts_are_up_to_date(page):
 
 def test_the_table_has_a_column_per_profile_with_results(tmp_path):
     row = {"metrics": {"AP": 0.5}, "interval": [0.4, 0.6], "difference": None}
+    old = [row | {"method": method} for method in PAPER_TABLE_1]
+    for name in ("smoke", "lspet"):
+        write_json(tmp_path / name / "results.json", {"data": f"{name} data", "rows": old})
     first = row | {"trainings": [[0.4, 0.5], [0.4, 0.5]]}
     other = row | {"trainings": [[0.5, 0.6], [0.52, 0.66]], "difference": [11.0, 0.04, 20.0]}
-    for name in ("smoke", "lspet"):
-        write_json(tmp_path / name / "results.json", {"data": f"{name} data", "rows": [row] * 6})
-    write_json(tmp_path / "mini" / "results.json", {"data": "mini data", "rows": [first] + [other] * 5})
+    new = [of | {"method": method} for of, method in zip([first, *[other] * 5], PAPER_TABLE_1, strict=True)]
+    new.insert(1, row | {"method": "published HRNet-W48"})  # which is in table_1.md alone
+    write_json(tmp_path / "mini" / "results.json", {"data": "mini data", "rows": new})
     lines = table_of_profiles(tmp_path)
     assert lines[:3] == ["* `mini`: mini data", "* `lspet`: lspet data", ""]
     ours = "[`mini`](figures/mini/table_1.md): AP | 2 trainings | exact shift | minus first row"

@@ -98,23 +98,30 @@ class Workspace:
 
         The flip test shifts the mirrored heatmaps as the network's recipe says, or exactly.
         """
+        return self._predictions(run.name, self._checkpoint(run), data, tta, exact_shift)
+
+    def _predictions(
+        self, name: str, checkpoint: Path, data: StageData, tta: bool, exact_shift: bool
+    ) -> Predictions:
+        """The same of a checkpoint, kept in the folder of a name."""
         views, flip = TTA_VIEWS if tta else SINGLE_VIEW, "exact flip" if exact_shift else "flip"
-        origin = [self.checkpoint_hash(run), data.val.fingerprint(), [asdict(view) for view in views], flip]
+        origin = [{name: sha256(checkpoint)}, data.val.fingerprint(), [asdict(view) for view in views], flip]
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:10]
-        path = self.runs / run.name / f"predictions_{'tta' if tta else 'single'}_{digest}.npz"
+        path = self.runs / name / f"predictions_{'tta' if tta else 'single'}_{digest}.npz"
         with contextlib.suppress(HrnetppError):  # a damaged file is made anew
             kept = Predictions.load(path)
             if kept.keypoints.shape == (len(data.val), len(data.val.skeleton), 2):
                 return kept
-        model, card = self.load(run)
+        model, card = load_checkpoint(checkpoint)
         card = replace(card, coordinates=EXACT_SHIFT) if exact_shift else card
-        found = predict_boxes(model, card, data.val, views=views)
+        found = predict_boxes(model.to(pick_device()), card, data.val, views=views)
         found.save(path)
         return found
 
     def table_1(self, seed: int = 0) -> list[table.Claim]:
         """The report's claims, after its Table 1 is measured with notebooks 3 to 5's networks and written.
 
+        Profile coco's has a row of the published network too, if its file is at `DataPaths.published`.
         The claims are judged by the trainings of the profile that the study's results have.
         """
         data = self.stage_data("coco")
@@ -125,6 +132,12 @@ class Workspace:
         }
         found = {part: self.predictions(runs[part[0]], data, *part[1:]) for part in sorted(wanted)}
         hashes = {name: self.checkpoint_hash(run) for name, run in runs.items()}
+        theirs = self.data.published
+        if self.profile.data == "public" and theirs.is_file():
+            hashes["published"] = {theirs.stem: sha256(theirs)}
+            for shift in (False, True):
+                of_theirs = self._predictions(theirs.stem, theirs, data, tta=False, exact_shift=shift)
+                found["published", False, shift] = of_theirs
         rows, claims = table.assemble(found, hashes, data, seed, known)
         words, trained = self.describe_data(data), [*map(self.describe_run, (*baselines[:2], *stages))]
         table.write_results(self.figures, self.profile.name, words, rows, trained)

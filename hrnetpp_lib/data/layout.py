@@ -3,6 +3,7 @@
 <data>/coco/annotations/person_keypoints_{train,val}2017.json
 <data>/coco/{train2017,val2017}/*.jpg, or all of them in <data>/coco/images/
 <data>/coco/person_detection_results/<boxes>.json
+<data>/coco/weights/{hrnet_w48-8ef0771d,pose_hrnet_w48_384x288}.pth; Table 1 has a row of the second, if there
 <data>/ai_challenger/ai_challenger_keypoint_{train_20170902,validation_20170911}/...
 """
 
@@ -68,6 +69,11 @@ class DataPaths:
     def boxes_json(self, profile: Profile) -> Path | None:
         return self.coco / "person_detection_results" / profile.boxes if profile.boxes else None
 
+    @property
+    def published(self) -> Path:
+        """The network that others published, of which Table 1 has a row where the file is there."""
+        return self.root / "weights" / "pose_hrnet_w48_384x288.pth"
+
     def ai_challenger(self, split: str) -> tuple[Path, Path]:
         """Annotations and image folder."""
         folder_day, json_day = ("20170902", "20170909") if split == "train" else ("20170911", "20170911")
@@ -87,8 +93,10 @@ def data_paths(profile: Profile, root: Path) -> DataPaths:
     return DataPaths(root / {"synthetic": profile.name, "lspet": "lspet", "public": "coco"}[profile.data])
 
 
-def prepare_data(profile: Profile, root: Path) -> DataPaths:
+def prepare_data(profile: Profile, root: Path, val_only: bool = False) -> DataPaths:
     """Make the profile's files below the data folder where we can, and check that all are there.
+
+    With `val_only` those alone that `load_coco` reads then: nobody needs training data to evaluate a network.
 
     Raises: HrnetppError if files must be downloaded, which, and where to.
     """
@@ -96,18 +104,22 @@ def prepare_data(profile: Profile, root: Path) -> DataPaths:
     if profile.data == "synthetic":
         places, counts = (lambda folder: DataPaths(folder).sets()), profile.synthetic_persons
         write_dataset(paths.root, places, *counts, seed=0, processes=2)
-    if missing := missing_files(profile, paths):
+    if missing := missing_files(profile, paths, val_only):
         places = "; ".join(map(str, missing))
-        remedy = f"To get them: {how_to_get(profile)}. Or try --profile mini, which makes its own data"
+        remedy = (
+            f"To get them: {how_to_get(profile, val_only)}. Or try --profile mini, which makes its own data"
+        )
         raise HrnetppError(f"profile {profile.name!r}: not found: {places}. {remedy}")
     return paths
 
 
-def how_to_get(profile: Profile) -> str:
-    """What somebody does who lacks the data of a profile that cannot make its own."""
+def how_to_get(profile: Profile, val_only: bool = False) -> str:
+    """What somebody does who lacks the data of a profile that cannot make its own, or those of val."""
     if profile.data == "lspet":
         what = "download joints.mat and the images of Leeds Sports Pose Extended, and give"
         return f"{what} python -m hrnetpp_lib convert-lspe joints.mat images/"
+    if val_only:
+        return "download COCO 2017's val and its person detections to these places (README, 'The ladder')"
     return (
         "download AI Challenger, COCO 2017 and its person detections to these places, and the weights by "
         "hrnetpp_lib.model.weights.download (README, 'The ladder')"
@@ -128,19 +140,26 @@ def convert_lspe(joints_mat: Path, images: Path, root: Path, skip_missing_images
     return target
 
 
-def missing_files(profile: Profile, paths: DataPaths) -> list[Path]:
-    """Files and folders that the profile's stages read and that are not there."""
-    files = [path for pair in paths.sets().values() for path in pair]
-    weights = profile.imagenet_weights
+def missing_files(profile: Profile, paths: DataPaths, val_only: bool = False) -> list[Path]:
+    """Files and folders that the profile's stages read, or evaluation alone, and that are not there."""
+    files = [
+        path for name, pair in paths.sets().items() for path in pair if not val_only or name == "coco_val"
+    ]
+    weights = None if val_only else profile.imagenet_weights
     files += filter(None, (paths.boxes_json(profile), weights and paths.root / weights))
     return [path for path in files if not path.exists()]
 
 
-def load_coco(profile: Profile, paths: DataPaths) -> StageData:
-    """COCO train persons, and val boxes of the profile's detector or, without one, of the ground truth."""
+def load_coco(profile: Profile, paths: DataPaths, val_only: bool = False) -> StageData:
+    """COCO train persons, and val boxes of the profile's detector or, without one, of the ground truth.
+
+    With `val_only` val's labelled persons stand for those of train, which are not read: of both sets the same
+    keypoints are labelled.
+    """
     sets, boxes = paths.sets(), paths.boxes_json(profile)
-    train, truth = read_coco(*sets["coco_train"]), read_coco_truth(*sets["coco_val"])
+    truth = read_coco_truth(*sets["coco_val"])
     val, source = labelled_persons(truth), GROUND_TRUTH_BOXES
+    train = val if val_only else read_coco(*sets["coco_train"])
     if boxes:
         val, source = annotations.read_coco_detections(boxes, truth, truth.image_dir), boxes.name
     return StageData(train, val, truth, Metric.COCO_AP, source)

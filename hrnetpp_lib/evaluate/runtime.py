@@ -29,6 +29,7 @@ from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.files import sha256, whole_file, whole_folder
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.pose.geometry import BOX_PADDING
 
 # From the fastest to the slowest on a CPU, as measured; and what each needs beside torch.
 RUNTIMES = {
@@ -261,11 +262,16 @@ def _run_onnxruntime(folder: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _card_as_json(card: ModelCard) -> str:
-    """All that a reader who has not this package needs to feed the graph and to read its heatmaps."""
-    facts = {name: getattr(card, name) for name in ("input_hw", "decoder", "alpha", "run")}
-    facts |= {"keypoints": card.skeleton.names, "flip_pairs": card.skeleton.flip_pairs}
-    facts |= {"skeleton": card.skeleton.name, "coordinates": vars(card.coordinates)}
-    return json.dumps(facts | {"rgb_mean": MEAN, "rgb_std": STD, "heatmap_stride": 4})
+    """All that a reader who has not this package needs to feed the graph and to read its heatmaps.
+
+    examples/onnx_pose.py is such a reader.
+    """
+    skeleton, facts = card.skeleton, {"format": 1, "channels": "RGB", "values": [0, 255]}
+    facts |= {"normalisation": "(values - rgb_mean) / rgb_std", "rgb_mean": MEAN, "rgb_std": STD}
+    facts |= {"input_hw": card.input_hw, "box_padding": BOX_PADDING, "heatmap_stride": 4}
+    facts |= {"decoder": card.decoder, "alpha": card.alpha, "coordinates": vars(card.coordinates)}
+    facts |= {"skeleton": skeleton.name, "keypoints": skeleton.names, "flip_pairs": skeleton.flip_pairs}
+    return json.dumps(facts | {"limbs": skeleton.limbs, "run": card.run})
 
 
 @contextlib.contextmanager

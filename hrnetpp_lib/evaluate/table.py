@@ -17,6 +17,8 @@ from hrnetpp_lib.evaluate.metrics import COCO_METRICS
 from hrnetpp_lib.evaluate.score import resample, score
 from hrnetpp_lib.evaluate.statistics import Verdict, judge
 from hrnetpp_lib.files import whole_file, write_json
+from hrnetpp_lib.model import published
+from hrnetpp_lib.model.weights import ModelCard
 
 METRICS = COCO_METRICS[:6]
 
@@ -38,6 +40,9 @@ PARTS = {
     "ensemble": (("heatmap", False), ("regression", False)),
     "ensemble + TTA": (("heatmap", True), ("regression", True)),
 }
+# A row after the first, where the file of others is at hand; its network takes the name "published".
+PUBLISHED = "published HRNet-W48"
+_PUBLISHED_FIGURES = tuple(published.FILES["pose_hrnet_w48_384x288.pth"].figures[name] for name in METRICS)
 # The report's steps, each from a row of its table to the one that improves on it.
 _STEPS = ((0, 1), (1, 2), (2, 3), (2, 4), (3, 5))
 
@@ -52,7 +57,7 @@ class TableRow:
     """One measured row of Table 1.
 
     Attributes:
-        method: A key of `PAPER_TABLE_1`.
+        method: A key of `PAPER_TABLE_1`, or `PUBLISHED`.
         metrics: The ten COCO metrics, 0..1.
         boxes: Where the boxes come from.
         flip: Whether heatmaps are averaged with the mirrored crop's.
@@ -63,7 +68,7 @@ class TableRow:
         difference: In points, the mean over these trainings of AP minus the first row's of the same training,
             and its 95% interval; None in the first row, and of fewer than two trainings.
         runs: Run name -> SHA-256 of its checkpoint.
-        seed: Of the runs.
+        seed: Of the runs; None of others' networks.
     """
 
     method: str
@@ -76,7 +81,7 @@ class TableRow:
     trainings: tuple[tuple[float, float], ...]
     difference: tuple[float, float, float] | None
     runs: dict[str, str]
-    seed: int
+    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -115,22 +120,29 @@ def assemble(
 ) -> tuple[list[TableRow], list[Claim]]:
     """The report's six rows, measured on val's boxes of COCO data, and its claims from row to row.
 
+    After the first comes one of the published network, if there are predictions of it.
+
     Networks trained once say nothing about another training, so claims are judged by `trainings` alone.
 
     Args:
-        predictions: By network and TTA as in `PARTS`, and by whether the flip shift was exact.
+        predictions: By network ("published" is others') and TTA as in `PARTS`, and by whether the flip shift
+            was exact.
         hashes: By network: run name -> SHA-256 of its checkpoint.
         data: What the predictions are of.
         seed: Of the networks.
         trainings: What is known of trainings of the same recipe.
     """
+    methods, of_rows = list(PARTS), dict(PARTS)
+    if ("published", False, False) in predictions:
+        of_rows = {methods[0]: PARTS[methods[0]], PUBLISHED: (("published", False),)} | PARTS
     ours, exact = (
-        {method: average([predictions[*part, shift] for part in parts]) for method, parts in PARTS.items()}
+        {method: average([predictions[*part, shift] for part in parts]) for method, parts in of_rows.items()}
         for shift in (False, True)
     )
-    draws, methods, rows = resample(ours, data), list(PARTS), []
-    for method, parts in PARTS.items():
-        over = _differences(trainings, method, methods[0])
+    draws, rows = resample(ours, data), []
+    for method, parts in of_rows.items():
+        known = trainings if method in PARTS else ()
+        over = _differences(known, method, methods[0])
         verdict = judge([over])[0] if method != methods[0] else None
         rows.append(
             TableRow(
@@ -141,20 +153,26 @@ def assemble(
                 tta=parts[0][1],
                 interval=draws.interval(method),
                 exact_shift=score(exact[method], data)["AP"],
-                trainings=tuple(training[method] for training in trainings),
+                trainings=tuple(training[method] for training in known),
                 difference=(verdict.mean, verdict.low, verdict.high) if verdict and len(over) > 1 else None,
                 runs={name: digest for network, _ in parts for name, digest in hashes[network].items()},
-                seed=seed,
+                seed=seed if method in PARTS else None,
             )
         )
+    return rows, _claims({method: found["AP"] for method, found in draws.metrics.items()}, trainings)
+
+
+def _claims(aps: Mapping[str, float], trainings: Sequence[Training]) -> list[Claim]:
+    """The report's steps, with the AP of each row here, 0..1."""
+    methods = list(PARTS)
     steps = [(methods[better], methods[worse]) for worse, better in _STEPS]
     over = [_differences(trainings, *step) for step in steps]
     claims = []
     for (better, worse), differences, verdict in zip(steps, over, judge(over), strict=True):
         paper = PAPER_TABLE_1[better][0] - PAPER_TABLE_1[worse][0]
-        here = 100 * (draws.metrics[better]["AP"] - draws.metrics[worse]["AP"])
+        here = 100 * (aps[better] - aps[worse])
         claims.append(Claim(better, worse, paper, here, tuple(differences), verdict))
-    return rows, claims
+    return claims
 
 
 def _differences(trainings: Sequence[Training], better: str, worse: str) -> list[float]:
@@ -212,11 +230,12 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
 
     Ours are never on the report's scale unless the profile is the report's own; the heading says so.
     """
-    number = len(rows[0].trainings)
+    number, reported = len(rows[0].trainings), PAPER_TABLE_1 | {PUBLISHED: _PUBLISHED_FIGURES}
     lines = [
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,",
         "trained and tested on the same data and boxes as the other rows.",
+        *(_PUBLISHED_IN_WORDS if any(row.method == PUBLISHED for row in rows) else ()),
         "In square brackets 95%: of AP over samples of the validation images, which says nothing about",
         f"another training; of differences over trainings. Of {number} trainings: mean ± standard deviation.",
         "",
@@ -226,13 +245,49 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
     ]
     for row in rows:
         ours = [100 * row.metrics[metric] for metric in METRICS]
-        pairs = zip(PAPER_TABLE_1[row.method], ours, strict=True)
+        pairs = zip(reported[row.method], ours, strict=True)
         cells = [f"{paper:.1f} / " + (f"**{value:.1f}**" if value >= 0 else "-") for paper, value in pairs]
         cells += [percent(row.metrics["AP"], *row.interval), f"{100 * row.exact_shift:.1f}"]
         cells += [*map(spread, zip(*row.trainings, strict=True))] or ["", ""]
         cells += ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*row.difference) if row.difference else ""]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+_PUBLISHED_IN_WORDS = (
+    f"{PUBLISHED}: the official weights, beside what their authors measured on {published.BOXES};",
+    "trained on COCO alone, not on AI Challenger as the other rows.",
+)
+
+
+def beside_published(
+    name: str, metrics: Mapping[str, float], data: StageData, card: ModelCard, differs: Sequence[str]
+) -> list[str]:
+    """The ten figures of a network as lines and, if its file is a known one, its authors' below them.
+
+    Args:
+        name: Of the file.
+        metrics: The ten COCO metrics, 0..1.
+        data: What they were measured on.
+        card: Of the network.
+        differs: What is known already to have been done in another way than its authors did.
+    """
+    known = published.FILES.get(name)
+    if not (known and known.figures):
+        return ["  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())]
+    theirs = {metric: f"{value / 100:.4f}" for metric, value in known.figures.items()}
+    images, size = len(data.truth.image_files), published.input_of(Path(name), 0)[0]
+    differs = list(differs)
+    differs += [f"boxes {data.boxes}"] * (data.boxes != published.BOXES)
+    differs += [f"{images} images, not 5000"] * (images != 5000)
+    differs += ["input {}x{}".format(*card.input_hw)] * (card.input_hw != size)
+    how = f"COCO val2017, boxes {published.BOXES} (person AP 56.4), flip test, flip shift of one cell"
+    return [
+        "measured   " + "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()),
+        "published  " + "  ".join(f"{metric} {theirs.get(metric, '-'):6s}" for metric in metrics).rstrip(),
+        f"published by {known.by}: {how}, quarter offset, fp32",
+        f"measured otherwise: {', '.join(differs)}" if differs else "measured in the same way",
+    ]
 
 
 def spread(values: Sequence[float]) -> str:

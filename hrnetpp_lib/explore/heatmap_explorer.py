@@ -12,6 +12,7 @@ from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS
 from hrnetpp_lib.explore import panels, session
 from hrnetpp_lib.explore.panels import ClickableImage
 from hrnetpp_lib.explore.session import Box
+from hrnetpp_lib.pose.geometry import BOX_PADDING
 
 _SHOWN_PX = (320, 480)  # width and height of the whole picture, a little more than its panel has
 _HINT = (
@@ -71,7 +72,7 @@ class HeatmapExplorer(panels.Explorer):
         logarithmic = {"base": 10, "min": 0, "max": np.log10(200), "step": np.log10(60) / 89}
         self.alpha = widgets.FloatLogSlider(60, readout_format=".3g", **logarithmic, **self._look("alpha"))
         self.blend = self._slider(0.6, 0, 1, 0.05, "blend")
-        self.padding = self._slider(1.25, 1.0, 2.0, 0.05, "box padding")
+        self.padding = self._slider(BOX_PADDING, 1.0, 2.0, 0.05, "box padding")
         self.shift_x = self._slider(0.0, -0.3, 0.3, 0.01, "box shift x")
         self.shift_y = self._slider(0.0, -0.3, 0.3, 0.01, "box shift y")
         self.flip = widgets.Checkbox(True, description="average with the mirrored crop", indent=False)

@@ -16,14 +16,13 @@ from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, points_to_image, prepare, raw_heatmaps
 from hrnetpp_lib.evaluate.metrics import keypoint_similarity
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
-from hrnetpp_lib.pose.geometry import transform_points
+from hrnetpp_lib.pose.geometry import BOX_PADDING, transform_points
 from hrnetpp_lib.pose.heatmap import decode
 from hrnetpp_lib.pose.softargmax import soft_argmax
 
 Network = tuple[torch.nn.Module, ModelCard] | Path | str  # ready to be asked, or its checkpoint
 TRUTH = "truth"  # beside "arg_max", "quarter_offset" and "soft_argmax", the decoders
 _FAR_PX = 1e6  # no picture is as large
-_PADDING = 1.25  # of bbox_to_center_scale; other paddings are views
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _MOST_PICTURES, _MOST_PEOPLE = 300, 10
 _THUMBNAIL_HW = (96, 72)
@@ -92,7 +91,7 @@ def ask(
     image: np.ndarray,
     bbox_xywh: np.ndarray,
     views: tuple[View, ...] = SINGLE_VIEW,
-    padding: float = _PADDING,
+    padding: float = BOX_PADDING,
 ) -> Answer:
     """Run a network in eval mode on a box, (4,) in px of a (height, width, 3) RGB image, and its padding.
 
@@ -103,7 +102,7 @@ def ask(
         raise HrnetppError(f"box {bbox_xywh.tolist()} lies in no picture; give x, y, w, h in its px")
     # The plain view comes first: it is the one that is drawn.
     ordered = sorted(views, key=lambda view: view != View())
-    padded = tuple(View(view.scale * padding / _PADDING, view.rotation_deg) for view in ordered)
+    padded = tuple(View(view.scale * padding / BOX_PADDING, view.rotation_deg) for view in ordered)
     crops, matrices = crops_of_box(image, bbox_xywh, card.input_hw, padded, card.coordinates)
     plain, mirrored = raw_heatmaps(model, torch.from_numpy(crops), card)
     return Answer(card, crops, matrices, plain.cpu(), mirrored.cpu())

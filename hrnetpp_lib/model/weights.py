@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.files import check_file, decode_json, sha256, whole_file
+from hrnetpp_lib.files import check_file, decode_json, whole_file
+from hrnetpp_lib.model import published
 from hrnetpp_lib.model.hrnet import HRNet, HRNetConfig
-from hrnetpp_lib.pose.geometry import CONVENTIONS, OFFICIAL, PixelConvention
+from hrnetpp_lib.model.published import download as download  # it is used by this name
+from hrnetpp_lib.pose.geometry import CONVENTIONS, OFFICIAL, UDP, PixelConvention, Size
 from hrnetpp_lib.pose.keypoints import COCO17, SKELETONS, Skeleton
 from hrnetpp_lib.recipe import Run
 
 _HEAD = ("final_layer.weight", "final_layer.bias")
 _STEM_AND_LAYER1 = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.")
 _FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
-_MMPOSE = "https://download.openmmlab.com/mmpose/pretrain_models/"
-_ZOO = "the model zoo linked from github.com/leoxiaobin/deep-high-resolution-net.pytorch"
-FILES = {  # name: (where, SHA-256 or the first digits of it); those of the zoo as others report them
-    "hrnet_w48-8ef0771d.pth": (_MMPOSE, "8ef0771d"),
-    "hrnet_w32-36af842e.pth": (_MMPOSE, "36af842e"),
-    "pose_hrnet_w48_384x288.pth": (_ZOO, "95e0fec3194826d5e3f806ea89be68bbb84517b114c3a32b3058c56610b5ef61"),
-    "pose_hrnet_w32_256x192.pth": (_ZOO, "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c"),
-}
 
 
 @dataclass(frozen=True)
@@ -119,35 +114,13 @@ def shrink_normalised(model: HRNet, divisor: float) -> None:
             module.weight /= divisor
 
 
-def download(name: str, folder: Path | str) -> Path:
-    """Return folder/name, fetched if it is not there, after checking its SHA-256.
-
-    Raises: HrnetppError if the name is unknown, the file cannot be fetched, or its digest is wrong.
-    """
-    if name not in FILES:
-        raise HrnetppError(f"{name}: unknown weight file; choose one of {', '.join(FILES)}")
-    path, (source, digest) = Path(folder) / name, FILES[name]
-    by_hand = f"get {name} from {source} by hand and put it at {path}"
-    if not path.exists():
-        if not source.endswith("/"):  # a page for people, no address of a file
-            raise HrnetppError(f"{path}: not there, and it has no stable address; {by_hand}")
-        import pooch
-
-        try:
-            pooch.retrieve(source + name, known_hash=None, fname=name, path=path.parent, progressbar=False)
-        except OSError as error:
-            raise HrnetppError(f"{path}: cannot be downloaded ({error}); {by_hand}") from error
-    check_file(path, by_hand)
-    if not (actual := sha256(path)).startswith(digest):
-        raise HrnetppError(f"{path}: SHA-256 is {actual}, not {digest}...; delete the file and {by_hand}")
-    return path
-
-
 def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a weight file by name, without wrappers of training scripts, and safetensors' metadata."""
+    """Tensors of a weight file by official names, out of trainings' wrappers, and safetensors' metadata."""
     path, metadata = Path(path), None
-    listed = f"; see weights.download({path.name!r}, {str(path.parent)!r})" if path.name in FILES else ""
+    listed = path.name in published.FILES
+    listed = f"; see weights.download({path.name!r}, {str(path.parent)!r})" if listed else ""
     check_file(path, f"check the path or train the model first{listed}")
+    published.check_digest(path, "it is torn, or another file under this name: get it again, or rename it")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -158,29 +131,69 @@ def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # a damaged file can raise nearly anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # PyTorch advises to trust the file
-            reason = (
-                "objects other than tensors are refused, as unpickling them can run code: use safetensors"
-            )
+            what = re.search(r"GLOBAL ([\w.]{1,200})", str(error))
+            what = what[1] if what else "objects other than tensors"
+            raise HrnetppError(
+                f"{path}: damaged, or holds {what}, refused, as unpickling it can run code; download it "
+                "again or, where you trust it, save its state_dict alone, best as safetensors: "
+                "torch.save(torch.load(path, weights_only=False)['state_dict'], new_path)"
+            ) from error
         raise HrnetppError(f"{path}: damaged or not a weight file ({reason}); download it again") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for wrapper in ("state_dict", "best_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
     if not isinstance(content, dict) or not all(map(_is_named_tensor, content, content.values())):
         raise HrnetppError(f"{path}: not a state_dict (names to dense tensors); save one with torch.save")
-    tensors = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    tensors = {published.official_name(name): tensor for name, tensor in content.items()}
     if len(tensors) < len(content):
-        raise HrnetppError(f"{path}: holds names twice, with and without module.; save one state_dict alone")
+        raise HrnetppError(f"{path}: holds names twice, with and without a prefix; save one state_dict alone")
     return tensors, metadata or {}
 
 
+class _Ignored:
+    """Stands for what trainings of others save beside the tensors; takes all, does and keeps nothing."""
+
+    def __new__(cls, *_: object) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _stand_in(module: str, name: str) -> type[_Ignored]:
+    """What the unpickler takes for the class or function of that name; the real one is never called."""
+    return type(name, (_Ignored,), {"__module__": module})
+
+
+_MMENGINE = "mmengine.logging.history_buffer"
+_BESIDE_TENSORS = [
+    *[_stand_in("numpy", name) for name in ("ndarray", "dtype")],
+    *[
+        _stand_in(f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ],
+    *[_stand_in(_MMENGINE, "HistoryBuffer"), _stand_in("builtins", "getattr")],
+]
+
+
 def _unpickle(raw: bytes) -> object:
-    """What torch.load finds in a file, unless it asks for more memory than the file has bytes."""
+    """What torch.load finds in a file, unless it asks for more memory than the file has bytes.
+
+    Figures, their history and datasets' descriptions are left out: nothing of numpy or mmengine is called.
+    """
     file = io.BytesIO(raw)
     entries = zipfile.ZipFile(file).infolist() if zipfile.is_zipfile(file) else []
     if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > len(raw):
         raise ValueError("compressed, as torch.save never does")
     if b"bytearray" in raw:  # torch.load makes one of any length, weights_only or not
         raise ValueError("holds a bytearray")
-    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(_BESIDE_TENSORS):
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
 
 
 def _is_named_tensor(name: object, value: object) -> bool:
@@ -268,25 +281,69 @@ def save_checkpoint(model: HRNet, card: ModelCard, path: Path) -> None:
             raise OSError(str(error)) from error
 
 
-def load_checkpoint(path: Path | str) -> tuple[HRNet, ModelCard]:
-    """The network, on the CPU and in eval mode, and the card of a file of `save_checkpoint`.
+def load_checkpoint(path: Path | str, input_hw: Size | None = None) -> tuple[HRNet, ModelCard]:
+    """The network, on the CPU and in eval mode, and its card, of our own file or a published one.
 
-    Raises: HrnetppError if the file is missing, damaged, or not of this package, or a weight is not finite.
+    Published are pose networks of the official code and of mmpose, and whatever else has their layout. They
+    have no card: network and keypoints are read off the tensors, and a line says what was decided.
+
+    Args:
+        path: The file.
+        input_hw: Of a published network's input; by default its name's, or else its width's usual.
+
+    Raises: HrnetppError if the file is missing, damaged, of another layout or set of keypoints, or not the
+        file of its name, a weight is not finite, or input_hw is not its card's.
     """
+    path = Path(path)
     tensors, metadata = _read(path)
-    header = decode_json(metadata.get(_HEADER_KEY, "{}"), _Header, path, _REMEDY)
+    if _HEADER_KEY not in metadata:
+        return _load_published(path, tensors, input_hw)
+    header = decode_json(metadata[_HEADER_KEY], _Header, path, _REMEDY)
     card = decode_json(header.card, _CardInFile, f"{path}: its card", _REMEDY)
     config = decode_json(header.hrnet, HRNetConfig, f"{path}: its network", _REMEDY)
     model, skeleton = _build(path, config, tensors), SKELETONS[card.skeleton]
     if config.num_keypoints != len(skeleton):
         raise HrnetppError(f"{path}: {config.num_keypoints} heatmaps, but {skeleton.name}; {_REMEDY}")
+    if input_hw is not None and tuple(input_hw) != card.input_hw:
+        raise HrnetppError(f"{path}: its card says input {_by(card.input_hw)}; leave {_by(input_hw)} out")
     _copy(model, path, tensors, list(tensors))
     objects = {"skeleton": skeleton, "coordinates": CONVENTIONS[card.coordinates]}
     return model.eval(), ModelCard(**(msgspec.structs.asdict(card) | objects))
 
 
+_SWITCHES_OFF = dict.fromkeys(("se", "avgpool_down", "skips", "subpixel_head"), False)
+
+
+def _load_published(path: Path, tensors: dict[str, Tensor], input_hw: Size | None) -> tuple[HRNet, ModelCard]:
+    """Network and card of a file without one; says what they are."""
+    arguments = published.network_of(tensors)
+    if not arguments:
+        what = "no pose network of HRNet's layout (ImageNet's have no heatmaps)"
+        raise HrnetppError(f"{path}: {what}; give a pose checkpoint, or use weights.load_weights")
+    skeleton = SKELETONS[published.keypoints_of(path, arguments["num_keypoints"])]
+    model = _build(path, HRNetConfig(**(HRNet.__init__.__kwdefaults__ | _SWITCHES_OFF | arguments)), tensors)
+    _copy(model, path, tensors, list(tensors))
+    width, name = arguments["base_channels"], path.stem.lower()
+    hw, why = (input_hw, "as given") if input_hw else published.input_of(path, width)
+    # Both codes: RGB, ImageNet's mean and deviation, quarter offset, a flip shift of one cell.
+    card = ModelCard(skeleton, published.parse_size(_by(hw)), coordinates=UDP if "udp" in name else OFFICIAL)
+    network = ", ".join([f"HRNet-W{width}", *(each for each in _SWITCHES_OFF if arguments.get(each))])
+    shift = f"coordinates {card.coordinates.name} (flip shift {card.coordinates.flip_shift:g})"
+    digest = "as its name says" if published.known_digest(path.name) else "unknown, so not checked"
+    decoder = f"decoder {card.decoder}"
+    if "udp" in name or "dark" in name:
+        decoder += " (its authors' DARK is not here, so poses differ a little)"
+    says = f"{skeleton.name}, input {_by(hw)} ({why}), {shift}, {decoder}, SHA-256 {digest}"
+    print(f"{path.name}: no card, so read as {network}, {says}", flush=True)
+    return model.eval(), card
+
+
+def _by(size: Size) -> str:
+    return "x".join(map(str, size))
+
+
 def _build(path: Path | str, config: HRNetConfig, tensors: dict[str, Tensor]) -> HRNet:
-    """The network of a header on the CPU, its weights undefined, if the file's tensors are of its shapes."""
+    """The network of a config on the CPU, its weights undefined, if the file's tensors are of its shapes."""
     # Sizes are as large as the header likes, so nothing is made of them before the tensors bear them out.
     units = config.blocks_per_branch * sum(n * m for n, m in zip((2, 3, 4), config.modules, strict=True))
     if units + config.layer1_blocks <= len(tensors):
@@ -298,4 +355,6 @@ def _build(path: Path | str, config: HRNetConfig, tensors: dict[str, Tensor]) ->
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
         if expected == {name: tensor.shape for name, tensor in tensors.items()}:
             return model.to_empty(device="cpu")
-    raise HrnetppError(f"{path}: its tensors are not those of its network {config}; copy the file again")
+    raise HrnetppError(
+        f"{path}: its tensors are not those of its network {config}; get the file again, or another"
+    )

@@ -10,10 +10,11 @@ import numpy as np
 from hrnetpp_lib.errors import HrnetppError
 
 Size = tuple[int, int]  # height, width
+BOX_PADDING = 1.25
 
 
 def bbox_to_center_scale(
-    bbox_xywh: np.ndarray, input_hw: Size, padding: float = 1.25
+    bbox_xywh: np.ndarray, input_hw: Size, padding: float = BOX_PADDING
 ) -> tuple[np.ndarray, np.ndarray]:
     """Center and size of boxes, extended to the input's aspect ratio and then padded.
 

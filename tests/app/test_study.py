@@ -146,7 +146,9 @@ def test_the_speed_is_measured_once_for_each_network(monkeypatch):
     monkeypatch.setattr(experiments, "STUDY", TINY)
     runs, speed = [run for seed in (0, 1) for run in EXPERIMENTS["E1"].runs(seed)], study._Speed()
     hours = speed.hours(runs)
-    assert set(speed) == {("study", "fp32", "hrnet"), ("study", "fp32", "hrnetpp")} and min(speed.values()) > 1
+    assert (
+        set(speed) == {("study", "fp32", "hrnet"), ("study", "fp32", "hrnetpp")} and min(speed.values()) > 1
+    )
     assert hours == pytest.approx(2 * sum(5 * 8 / rate for rate in speed.values()) / 3600)
 
 

@@ -1,6 +1,7 @@
 """Where notebooks leave things: pictures of photographs above all."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from functools import partial
@@ -9,16 +10,19 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from hrnetpp_lib import draw
 from hrnetpp_lib.app.workspace import Workspace, open_workspace
 from hrnetpp_lib.data.crops import View
 from hrnetpp_lib.data.images import read_image
-from hrnetpp_lib.data.layout import data_paths
+from hrnetpp_lib.data.layout import DataPaths, data_paths
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import Predictions
 from hrnetpp_lib.evaluate.score import resample
-from hrnetpp_lib.files import read_json
+from hrnetpp_lib.files import read_json, sha256
+from hrnetpp_lib.model.hrnet import HRNet
+from hrnetpp_lib.model.published import FILES
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
 from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import HRNET, Run, get_profile, three_stages
@@ -111,7 +115,8 @@ def test_predictions_follow_network_boxes_and_views_and_heal(tmp_path, smoke, mo
 
 def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):
     monkeypatch.setattr("hrnetpp_lib.evaluate.table.resample", partial(resample, draws=20))
-    ws = replace(smoke, root=tmp_path)
+    data = DataPaths(shutil.copytree(smoke.data.root, tmp_path / "data"))
+    ws = replace(smoke, root=tmp_path, profile=replace(smoke.profile, data="public"), data=data)
     runs = [*three_stages(ws.profile, HRNET)[:2], *three_stages(ws.profile)]
     for run in runs:
         finish(ws, run, (3, 0.015), (6, 0.005))
@@ -127,6 +132,19 @@ def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):
     assert (ws.figures / "table_1.md").read_text().count("\n| ") == 7
     with pytest.raises(HrnetppError, match="not there; run the notebooks"):
         ws.table_1(seed=1)
+    # The published network, if it is there, has a row after the first.
+    theirs = ws.data.published
+    theirs.parent.mkdir()
+    torch.manual_seed(1)
+    network = HRNet(2, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=2, layer1_blocks=1)
+    torch.save(network.state_dict(), theirs)
+    monkeypatch.setitem(FILES, theirs.name, replace(FILES[theirs.name], digest=sha256(theirs)))
+    ws.table_1()
+    rows = read_json(ws.figures / "results.json", dict)["rows"]
+    assert [row["method"] for row in rows[:2]] == ["Original HRNet-W48", "published HRNet-W48"]
+    assert rows[1]["runs"] == {theirs.stem: sha256(theirs)} and len(rows) == 7
+    poses = sorted((ws.runs / theirs.stem).iterdir())
+    assert [Predictions.load(path).input_hw for path in poses] == [(384, 288)] * 2
 
 
 def test_results_are_read_back_and_what_is_missing_is_named(tmp_path):

@@ -54,6 +54,17 @@ def test_missing_public_data_are_named_with_a_way_out(tmp_path):
         assert part in str(error.value)
 
 
+def test_val_alone_needs_and_reads_no_training_data(tmp_path, paths, monkeypatch):
+    with pytest.raises(HrnetppError) as error:
+        prepare_data(COCO, tmp_path, val_only=True)
+    assert "val2017" in str(error.value) and "AP_H_56" in str(error.value)
+    assert not any(word in str(error.value) for word in ("train2017", "challenger", "hrnet_w48"))
+    monkeypatch.setattr(layout, "read_coco", None)
+    data, whole = load_coco(PROFILE, paths, val_only=True), paths.coco_json("val")
+    assert data.boxes == PROFILE.boxes and len(data.train) == 5 and whole.is_file()
+    assert data.trained_keypoints.all()
+
+
 @pytest.fixture
 def small_lspe(write_source):
     """Two pictures of each role."""

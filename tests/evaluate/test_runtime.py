@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,8 +17,10 @@ from torch.nn import functional as F
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import infer, runtime
 from hrnetpp_lib.evaluate.runtime import RUNTIMES, export, prepare
+from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.pose.geometry import EXACT_SHIFT, UDP
 from hrnetpp_lib.pose.heatmap import encode
 from hrnetpp_lib.pose.keypoints import AIC14
 from hrnetpp_lib.recipe import ARCHITECTURES
@@ -271,11 +274,56 @@ def test_an_exported_graph_has_its_card_and_stands_alone(trained, graph, tmp_pat
         facts = json.loads(text)
         assert facts["keypoints"][16] == "right_ankle" and facts["flip_pairs"][0] == [1, 2]
         assert (facts["input_hw"], facts["decoder"], facts["alpha"]) == ([64, 32], "soft_argmax", 12.0)
+        assert (facts["channels"], facts["values"], facts["box_padding"]) == ("RGB", [0, 255], 1.25)
+        assert facts["limbs"][0] == [0, 1] and facts["skeleton"] == "coco17" and facts["run"] == ""
         assert facts["rgb_mean"] == [123.675, 116.28, 103.53] and facts["rgb_std"] == [58.395, 57.12, 57.375]
         assert facts["coordinates"]["name"] == "official" and facts["heatmap_stride"] == 4
     (maps,) = session.run(["heatmaps"], {"images": np.ascontiguousarray(images)})
     np.testing.assert_allclose(maps, model(images).detach(), rtol=0, atol=3e-5)
     assert [each.any_name for each in (*other.inputs, *other.outputs)] == ["images", "heatmaps"]
+
+
+def a_photograph(path: Path) -> np.ndarray:
+    """A picture with the soft dot that the networks look for in its middle; RGB."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[:240, :320]
+    spot = np.exp(-((x - 171.3) ** 2 + (y - 118.6) ** 2) / 800)[..., None]
+    image = (cv2.blur(rng.uniform(0, 60, (240, 320, 3)), (3, 3)) + [150, 190, 170] * spot).astype(np.uint8)
+    cv2.imwrite(str(path), image)
+    return image[..., ::-1]
+
+
+WAYS = [
+    CARD,
+    replace(CARD, decoder="soft_argmax", alpha=12.0),
+    replace(CARD, decoder="soft_argmax", alpha=12.0, coordinates=UDP),
+    replace(CARD, decoder="soft_argmax", alpha=30.0, coordinates=EXACT_SHIFT),
+]
+
+
+@pytest.mark.parametrize("card", WAYS, ids=["quarter", "soft", "udp", "exact"])
+def test_the_example_draws_the_same_pose_without_torch_and_this_package(trained, graph, tmp_path, card):
+    onnx, model = pytest.importorskip("onnx"), trained("hrnetpp", 12)
+    content = onnx.load(graph)
+    (entry,) = [entry for entry in content.metadata_props if entry.key == "hrnetpp_lib"]
+    entry.value = runtime._card_as_json(card)  # the graph is the same
+    onnx.save(content, tmp_path / "net.onnx")
+    image = a_photograph(tmp_path / "photo.png")
+    box = np.array([[150, 70, 41.5, 97], [120, 90, 110, 60]][card.decoder == "soft_argmax"])
+    example = project_root() / "examples" / "onnx_pose.py"
+    code = "import runpy, sys; sys.modules |= dict.fromkeys(('torch', 'hrnetpp_lib')); "
+    code += f"sys.argv[0] = 'onnx_pose.py'; runpy.run_path({str(example)!r})"
+    arguments = ["net.onnx", "photo.png", ",".join(map(str, box)), "drawn.png"]
+    command = [sys.executable, "-I", "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    found, (pose,) = json.loads(done.stdout), infer.predict(model, image, box[None], card=card)
+    assert tuple(found) == card.skeleton.names
+    found = np.array(list(found.values()))
+    assert np.linalg.norm(found[:, :2] - pose[:, :2], axis=1).max() < 0.05 and pose[:, 2].min() > 0.2
+    np.testing.assert_allclose(found[:, 2], pose[:, 2], atol=2e-3)
+    changed = (cv2.imread(str(tmp_path / "drawn.png"))[..., ::-1] != image).any(axis=2)
+    assert 20 < changed.sum() < 5000
 
 
 def test_an_export_takes_nobodys_place(trained, tmp_path, monkeypatch):

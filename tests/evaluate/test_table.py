@@ -6,14 +6,17 @@ from functools import partial
 from importlib.metadata import version
 from itertools import product
 
+import numpy as np
 import pytest
 from test_score import perfect
 
-from hrnetpp_lib.data.layout import load_coco, prepare_data
+from hrnetpp_lib.data.layout import StageData, load_coco, prepare_data
 from hrnetpp_lib.evaluate import table
+from hrnetpp_lib.evaluate.metrics import COCO_METRICS
 from hrnetpp_lib.evaluate.score import resample, score
 from hrnetpp_lib.evaluate.statistics import judge
 from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1, Claim, TableRow, assemble, in_markdown
+from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.recipe import SMOKE, replace
 
 
@@ -26,10 +29,15 @@ def row(
     return TableRow(method, metrics, "some.json", *rest)
 
 
-def test_the_table_is_assembled_from_six_sets_of_poses_of_either_shift(tmp_path, monkeypatch):
-    monkeypatch.setattr("hrnetpp_lib.evaluate.table.resample", partial(resample, draws=30))
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> StageData:
+    """Twenty synthetic people to predict, on their true boxes."""
     profile = replace(SMOKE, synthetic_persons=(8, 8, 20), boxes=None)
-    data = load_coco(profile, prepare_data(profile, tmp_path))
+    return load_coco(profile, prepare_data(profile, tmp_path_factory.mktemp("data")))
+
+
+def test_the_table_is_assembled_from_six_sets_of_poses_of_either_shift(data, monkeypatch):
+    monkeypatch.setattr("hrnetpp_lib.evaluate.table.resample", partial(resample, draws=30))
     parts = [("hrnet", False), *product(("heatmap", "regression"), (False, True))]
     shaken = {(*part, False): perfect(data.val, px) for part, px in zip(parts, (9, 6, 5, 4, 2), strict=True)}
     shaken |= {
@@ -66,6 +74,51 @@ def test_the_table_is_assembled_from_six_sets_of_poses_of_either_shift(tmp_path,
     rows, claims = assemble(shaken, hashes, data, 4)
     assert {(r.trainings, r.difference) for r in rows} == {((), None)}
     assert {c.verdict.words for c in claims} == {"not decided; no two pairs yet"}
+
+
+def test_a_published_network_has_a_row_after_the_first_and_no_claim(data, monkeypatch):
+    monkeypatch.setattr("hrnetpp_lib.evaluate.table.resample", partial(resample, draws=30))
+    parts = [("hrnet", False), *product(("heatmap", "regression"), (False, True)), ("published", False)]
+    shaken = {(*part, exact): perfect(data.val, 9 - 3 * exact) for part in parts for exact in (False, True)}
+    hashes = {name: {f"run of {name}": "a hash"} for name, _ in parts}
+    known = [dict.fromkeys(PAPER_TABLE_1, (base, 0.9)) for base in (0.1, 0.5)]
+    rows, claims = assemble(shaken, hashes, data, 4, known)
+    first, theirs, *rest = rows
+    assert [each.method for each in (first, *rest)] == list(PAPER_TABLE_1) and len(claims) == 5
+    assert theirs.method == "published HRNet-W48" and theirs.runs == {"run of published": "a hash"}
+    assert (theirs.trainings, theirs.difference, theirs.seed) == ((), None, None)
+    assert theirs.metrics == first.metrics and theirs.exact_shift == first.exact_shift
+    text = in_markdown("coco", "7 persons", rows)
+    assert f"{table.PUBLISHED}: the official weights, beside what their authors measured on" in text
+    line = next(line for line in text.splitlines() if line.startswith("| published"))
+    figures = zip(PAPER_TABLE_1[first.method], METRICS, strict=True)  # the report quotes them
+    cells = [f"{paper:.1f} / **{100 * theirs.metrics[metric]:.1f}**" for paper, metric in figures]
+    assert line.startswith(f"| published HRNet-W48 | {' | '.join(cells)} | ") and line.endswith("|  |  |  |")
+
+
+def test_figures_stand_beside_their_authors_if_the_file_is_known(data):
+    metrics = dict(zip(COCO_METRICS, np.arange(10) / 16, strict=True))
+    card = ModelCard(input_hw=(256, 192))
+    lines = table.beside_published("model.safetensors", metrics, data, card, ["TTA"])
+    assert lines == [
+        "AP 0.0000  AP50 0.0625  AP75 0.1250  APM 0.1875  APL 0.2500  "
+        "AR 0.3125  AR50 0.3750  AR75 0.4375  ARM 0.5000  ARL 0.5625"
+    ]
+    name = "hrnet_w48_coco_256x192-b9e0b3ab_20200708.pth"
+    ours, theirs, how, differs = table.beside_published(name, metrics, data, card, ["TTA"])
+    assert ours == f"measured   {lines[0]}"
+    assert theirs == (
+        "published  AP 0.7560  AP50 0.9070  AP75 0.8250  APM -       APL -       "
+        "AR 0.8060  AR50 0.9420  AR75 -       ARM -       ARL -"
+    )
+    assert how.startswith("published by github.com/open-mmlab/mmpose: COCO val2017, boxes COCO_val2017_det")
+    images = len(data.truth.image_files)
+    assert differs == f"measured otherwise: TTA, boxes {data.boxes}, {images} images, not 5000"
+    truth = replace(data.truth, image_files=np.zeros(5000, "S1"))
+    as_theirs = replace(data, truth=truth, boxes="COCO_val2017_detections_AP_H_56_person.json")
+    assert table.beside_published(name, metrics, as_theirs, card, [])[-1] == "measured in the same way"
+    small = replace(card, input_hw=(64, 32))
+    assert table.beside_published(name, metrics, as_theirs, small, [])[-1].endswith("otherwise: input 64x32")
 
 
 def test_claims_read_like_this():
