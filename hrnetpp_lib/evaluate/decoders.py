@@ -38,8 +38,8 @@ def say_peaks(before: np.ndarray, after: np.ndarray) -> str:
     weak = [100 * np.mean(scores < _COUNTS_FROM) for scores in (before, after)]
     way = "fell" if then < first else "rose" if then > first else "stayed"
     return (
-        f"In this run the median peak {way}, {first:.2f} -> {then:.2f}; below {_COUNTS_FROM}, where a keypoint "
-        f"has no say in its person's score, were {weak[0]:.0f}% of all, and now are {weak[1]:.0f}%."
+        f"In this run the median peak {way}, {first:.2f} -> {then:.2f}; below {_COUNTS_FROM}, where a "
+        f"keypoint has no say in its person's score, were {weak[0]:.0f}% of all, and now are {weak[1]:.0f}%."
     )
 
 
@@ -49,7 +49,7 @@ def say_scores(own: float, swapped: float) -> str:
     verdict = "as well as" if own == swapped else "better than" if own > swapped else "worse than"
     return (
         f"In this run the regression model's own scores rank people {verdict} the heatmap model's do on the "
-        f"same poses: AP {own} against {swapped}."
+        f"same poses: AP {own:.1f} against {swapped:.1f}."
     )
 
 
