@@ -46,6 +46,7 @@ def render_marginals(
         ax.imshow(values, cmap="inferno")
         ax.plot(*true_xy, "+", color="white", ms=9)
         ax.set(title=title, xlabel="x (cells)", ylabel="y (cells)" if ax is left else "")
+        ax.locator_params(integer=True)
         ax.grid(visible=False)
     _sums(columns, mass.sum(axis=0), found_xy[0], true_xy[0], "x", "column")
     _sums(rows, mass.sum(axis=1), found_xy[1], true_xy[1], "y", "row")
