@@ -95,7 +95,8 @@ def test_training_draws_nothing():
 def test_a_room_says_what_it_is_for_and_hands_nothing_on(name):
     docstring = ast.get_docstring(tree_of(name))
     assert docstring and docstring.endswith(".")
-    if name != "hrnetpp_lib.evaluate.__init__":  # the way through it is its one public list
+    # Two rooms have a public list at their door.
+    if name not in ("hrnetpp_lib.evaluate.__init__", "hrnetpp_lib.draw.__init__"):
         assert len(tree_of(name).body) == 1 and "\n" not in docstring
 
 

@@ -6,10 +6,11 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from hrnetpp_lib import draw
+from hrnetpp_lib import create_model, draw
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.evaluate.statistics import Judged, judge
@@ -48,6 +49,10 @@ def records(metric: bool) -> list[dict]:
     return [e | {"metric": "COCO AP", "value": 0.1} for e in epochs] if metric else epochs
 
 
+with torch.device("meta"):
+    TINY = create_model(
+        "hrnetpp_w8", blocks_per_branch=1, modules=(1, 1, 1), stem_channels=8, layer1_blocks=1
+    )
 IMAGES = [picture(), picture(30, 60), picture()]
 BOXES = [np.array([[1.0, 2, 20, 30]]), np.zeros((0, 4)), np.array([[3.0, 3, 9, 9]])]
 POSES = [[pose()], [], [pose(1), pose()]]
@@ -72,6 +77,11 @@ ARGUMENTS = {
     "render_error_kinds": lambda tmp: (dict.fromkeys(("good", "jitter", "swap"), np.arange(17)), COCO17),
     "render_claims": lambda tmp: (CLAIMS,),
     "render_verdicts": lambda tmp: (JUDGED,),
+    "render_panels": lambda tmp: (np.arange(4), {"a": {"x": np.arange(4)}, "b": {}}, "x (px)", ["y (px)"]),
+    "render_histograms": lambda tmp: ({"heatmap": np.arange(5) / 5, "b": np.zeros(3)}, "peak", "keypoints"),
+    "render_cells": lambda tmp: ({"a": np.arange(3), "b": np.ones(4)}, [1, 1.5], 1.2),
+    "render_marginals": lambda tmp: (np.eye(3, 4), np.eye(3, 4) / 3, (1, 1), (1.2, 0.8)),
+    "render_networks": lambda tmp: ({"tiny": TINY},),
 }
 RENDERERS = {name: function for name, function in vars(draw).items() if name.startswith("render_")}
 
@@ -98,6 +108,44 @@ def test_the_style_holds_for_titles_and_legends_too(tmp_path):
     assert people.title.get_fontsize() == draw.STYLE["axes.titlesize"]
     assert not labels.get_legend().get_frame_on()
     assert labels.get_legend().get_texts()[0].get_fontsize() == draw.STYLE["legend.fontsize"]
+
+
+def test_a_figure_shows_itself_its_alternative_text_and_its_caption(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    figure = draw.render_shift([np.eye(8)], ["blob"])
+    figure._ipython_display_()
+    ((bare, options),) = shown
+    assert bare["image/png"].startswith("iVBOR") and options == {"metadata": {}, "raw": True}
+    assert draw.describe(figure, "A bright diagonal.", "eight cells lie on it.") is figure
+    figure._ipython_display_()
+    _, (data, options), (caption, _) = shown
+    assert data == {"image/png": bare["image/png"], "text/plain": "A bright diagonal."}
+    assert options["metadata"] == {"image/png": {"alt": "A bright diagonal."}}
+    assert caption.data == "*Figure: eight cells lie on it.*"
+    draw.render_shift([np.eye(8)], ["another"])._ipython_display_()
+    assert len(shown) == 4  # figures share no words
+
+
+def test_panels_share_an_axis_if_they_show_the_same_and_name_curves_if_there_are_several():
+    panels = {"one": {"a": np.zeros(3)}, "two": {"a": np.ones(3), "b": np.full(3, 9.0)}}
+    first, second = draw.render_panels(np.arange(3), panels, "x", ["y"], {"b": "red"}).axes
+    assert first.get_ylim() == second.get_ylim() and (first.get_ylabel(), second.get_ylabel()) == ("y", "")
+    assert first.get_legend() is None and len(second.get_legend().get_texts()) == 2
+    assert second.lines[1].get_color() == "red" and second.lines[1].get_ydata().tolist() == [9, 9, 9]
+    first, second = draw.render_panels(np.arange(3), panels, "x", ["y", "z"]).axes
+    assert first.get_ylim() != second.get_ylim() and second.get_ylabel() == "z"
+
+
+def test_histograms_hold_every_value_and_mark_the_median():
+    samples = {"heatmap": np.array([0.2, 0.3, 0.7]), "regression": np.array([-0.4, 1.6, 1.2, 1.4])}
+    for ax, (name, values) in zip(
+        draw.render_histograms(samples, "peak", "n").axes, samples.items(), strict=True
+    ):
+        assert sum(bar.get_height() for bar in ax.patches) == len(values)
+        assert ax.get_title("left") == f"{name}: median {np.median(values):.2f} of {len(values)}"
+        assert ax.lines[0].get_xdata()[0] == np.median(values)
+        assert to_hex(ax.patches[0].get_facecolor()).upper() == draw.METHOD_COLOURS[name]
 
 
 def test_pyplot_is_not_needed():

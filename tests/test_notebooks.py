@@ -81,6 +81,17 @@ def test_no_logic_that_belongs_in_the_library(path):
             assert forbidden not in cell.source
 
 
+@pytest.mark.parametrize("path", [NOTEBOOKS[1], NOTEBOOKS[4]], ids=lambda path: path.stem)
+def test_two_exercises_are_asked_first_answered_folded_and_checked(path):
+    cells = read(path).cells
+    asked = [i for i, cell in enumerate(cells) if "**Predict first:**" in cell.source]
+    assert len(asked) == 2
+    for i in asked:
+        question, answer = cells[i].source.split("<details><summary>Answer</summary>\n\n")
+        assert "?" in question and answer.endswith("</details>")
+        assert cells[i + 1].cell_type == "code" and "assert " in cells[i + 1].source
+
+
 @each_notebook
 def test_links_lead_somewhere(path):
     for cell in read(path).cells:
@@ -115,6 +126,15 @@ def test_a_copy_is_executed_shows_every_figure_and_holds_no_error_or_warning(smo
     assert not bad
     shown = sum("image/png" in out.get("data", {}) for out in outputs)
     assert shown == sum(cell.source.count("ws.show(") for cell in cells) > 0
+
+
+@pytest.mark.parametrize("path", [NOTEBOOKS[1], NOTEBOOKS[4]], ids=lambda path: path.stem)
+def test_figures_have_an_alternative_text_and_a_caption(smoke, path):
+    outputs = [cell.outputs for cell in code_cells(smoke / "notebooks/executed/smoke" / path.name)]
+    figures = [found for found in outputs if any("image/png" in out.get("data", {}) for out in found)]
+    for picture, caption in (found[-2:] for found in figures):
+        assert picture.metadata["image/png"]["alt"].endswith(".")
+        assert re.fullmatch(r"\*Figure: .+\.\*", caption.data["text/markdown"])
 
 
 @each_notebook

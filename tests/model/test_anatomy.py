@@ -55,6 +55,24 @@ def test_weak_peaks_are_pulled_to_the_centre(peak, pull, within):
     assert found == pytest.approx(pull, abs=within)
 
 
+@pytest.mark.parametrize(("peak", "share"), [(1.0, 1.0), (0.2, 0.768), (0.15, 0.242), (0.1, 0.029)])
+def test_gradient_leaves_a_weak_peak(peak, share):
+    found = anatomy.gradient_near_peak(peak)
+    assert found == pytest.approx(share, abs=0.001)
+    # The derivative of the centre of mass by hand: alpha * mass * distance to it.
+    y, x = np.mgrid[:96, :72]
+    mass = np.exp(60 * peak * np.exp(-((x - 36) ** 2 + (y - 48) ** 2) / 18))
+    pull = mass * np.abs(x - (mass * x).sum() / mass.sum())
+    assert found == pytest.approx(pull[46:51, 34:39].sum() / pull.sum(), abs=1e-4)
+
+
+def test_a_flat_map_spreads_the_gradient_by_distance_alone():
+    # Of 72 columns around 35.5 in 96 rows; near are columns 34 to 38 of five rows.
+    near = 5 * (1.5 + 0.5 + 0.5 + 1.5 + 2.5)
+    everywhere = 96 * 2 * sum(k + 0.5 for k in range(36))
+    assert anatomy.gradient_near_peak(1e-6) == pytest.approx(near / everywhere, rel=1e-3)
+
+
 UNSHIFTED = replace(OFFICIAL, flip_shift=0.0)
 
 

@@ -1,9 +1,10 @@
-"""Every figure of the notebooks, as functions that return a matplotlib Figure and keep no state.
+"""Charts and pictures, as functions that return a matplotlib Figure and keep no state.
 
 One style, 6.5 inches wide; colours are Okabe and Ito's, safe for colour-blind readers, and fixed:
 orange-red is the person's right, blue the left, black the middle; each method has its own.
 """
 
+import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,13 +48,34 @@ STYLE = {
 
 
 class InlineFigure(Figure):
-    """A figure that Jupyter shows when it is the value of a cell; plain ones need pyplot's state for that."""
+    """A figure that Jupyter shows when it is the value of a cell; plain ones need pyplot's state for that.
+
+    Attributes:
+        alt, caption: What `describe` says of it, for those who cannot see it, and under it.
+    """
+
+    alt = caption = ""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         with mpl.rc_context(STYLE):
             self.savefig(buffer, format="png", dpi=self.dpi)
         return buffer.getvalue()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import Markdown, display
+
+        png = base64.b64encode(self._repr_png_()).decode("ascii")
+        data = {"image/png": png, "text/plain": self.alt or repr(self)}
+        display(data, metadata={"image/png": {"alt": self.alt}} if self.alt else {}, raw=True)
+        if self.caption:
+            display(Markdown(f"*Figure: {self.caption}*"))
+
+
+def describe(figure: InlineFigure, alt: str, caption: str) -> InlineFigure:
+    """Give a figure its words and give it back: what it shows, for a screen reader, and what it means."""
+    figure.alt, figure.caption = alt, caption
+    return figure
 
 
 def new_figure(rows: int, columns: int, height_in: float, **grid: object) -> tuple[Figure, np.ndarray]:
@@ -211,15 +233,20 @@ def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Fi
 
 @mpl.rc_context(STYLE)
 def render_bars(
-    labels: Sequence[str], values: Sequence[float], colours: Sequence[str], xlabel: str, digits: int = 3
+    labels: Sequence[str],
+    values: Sequence[float],
+    colours: Sequence[str],
+    xlabel: str,
+    digits: int = 3,
+    title: str = "",
 ) -> Figure:
     """Horizontal bars, first label on top, their values at the end."""
-    figure, ((ax,),) = new_figure(1, 1, 0.4 + 0.28 * len(labels))
+    figure, ((ax,),) = new_figure(1, 1, 0.4 + 0.28 * len(labels) + 0.2 * bool(title))
     bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65)
     ax.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*values, 0.1)))
+    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*values, 0.1)), title=title)
     ax.grid(axis="y", visible=False)
     return figure
 
@@ -261,6 +288,47 @@ def render_lines(
         ax.plot(x, y, lw=1.5, label=name, color=colours.get(name))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(ncols=2)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def render_panels(
+    x: np.ndarray,
+    panels: dict[str, dict[str, np.ndarray]],
+    xlabel: str,
+    ylabels: Sequence[str],
+    colours: dict = METHOD_COLOURS,
+) -> Figure:
+    """Panels side by side, title by title, each with its curves over the same x.
+
+    One ylabel is for all panels, which then share their axis; else there is one for each.
+    """
+    figure, (axes,) = new_figure(1, len(panels), 2.3, sharey=len(ylabels) == 1)
+    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+        for name, y in lines.items():
+            ax.plot(x, y, lw=1.5, label=name, color=colours.get(name))
+        ax.set(title=title, xlabel=xlabel)
+        if len(lines) > 1:
+            ax.legend()
+    for ax, ylabel in zip(axes, ylabels, strict=False):
+        ax.set_ylabel(ylabel)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def render_histograms(
+    samples: dict[str, np.ndarray], xlabel: str, ylabel: str, colours: dict = METHOD_COLOURS
+) -> Figure:
+    """Histograms of (n,) values one under the other on the same axes, each with its median as a line."""
+    figure, axes = new_figure(len(samples), 1, 0.3 + 1.15 * len(samples), sharex=True, sharey=True)
+    low, high = (f(np.concatenate([*samples.values(), [0, 1]])) for f in (np.min, np.max))
+    for (ax,), (name, values) in zip(axes, samples.items(), strict=True):
+        ax.hist(values, np.linspace(low, high, 41), color=colours.get(name))
+        middle = np.median(values)
+        ax.axvline(middle, color="#222222", lw=1.2)
+        ax.set_title(f"{name}: median {middle:.2f} of {len(values):,}", loc="left")
+        ax.set_ylabel(ylabel)
+    axes[-1, 0].set_xlabel(xlabel)
     return figure
 
 
