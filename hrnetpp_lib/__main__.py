@@ -106,12 +106,12 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Poses of one photograph."""
-    from hrnetpp_lib.app.photo import parse_boxes, predict
+    """Poses in photographs, folders of them and clips."""
+    from hrnetpp_lib.app.photo import parse_boxes, predict_files
 
     boxes = None if options.boxes is None else parse_boxes(options.boxes)
-    how = {"runtime": options.runtime, "precision": options.precision}
-    predict(options.image, options.checkpoint, boxes, options.detector, output_dir=options.output_dir, **how)
+    where = (boxes, options.detections, options.detector, options.output_dir)
+    predict_files(options.inputs, options.checkpoint, *where, options.runtime, options.precision)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -225,11 +225,14 @@ def build_parser() -> argparse.ArgumentParser:
     option("--output", "a new file (onnx) or folder (openvino)", export, type=Path, required=True)
     option("--tta", "average over the five views", evaluate, action="store_true")
     option("--no-flip", "leave the mirrored crop out", evaluate, action="store_true")
-    option("image", "a photograph", predict, type=Path)
-    option("--checkpoint", "default: a finished stage 3 of HRNet++ below runs/", predict, type=Path)
-    option("--boxes", "in px (= before a minus); default: the whole image", predict, metavar='"x,y,w,h ..."')
+    option("inputs", "photographs, clips, folders, 'patterns*'", predict, nargs="+", metavar="INPUT")
+    text = "default: the last finished stage 3 of HRNet++ below runs/, else the one in the package"
+    option("--checkpoint", text, predict, type=Path)
+    text = "of one picture, in px (= before a minus); default: the whole image"
+    option("--boxes", text, predict, metavar='"x,y,w,h ..."')
+    option("--detections", "boxes of many pictures: a COCO json, as `detect` writes", predict, type=Path)
     option("--detector", "find persons by a transformers model (extra detect)", predict, metavar="MODEL")
-    option("--output-dir", "gets the poses as json and drawn; default: neither", predict, type=Path)
+    option("--output-dir", "gets poses.json and all drawn; default: neither", predict, type=Path)
     option("joints", "joints.mat", convert_lspe, type=Path)
     option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)
     option("--skip-missing-images", "count what lacks, and go on", convert_lspe, action="store_true")
