@@ -114,6 +114,13 @@ def predict(options: argparse.Namespace) -> None:
     predict_files(options.inputs, options.checkpoint, *where, options.runtime, options.precision)
 
 
+def detect(options: argparse.Namespace) -> None:
+    """Find persons in photographs, and write their boxes as a COCO json."""
+    from hrnetpp_lib.app.detector import DETECTOR, detect
+
+    detect(options.inputs, options.output, options.detector or DETECTOR, options.annotations)
+
+
 def export(options: argparse.Namespace) -> None:
     """Write a checkpoint's network as a graph for other programs, its model card in it."""
     from hrnetpp_lib.evaluate.runtime import export
@@ -198,7 +205,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     commands = {}
-    listed = (reproduce, train, evaluate, predict, export, check_data, convert_lspe, plan, study, doctor)
+    listed = (
+        reproduce,
+        train,
+        evaluate,
+        predict,
+        detect,
+        export,
+        check_data,
+        convert_lspe,
+        plan,
+        study,
+        doctor,
+    )
     for command in listed:
         name, text = command.__name__.replace("_", "-"), command.__doc__
         commands[command] = subparsers.add_parser(name, help=text, description=text)
@@ -226,12 +245,16 @@ def build_parser() -> argparse.ArgumentParser:
     option("--tta", "average over the five views", evaluate, action="store_true")
     option("--no-flip", "leave the mirrored crop out", evaluate, action="store_true")
     option("inputs", "photographs, clips, folders, 'patterns*'", predict, nargs="+", metavar="INPUT")
+    option("inputs", "photographs, folders, 'patterns*'", detect, nargs="+", metavar="IMAGES")
+    option("--output", "a json; goes on where one has ended", detect, type=Path, required=True)
+    option("--annotations", "COCO ground truth of them, for ids and box AP", detect, type=Path)
     text = "default: the last finished stage 3 of HRNet++ below runs/, else the one in the package"
     option("--checkpoint", text, predict, type=Path)
     text = "of one picture, in px (= before a minus); default: the whole image"
     option("--boxes", text, predict, metavar='"x,y,w,h ..."')
     option("--detections", "boxes of many pictures: a COCO json, as `detect` writes", predict, type=Path)
-    option("--detector", "find persons by a transformers model (extra detect)", predict, metavar="MODEL")
+    text = "a transformers model (extra detect) or its folder; for detect, D-FINE-L unless another is given"
+    option("--detector", text, predict, detect, metavar="MODEL")
     option("--output-dir", "gets poses.json and all drawn; default: neither", predict, type=Path)
     option("joints", "joints.mat", convert_lspe, type=Path)
     option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -207,16 +208,18 @@ def predict_files(
     print(f"network {network.described}, boxes {origin}", flush=True)
     lines = _Lines()
     with contextlib.ExitStack() as stack:
-        files = output_dir and stack.enter_context(pose_files(output_dir, paths, failures.add))
         frames = read_frames(paths, failures.add, upright=not detections)
         stack.enter_context(contextlib.closing(frames))
-        for frame, found in _estimate(network, _boxed(frames, find, at_once, failures.add)):
+        estimates = _estimate(network, _boxed(frames, find, at_once, failures.add))
+        first = next(estimates, None)
+        if first is None:  # nothing is written
+            failures.end()
+        files = output_dir and stack.enter_context(pose_files(output_dir, paths, failures.add))
+        for frame, found in chain([first], estimates):
             poses = Poses(*found, network.card.skeleton, frame.pixels)
             if files:
                 files.add(frame, poses)
             lines.add(frame, poses)
-        if not lines.pictures:  # nothing is written
-            failures.end()
     lines.end()
     if files:
         category = CATEGORY_IDS[network.card.skeleton.name]
@@ -285,7 +288,7 @@ class _Lines:
     """Says a line for each photograph and each clip, and every ten seconds how far a clip has come."""
 
     def __init__(self):
-        self.pictures = self._persons = 0
+        self._pictures = self._persons = 0
         self._begun = self._clip_begun = self._said = time.monotonic()
         self._clip, self._in_clip = None, 0  # its last frame, and the poses until then
 
@@ -293,7 +296,7 @@ class _Lines:
         """After a photograph, or a frame of a clip, is done."""
         if self._clip and frame.path != self._clip.path:
             self._end_clip()
-        self.pictures += 1
+        self._pictures += 1
         self._persons += len(poses)
         now = time.monotonic()
         if frame.number is None:
@@ -320,4 +323,4 @@ class _Lines:
         if self._clip:
             self._end_clip()
         seconds = time.monotonic() - self._begun
-        print(f"{self._persons} poses in {self.pictures} pictures or frames, {seconds:.1f} s")
+        print(f"{self._persons} poses in {self._pictures} pictures or frames, {seconds:.1f} s")

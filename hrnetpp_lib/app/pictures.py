@@ -17,6 +17,8 @@ import numpy as np
 from hrnetpp_lib.data.images import PICTURE_SUFFIXES, read_image
 from hrnetpp_lib.errors import HrnetppError
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at its first clip; one line of ours says it
+
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 _READERS = 2  # threads; each may hold an image of the largest size
 _MOST_BYTES_A_GROUP = 2**30
@@ -113,7 +115,7 @@ def find_files(inputs: Iterable[str | Path], complain: Complain) -> list[Path]:
                     found.append(path)
                 elif not os.path.samefile(first, path):
                     wrong = f"gets the image id {image_id(path)} by its name, as {first} does"
-                    raise HrnetppError(f"{path}: {wrong}; rename it or give it in another run")
+                    complain(HrnetppError(f"{path}: {wrong}; rename it or give it in another run"))
         except OSError as error:  # a name too long, a folder locked
             complain(HrnetppError(f"{given}: cannot be looked at ({error.strerror}); check the path"))
         except HrnetppError as error:
@@ -184,7 +186,6 @@ def _frames_of_clip(path: Path) -> Iterator[Frame]:
     """Raises: HrnetppError if there is none, if their size changes, or if many lack at the end."""
     if not os.path.isfile(path):
         raise HrnetppError(f"{path}: there is no such file; check the path")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # one line of ours says it
     with contextlib.closing(_Capture(path)) as clip:
         stated, rate, first_id, number, size = clip.stated, clip.rate, image_id(path), 0, None
         while (pixels := clip.read()) is not None:

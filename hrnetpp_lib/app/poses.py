@@ -180,10 +180,9 @@ def _clip(path: Path, first: Frame) -> Iterator[Callable[[np.ndarray], None]]:
         writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
         frames += 1
 
-    with whole_file(path) as part:
-        writer = cv2.VideoWriter(
-            str(part), cv2.VideoWriter.fourcc(*"mp4v"), first.of_clip[1], (width, height)
-        )
+    with _quiet_opencv(), whole_file(path) as part:
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(part), code, first.of_clip[1], (width, height))
         if not writer.isOpened():
             wrong = f"OpenCV writes no mp4 of {width}x{height} px here"
             raise HrnetppError(f"{path}: {wrong}; the poses are in poses.json")
@@ -193,3 +192,14 @@ def _clip(path: Path, first: Frame) -> Iterator[Callable[[np.ndarray], None]]:
             writer.release()
         if cv2.VideoCapture(str(part)).get(cv2.CAP_PROP_FRAME_COUNT) != frames:  # OpenCV says nothing itself
             raise HrnetppError(f"{path}: cannot be written whole; make room on the disk and try again")
+
+
+@contextlib.contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """One line of ours says what is wrong."""
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
