@@ -205,19 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     commands = {}
-    listed = (
-        reproduce,
-        train,
-        evaluate,
-        predict,
-        detect,
-        export,
-        check_data,
-        convert_lspe,
-        plan,
-        study,
-        doctor,
-    )
+    listed = (reproduce, train, evaluate, predict, detect, export)
+    listed += (check_data, convert_lspe, plan, study, doctor)
     for command in listed:
         name, text = command.__name__.replace("_", "-"), command.__doc__
         commands[command] = subparsers.add_parser(name, help=text, description=text)
@@ -244,6 +233,16 @@ def build_parser() -> argparse.ArgumentParser:
     option("--output", "a new file (onnx) or folder (openvino)", export, type=Path, required=True)
     option("--tta", "average over the five views", evaluate, action="store_true")
     option("--no-flip", "leave the mirrored crop out", evaluate, action="store_true")
+    _add_picture_options(option)
+    option("joints", "joints.mat", convert_lspe, type=Path)
+    option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)
+    option("--skip-missing-images", "count what lacks, and go on", convert_lspe, action="store_true")
+    option("--gpus", "that share each batch", plan, type=int, default=1, metavar="N")
+    _add_study_options(option)
+    return parser
+
+
+def _add_picture_options(option: Callable) -> None:
     option("inputs", "photographs, clips, folders, 'patterns*'", predict, nargs="+", metavar="INPUT")
     option("inputs", "photographs, folders, 'patterns*'", detect, nargs="+", metavar="IMAGES")
     option("--output", "a json; goes on where one has ended", detect, type=Path, required=True)
@@ -256,12 +255,6 @@ def build_parser() -> argparse.ArgumentParser:
     text = "a transformers model (extra detect) or its folder; for detect, D-FINE-L unless another is given"
     option("--detector", text, predict, detect, metavar="MODEL")
     option("--output-dir", "gets poses.json and all drawn; default: neither", predict, type=Path)
-    option("joints", "joints.mat", convert_lspe, type=Path)
-    option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)
-    option("--skip-missing-images", "count what lacks, and go on", convert_lspe, action="store_true")
-    option("--gpus", "that share each batch", plan, type=int, default=1, metavar="N")
-    _add_study_options(option)
-    return parser
 
 
 def _add_train_options(option: Callable) -> None:

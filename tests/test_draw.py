@@ -162,9 +162,10 @@ def test_poses_painted_into_a_picture_are_where_and_as_the_figure_draws_them():
     painted = draw.paint_poses(image, person[None], COCO17, np.array([[70.0, 10, 40, 50]]), threshold=0.2)
     assert painted.shape == image.shape and painted.dtype == np.uint8 and (image == 128).all()
     colour = {name: draw._rgb(code) for name, code in draw.SIDE_COLOURS.items()}
-    assert tuple(painted[30, 40]) == tuple(painted[30, 20]) == colour["left"]  # left shoulder to elbow
-    assert tuple(painted[60, 20]) == colour["right"] and tuple(painted[45, 20]) == colour["centre"]
-    assert tuple(painted[10, 90]) == tuple(painted[35, 110]) == (240, 228, 66)  # the box
+    places = {(30, 40): colour["left"], (30, 20): colour["left"], (60, 20): colour["right"]}
+    places |= {(45, 20): colour["centre"], (10, 90): (240, 228, 66), (35, 110): (240, 228, 66)}
+    for place, expected in places.items():  # elbow, shoulder, other shoulder, between them; the box
+        np.testing.assert_allclose(painted[place], expected, atol=25)  # lines have soft edges
     assert (painted[75:] == 128).all()  # the hip's score is not over the threshold
     far = np.full((1, 17, 3), 1e7)
     assert draw.paint_poses(image, far, COCO17).shape == image.shape

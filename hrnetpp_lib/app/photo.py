@@ -29,6 +29,7 @@ from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import infer
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
+from hrnetpp_lib.pose.keypoints import Skeleton
 from hrnetpp_lib.recipe import read_recipe, three_stages
 
 PACKAGED = Path("weights", "lspet_cpu_hrnetpp.safetensors")  # trained on photographs
@@ -132,32 +133,32 @@ def predict(
         wrong = f"boxes_xywh has entries for {len(given)} pictures, there are {len(pictures)}"
         raise HrnetppError(f"{wrong}; give one array of boxes for each")
 
-    def complain(error: HrnetppError) -> None:
-        raise error
-
-    def frames() -> Iterator[Frame]:
-        for number, picture in enumerate(pictures):
-            if isinstance(picture, np.ndarray):
-                yield Frame(Path(f"picture {number}"), number, picture)
-            else:
-                path = Path(picture)
-                yield Frame(path, number, read_image(path, upright=True))
-
-    network = _open_network(checkpoint, runtime, precision, flip)
-
     def boxes_of(frame: Frame) -> Boxes:
         boxes = infer.as_boxes(given[frame.image_id])
         return boxes, np.ones(len(boxes))
 
+    network, found = _open_network(checkpoint, runtime, precision, flip), []
     find, at_once = _choose_boxes(given and boxes_of, detector)
-    origin = f"by {detector}" if detector else "as given" if given else "the whole image"
-    found = []
-    for frame, poses in _estimate(network, _boxed(frames(), find, at_once, complain)):
+    for frame, poses in _estimate(network, _boxed(_opened(pictures), find, at_once, _refuse)):
         array = isinstance(pictures[frame.image_id], np.ndarray)
         found.append(Poses(*poses, network.card.skeleton, frame.pixels if array else frame.path))
     said = found[0].describe() if one else f"{sum(map(len, found))} poses in {len(found)} pictures"
+    origin = f"by {detector}" if detector else "as given" if given else "the whole image"
     print(f"{said}, by {network.described}, boxes {origin}")
     return found[0] if one else found
+
+
+def _opened(pictures: Sequence[str | Path | np.ndarray]) -> Iterator[Frame]:
+    """Pictures as they are needed, numbered from 0."""
+    for number, picture in enumerate(pictures):
+        if isinstance(picture, np.ndarray):
+            yield Frame(Path(f"picture {number}"), number, picture)
+        else:
+            yield Frame(Path(picture), number, read_image(Path(picture), upright=True))
+
+
+def _refuse(error: HrnetppError) -> None:
+    raise error
 
 
 def predict_files(
@@ -182,8 +183,7 @@ def predict_files(
             boxes refer to the pixels as they are stored; otherwise photographs are turned upright.
         detector: As of `predict`.
         output_dir: Gets `poses.json` and everything drawn, see `pose_files`; None for nothing.
-        runtime: As of `predict`.
-        precision: As of `predict`.
+        runtime, precision: As of `predict`.
 
     Raises: HrnetppError if something could not be used, after all the rest is done; or if nothing can be.
     """
@@ -192,9 +192,7 @@ def predict_files(
     failures = Failures()
     paths = find_files(inputs, failures.add)
     if boxes_xywh is not None and (len(paths) + len(failures) != 1 or any(map(is_clip, paths))):
-        raise HrnetppError(
-            "boxes are for one picture alone; for several, or a clip, give a file of detections"
-        )
+        raise HrnetppError("boxes are for one picture; for several, or a clip, give a file of detections")
     failures.begin(len(paths) + len(failures))
     if not paths:
         failures.end()
@@ -204,27 +202,36 @@ def predict_files(
     elif detections:
         boxes_of, origin = _boxes_of_file(detections, paths), f"of {detections}"
     network = _open_network(checkpoint, runtime, precision)
-    find, at_once = _choose_boxes(boxes_of, detector)
+    finder = _choose_boxes(boxes_of, detector)
     print(f"network {network.described}, boxes {origin}", flush=True)
-    lines = _Lines()
-    with contextlib.ExitStack() as stack:
-        frames = read_frames(paths, failures.add, upright=not detections)
-        stack.enter_context(contextlib.closing(frames))
-        estimates = _estimate(network, _boxed(frames, find, at_once, failures.add))
-        first = next(estimates, None)
-        if first is None:  # nothing is written
-            failures.end()
-        files = output_dir and stack.enter_context(pose_files(output_dir, paths, failures.add))
+    with contextlib.closing(read_frames(paths, failures.add, upright=not detections)) as frames:
+        estimates = _estimate(network, _boxed(frames, *finder, failures.add))
+        _write(estimates, network.card.skeleton, paths, output_dir, failures)
+    failures.end()
+
+
+def _write(
+    estimates: Iterator[tuple[Frame, tuple]],
+    skeleton: Skeleton,
+    paths: Sequence[Path],
+    output_dir: Path | None,
+    failures: Failures,
+) -> None:
+    """Say a line for each picture, and write its poses; nothing is written if there are none at all."""
+    first = next(estimates, None)
+    if first is None:
+        return
+    lines, nothing = _Lines(), contextlib.nullcontext()
+    with pose_files(output_dir, paths, failures.add) if output_dir else nothing as files:
         for frame, found in chain([first], estimates):
-            poses = Poses(*found, network.card.skeleton, frame.pixels)
+            poses = Poses(*found, skeleton, frame.pixels)
             if files:
                 files.add(frame, poses)
             lines.add(frame, poses)
     lines.end()
-    if files:
-        category = CATEGORY_IDS[network.card.skeleton.name]
+    if output_dir:
+        category = CATEGORY_IDS[skeleton.name]
         print(f"written: {output_dir / 'poses.json'} (category {category}), and drawn beside it")
-    failures.end()
 
 
 def _boxes_of_file(path: Path, paths: Sequence[Path]) -> Callable[[Frame], Boxes]:

@@ -313,15 +313,12 @@ def predict_images(
 ) -> Iterator[np.ndarray]:
     """Poses of the boxes of each image, boxes of several images in one batch of the network.
 
-    However many images come, few are held: those whose boxes wait for a batch.
+    Few are held: those whose boxes wait for a batch.
 
     Args:
-        model: A network; put into eval mode.
         images: (height, width, 3) uint8 RGB, each with boxes (N, 4), in image px, that `check_boxes` took.
-        flip: Whether to average with the mirrored crops.
-        tta: Views to average over, e.g. `TTA_VIEWS`; None for one view.
-        card: How to decode; by default COCO keypoints, 384x288 and the quarter offset.
         batch_size: Crops that go through the network at once, as in `predict_boxes`.
+        model, flip, tta, card: As of `predict`.
 
     Yields:
         (N, K, 3) as (x, y, score) in image px, image by image.
@@ -331,12 +328,11 @@ def predict_images(
     model.eval()
 
     def run() -> None:
-        if cut:
-            poses, *crops = zip(*cut, strict=True)
-            found = _mean_of_views(model, card, *map(np.stack, crops), flip)
-            for pose, xy, score in zip(poses, found.keypoints, found.scores, strict=True):
-                pose[:, :2], pose[:, 2] = xy, score
-            cut.clear()
+        poses, *crops = zip(*cut, strict=True)
+        found = _mean_of_views(model, card, *map(np.stack, crops), flip)
+        for pose, xy, score in zip(poses, found.keypoints, found.scores, strict=True):
+            pose[:, :2], pose[:, 2] = xy, score
+        cut.clear()
 
     for image, boxes in images:
         poses, ran = np.zeros((len(boxes), len(card.skeleton), 3)), False
@@ -348,10 +344,10 @@ def predict_images(
         while ran and held:  # what the images before waited for is done
             yield held.popleft()[0]
         held.append((poses, image.nbytes))
-        if sum(nbytes for _, nbytes in held) > _MOST_HELD_BYTES:
+        if cut and sum(nbytes for _, nbytes in held) > _MOST_HELD_BYTES:
             run()
-        while held and not cut:
+        while not cut and held:
             yield held.popleft()[0]
-    run()
-    for poses, _ in held:
-        yield poses
+    if cut:
+        run()
+    yield from (poses for poses, _ in held)
