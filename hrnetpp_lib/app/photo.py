@@ -218,10 +218,10 @@ def _write(
     failures: Failures,
 ) -> None:
     """Say a line for each picture, and write its poses; nothing is written if there are none at all."""
+    lines, nothing = _Lines(), contextlib.nullcontext()
     first = next(estimates, None)
     if first is None:
         return
-    lines, nothing = _Lines(), contextlib.nullcontext()
     with pose_files(output_dir, paths, failures.add) if output_dir else nothing as files:
         for frame, found in chain([first], estimates):
             poses = Poses(*found, skeleton, frame.pixels)
@@ -306,6 +306,7 @@ class _Lines:
         self._pictures += 1
         self._persons += len(poses)
         now = time.monotonic()
+        self._said = self._said if self._clip else now
         if frame.number is None:
             print(f"{frame.path}: {poses.describe() if len(poses) else 'nobody found'}", flush=True)
             self._clip_begun = now
