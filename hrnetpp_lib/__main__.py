@@ -119,12 +119,19 @@ def _load(options: argparse.Namespace) -> tuple:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Poses of one photograph."""
-    from hrnetpp_lib.app.photo import parse_boxes, predict
+    """Poses in photographs, folders of them and clips."""
+    from hrnetpp_lib.app.photo import parse_boxes, predict_files
 
     boxes = None if options.boxes is None else parse_boxes(options.boxes)
-    how = {"runtime": options.runtime, "precision": options.precision}
-    predict(options.image, options.checkpoint, boxes, options.detector, output_dir=options.output_dir, **how)
+    where = (boxes, options.detections, options.detector, options.output_dir)
+    predict_files(options.inputs, options.checkpoint, *where, options.runtime, options.precision)
+
+
+def detect(options: argparse.Namespace) -> None:
+    """Find persons in photographs, and write their boxes as a COCO json."""
+    from hrnetpp_lib.app.detector import DETECTOR, detect
+
+    detect(options.inputs, options.output, options.detector or DETECTOR, options.annotations)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -213,7 +220,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     commands = {}
-    listed = (reproduce, train, evaluate, predict, export, check_data, convert_lspe, plan, study, doctor)
+    listed = (reproduce, train, evaluate, predict, detect, export)
+    listed += (check_data, convert_lspe, plan, study, doctor)
     for command in listed:
         name, text = command.__name__.replace("_", "-"), command.__doc__
         commands[command] = subparsers.add_parser(name, help=text, description=text)
@@ -243,17 +251,28 @@ def build_parser() -> argparse.ArgumentParser:
     option("--output", "a new file (onnx) or folder (openvino)", export, type=Path, required=True)
     option("--tta", "average over the five views", evaluate, action="store_true")
     option("--no-flip", "leave the mirrored crop out", evaluate, action="store_true")
-    option("image", "a photograph", predict, type=Path)
-    option("--checkpoint", "default: a finished stage 3 of HRNet++ below runs/", predict, type=Path)
-    option("--boxes", "in px (= before a minus); default: the whole image", predict, metavar='"x,y,w,h ..."')
-    option("--detector", "find persons by a transformers model (extra detect)", predict, metavar="MODEL")
-    option("--output-dir", "gets the poses as json and drawn; default: neither", predict, type=Path)
+    _add_picture_options(option)
     option("joints", "joints.mat", convert_lspe, type=Path)
     option("images", "folder of im00001.jpg ..., or of zip archives of them", convert_lspe, type=Path)
     option("--skip-missing-images", "count what lacks, and go on", convert_lspe, action="store_true")
     option("--gpus", "that share each batch", plan, type=int, default=1, metavar="N")
     _add_study_options(option)
     return parser
+
+
+def _add_picture_options(option: Callable) -> None:
+    option("inputs", "photographs, clips, folders, 'patterns*'", predict, nargs="+", metavar="INPUT")
+    option("inputs", "photographs, folders, 'patterns*'", detect, nargs="+", metavar="IMAGES")
+    option("--output", "a json; goes on where one has ended", detect, type=Path, required=True)
+    option("--annotations", "COCO ground truth of them, for ids and box AP", detect, type=Path)
+    text = "default: the last finished stage 3 of HRNet++ below runs/, else the one in the package"
+    option("--checkpoint", text, predict, type=Path)
+    text = "of one picture, in px (= before a minus); default: the whole image"
+    option("--boxes", text, predict, metavar='"x,y,w,h ..."')
+    option("--detections", "boxes of many pictures: a COCO json, as `detect` writes", predict, type=Path)
+    text = "a transformers model (extra detect) or its folder; for detect, D-FINE-L unless another is given"
+    option("--detector", text, predict, detect, metavar="MODEL")
+    option("--output-dir", "gets poses.json and all drawn; default: neither", predict, type=Path)
 
 
 def _add_train_options(option: Callable) -> None:

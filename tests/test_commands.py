@@ -115,17 +115,35 @@ def test_a_file_in_the_place_of_a_folder_is_named_and_a_line_break_in_a_name_bre
 
 def test_predict_hands_its_options_on_and_writes_nothing_unasked(monkeypatch):
     calls = []
-    monkeypatch.setattr("hrnetpp_lib.app.photo.predict", lambda *given, **named: calls.append((given, named)))
-    assert main(["predict", "a.jpg"]) == 0
-    usual = {"output_dir": None, "runtime": "auto", "precision": "fp32"}
-    assert calls.pop() == ((Path("a.jpg"), None, None, None), usual)
+    monkeypatch.setattr("hrnetpp_lib.app.photo.predict_files", lambda *given: calls.append(given))
+    assert main(["predict", "a.jpg", "b/*.png"]) == 0
+    assert calls.pop() == (["a.jpg", "b/*.png"], None, None, None, None, None, "auto", "fp32")
     options = ["--checkpoint", "m.safetensors", "--boxes=-1,2,3.5,4 5,6,7,8", "--output-dir", "out"]
-    options += ["--runtime", "torch", "--precision", "bf16"]
+    options += [
+        "--runtime",
+        "torch",
+        "--precision",
+        "bf16",
+        "--detections",
+        "b.json",
+        "--detector",
+        "some/model",
+    ]
     assert main(["predict", "a.jpg", *options]) == 0
-    (image, checkpoint, boxes, detector), named = calls.pop()
-    assert (image, checkpoint, detector) == (Path("a.jpg"), Path("m.safetensors"), None)
+    inputs, checkpoint, boxes, *others = calls.pop()
+    assert (inputs, checkpoint) == (["a.jpg"], Path("m.safetensors"))
     np.testing.assert_array_equal(boxes, [[-1, 2, 3.5, 4], [5, 6, 7, 8]])
-    assert named == {"output_dir": Path("out"), "runtime": "torch", "precision": "bf16"}
+    assert others == [Path("b.json"), "some/model", Path("out"), "torch", "bf16"]
+
+
+def test_detect_hands_its_options_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr("hrnetpp_lib.app.detector.detect", lambda *given: calls.append(given))
+    assert main(["detect", "a.jpg", "b", "--output", "boxes.json"]) == 0
+    usual = "ustc-community/dfine-large-coco"
+    assert calls.pop() == (["a.jpg", "b"], Path("boxes.json"), usual, None)
+    assert main(["detect", "a", "--output", "b.json", "--detector", "m", "--annotations", "t.json"]) == 0
+    assert calls.pop() == (["a"], Path("b.json"), "m", Path("t.json"))
 
 
 def test_check_data_counts_what_is_there_and_finds_an_image_that_is_gone_or_torn(

@@ -203,6 +203,23 @@ def test_a_heatmap_is_transparent_but_at_its_peak_and_clipped():
         np.testing.assert_array_equal(*layers)
 
 
+def test_poses_painted_into_a_picture_are_where_and_as_the_figure_draws_them():
+    image = np.full((100, 120, 3), 128, np.uint8)
+    person = np.zeros((17, 3))
+    person[[5, 7, 6, 11]] = [(20, 30, 0.9), (60, 30, 0.8), (20, 60, 0.7), (50, 90, 0.2)]
+    painted = draw.paint_poses(image, person[None], COCO17, np.array([[70.0, 10, 40, 50]]), threshold=0.2)
+    assert painted.shape == image.shape and painted.dtype == np.uint8 and (image == 128).all()
+    colour = {name: draw._rgb(code) for name, code in draw.SIDE_COLOURS.items()}
+    places = {(30, 40): colour["left"], (30, 20): colour["left"], (60, 20): colour["right"]}
+    places |= {(45, 20): colour["centre"], (10, 90): (240, 228, 66), (35, 110): (240, 228, 66)}
+    for place, expected in places.items():  # elbow, shoulder, other shoulder, between them; the box
+        np.testing.assert_allclose(painted[place], expected, atol=25)  # lines have soft edges
+    assert (painted[75:] == 128).all()  # the hip's score is not over the threshold
+    far = np.full((1, 17, 3), 1e7)
+    assert draw.paint_poses(image, far, COCO17).shape == image.shape
+    np.testing.assert_array_equal(draw.paint_poses(image, np.zeros((0, 14, 3)), AIC14), image)
+
+
 def test_blurring_hides_pictures_and_nothing_else():
     photograph = picture(96, 72)
     figure = draw.render_images([photograph], [[pose()]], COCO17)

@@ -111,19 +111,6 @@ def test_links_lead_to_files(page):
         assert (page.parent / target).exists(), target
 
 
-def test_every_module_is_in_the_tree_in_its_room():
-    (tree,) = [block for block in README.split("```") if block.startswith("\nhrnetpp_lib/\n")]
-    rooms, room = {"": ""}, ""
-    # A room's line starts with two spaces, its name and a slash; lines that go on are indented deeper.
-    for line in tree.split("hrnetpp_lib/\n")[1].splitlines():
-        if start := re.match(r"  (?:(\w+)/|\w)", line):
-            room = start[1] or ""
-        rooms[room] = f"{rooms.get(room, '')} {line}"
-    for path in (ROOT / "hrnetpp_lib").rglob("[a-z]*.py"):
-        room = path.parent.name if path.parent != ROOT / "hrnetpp_lib" else ""
-        assert re.search(rf"\b{path.stem}\b", rooms.get(room, "")), path
-
-
 def test_every_command_is_understood():
     """In shell blocks and code spans of README and the guide."""
     text = README + "".join(page.read_text() for page in GUIDE)
@@ -139,7 +126,7 @@ def test_every_command_is_understood():
 def test_every_profile_is_on_the_ladder_and_readme_is_short():
     assert all(f"| `{name}` |" in README for name in PROFILES)
     by_hand = re.sub(r"<!-- (.*?) -->.*?<!-- end of \1 -->", "", README, flags=re.DOTALL)
-    assert len(by_hand.splitlines()) <= 195
+    assert len(by_hand.splitlines()) <= 150
 
 
 def test_what_is_said_on_photographs_was_measured():

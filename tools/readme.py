@@ -118,7 +118,7 @@ PARTS = {
     "bench": lambda root: table_of_benchmarks(root / "benchmarks" / "bench.json"),
 }
 PAGES = {
-    "README.md": ("table 1", "choices", "bench"),
+    "README.md": ("table 1",),
     "docs/choices.md": ("choices",),
     "docs/speed.md": ("bench",),
 }

@@ -1,26 +1,42 @@
-"""One photograph in, poses out, and, if asked for, COCO json and the photograph with the poses drawn."""
+"""Photographs, folders and clips in, poses out: which network, which boxes, and how far it has come."""
 
 import contextlib
-import hashlib
-import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from hrnetpp_lib import draw
+from hrnetpp_lib.app.detector import Boxes, open_detector
+from hrnetpp_lib.app.pictures import (
+    Complain,
+    Failures,
+    Frame,
+    find_files,
+    image_id,
+    in_groups,
+    is_clip,
+    read_frames,
+)
+from hrnetpp_lib.app.poses import CATEGORY_IDS, Poses, pose_files
+from hrnetpp_lib.data.annotations import read_person_boxes
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import infer
-from hrnetpp_lib.evaluate.metrics import rescore
-from hrnetpp_lib.files import project_root, write_json
-from hrnetpp_lib.model.weights import load_checkpoint
-from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
+from hrnetpp_lib.files import project_root
+from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
+from hrnetpp_lib.pose.keypoints import Skeleton
 from hrnetpp_lib.recipe import read_recipe, three_stages
 
-_DRAWN_ABOVE = 0.2  # the score above which a keypoint is drawn, and counts in evaluation
-# COCO's own categories are 1 to 90; poses with other keypoints must not be taken for its persons.
-_CATEGORY_IDS = {COCO17.name: 1, AIC14.name: 1014}
+PACKAGED = Path("weights", "lspet_cpu_hrnetpp.safetensors")  # trained on photographs
+_CROPS_A_BATCH = {"cpu": 32, "cuda": 256}
+_SECONDS_BETWEEN_LINES = 10.0
+_NOT_BOTH = "give boxes, a file of detections or a detector, not both"
+_FindBoxes = Callable[[Sequence[Frame]], Iterable[Boxes]]
 
 
 def parse_boxes(text: str) -> np.ndarray:
@@ -35,10 +51,11 @@ def parse_boxes(text: str) -> np.ndarray:
     return np.array(boxes)
 
 
-def newest_checkpoint(root: Path) -> Path:
+def default_checkpoint(root: Path) -> Path:
     """The HRNet++ regression network in root/runs that was finished last, the end of a profile's own chain.
 
-    Ablations are no candidates. Raises: HrnetppError if there is none; names a command that trains one.
+    Ablations are no candidates. Without one, the network for photographs that comes with the package.
+    Raises: HrnetppError if there is none; names a command that trains one.
     """
     found = []
     for path in root.glob("runs/*/stage3_*/model.safetensors"):
@@ -46,124 +63,272 @@ def newest_checkpoint(root: Path) -> Path:
             run = read_recipe(path.parent / "recipe.json")
             if path.parent.name == three_stages(run.profile, seed=run.seed)[-1].name:
                 found.append(path)
-    if not found:
-        raise HrnetppError(
-            f"{root / 'runs'}: no finished HRNet++ regression network; give a checkpoint, or train one with "
-            "python -m hrnetpp_lib train --profile mini (minutes on two cores; smoke: seconds, but poor)"
-        )
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+    if found:
+        return max(found, key=lambda path: path.stat().st_mtime_ns)
+    if packaged := packaged_checkpoint(Path(__file__).resolve().parents[1]):
+        return packaged
+    raise HrnetppError(
+        f"{root / 'runs'}: no finished HRNet++ regression network; give a checkpoint, or train one with "
+        "python -m hrnetpp_lib train --profile mini (minutes on two cores; smoke: seconds, but poor)"
+    )
+
+
+def packaged_checkpoint(package: Path) -> Path | None:
+    """The network in the package's folder, or at the top of its checkout; None if it came without."""
+    places = (package / PACKAGED, package.parent / PACKAGED)
+    return next((path for path in places if path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network ready to be asked."""
+
+    model: torch.nn.Module
+    card: ModelCard
+    described: str
+    batch_size: int
+    flip: bool = True
+
+
+def _open_network(checkpoint: str | Path | None, runtime: str, precision: str, flip: bool = True) -> _Network:
+    path, device = Path(checkpoint) if checkpoint else default_checkpoint(project_root()), infer.pick_device()
+    model, card = load_checkpoint(path)
+    prepared = infer.prepare(model.to(device), card, runtime, precision)
+    how = f"{card.run}, {card.decoder}, {card.skeleton.name}, {prepared.described}"
+    return _Network(prepared, card, f"{path} ({how})", _CROPS_A_BATCH.get(device.type, 32), flip)
 
 
 def predict(
-    image: str | Path | np.ndarray,
+    image: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
     checkpoint: str | Path | None = None,
-    boxes_xywh: np.ndarray | None = None,
+    boxes_xywh: np.ndarray | Sequence[np.ndarray] | None = None,
     detector: str | None = None,
     flip: bool = True,
-    output_dir: str | Path | None = None,
     runtime: str = "auto",
     precision: str = "fp32",
-) -> np.ndarray:
-    """Poses of one image by one of this package's checkpoints.
+) -> Poses | list[Poses]:
+    """Poses of the persons of one picture, or of each of several, by one network.
 
-    Says what it used. Runs on the GPU if there is one; runtime and precision are `infer.prepare`'s.
+    Says what it used. Runs on the GPU if there is one; runtime and precision are `infer.prepare`'s. Persons
+    of several pictures go through the network together.
 
     Args:
-        image: A path, or (height, width, 3) uint8 RGB.
-        checkpoint: A model.safetensors that `train` wrote; by default that of `newest_checkpoint`.
-        boxes_xywh: (N, 4) persons in image px; by default one box, the whole image.
+        image: A path, or (height, width, 3) uint8 RGB; or a list of these, for a list of poses.
+        checkpoint: A file that `load_checkpoint` takes; by default that of `default_checkpoint`.
+        boxes_xywh: (N, 4) persons in image px, for a list one such array a picture; by default one box, the
+            whole image.
         detector: Name of a detector of the transformers library that finds the persons instead.
         flip: Whether to average with the mirrored crop.
-        output_dir: Gets `<image>_poses.json`, a COCO result list, and `.png`; None for nothing. Persons are
-            category 1 if they have COCO's keypoints, 1014 with AI Challenger's 14; `image_id` says which
-            image; the score is `metrics.rescore`'s; box, its score and the file's name are kept beside.
-
-    Returns:
-        (N, K, 3) as (x, y, score) in image px.
+        runtime: "auto", "torch", "openvino" or "onnxruntime".
+        precision: "fp32" or "bf16".
 
     Raises: HrnetppError if a file cannot be used, a box has no area, or a checkpoint or a name is wanting.
     """
     if boxes_xywh is not None and detector:
-        raise HrnetppError("give boxes or a detector, not both")
-    if output_dir is not None and isinstance(image, np.ndarray):
-        raise HrnetppError("output_dir: an array has no name to write its poses under; give the file's path")
-    pixels = image if isinstance(image, np.ndarray) else read_image(Path(image), upright=True)
-    checkpoint = Path(checkpoint) if checkpoint else newest_checkpoint(project_root())
-    (model, card), device = load_checkpoint(checkpoint), infer.pick_device()
-    if detector:
-        boxes, box_scores = detect_persons(pixels, detector, str(device))
-    else:
-        boxes = infer.as_boxes([[0, 0, *pixels.shape[1::-1]]] if boxes_xywh is None else boxes_xywh)
-        box_scores = np.ones(len(boxes))
-    origin = f"by {detector}" if detector else "the whole image" if boxes_xywh is None else "as given"
-    prepared = infer.prepare(model.to(device), card, runtime, precision)
-    poses = infer.predict(prepared, pixels, boxes, flip=flip, card=card)
-    drawn = f"{(poses[:, :, 2] > _DRAWN_ABOVE).sum()} of {poses[:, :, 2].size} keypoints above {_DRAWN_ABOVE}"
-    network = f"{checkpoint} ({card.run}, {card.decoder}, {card.skeleton.name}, {prepared.described})"
-    print(f"{len(poses)} poses, {drawn}, by {network}, boxes {origin}")
-    if output_dir is not None:
-        _write(Path(image), poses, boxes, box_scores, card.skeleton, Path(output_dir))
-    return poses
+        raise HrnetppError(_NOT_BOTH)
+    one = isinstance(image, (str, Path, np.ndarray))
+    pictures = [image] if one else list(image)
+    given = None if boxes_xywh is None else [boxes_xywh] if one else list(boxes_xywh)
+    if given is not None and len(given) != len(pictures):
+        wrong = f"boxes_xywh has entries for {len(given)} pictures, there are {len(pictures)}"
+        raise HrnetppError(f"{wrong}; give one array of boxes for each")
+
+    def boxes_of(frame: Frame) -> Boxes:
+        boxes = infer.as_boxes(given[frame.image_id])
+        return boxes, np.ones(len(boxes))
+
+    network, found = _open_network(checkpoint, runtime, precision, flip), []
+    find, at_once = _choose_boxes(given and boxes_of, detector)
+    for frame, poses in _estimate(network, _boxed(_opened(pictures), find, at_once, _refuse)):
+        array = isinstance(pictures[frame.image_id], np.ndarray)
+        found.append(Poses(*poses, network.card.skeleton, frame.pixels if array else frame.path))
+    said = found[0].describe() if one else f"{sum(map(len, found))} poses in {len(found)} pictures"
+    origin = f"by {detector}" if detector else "as given" if given else "the whole image"
+    print(f"{said}, by {network.described}, boxes {origin}")
+    return found[0] if one else found
 
 
-def image_id(path: Path) -> int:
-    """The image id of a file in COCO's sense: its stem, where that is a number, as in COCO's own files.
+def _opened(pictures: Sequence[str | Path | np.ndarray]) -> Iterator[Frame]:
+    """Pictures as they are needed, numbered from 0."""
+    for number, picture in enumerate(pictures):
+        if isinstance(picture, np.ndarray):
+            yield Frame(Path(f"picture {number}"), number, picture)
+        else:
+            yield Frame(Path(picture), number, read_image(Path(picture), upright=True))
 
-    Of any other name the first six bytes of its SHA-256, so that it is the same everywhere.
+
+def _refuse(error: HrnetppError) -> None:
+    raise error
+
+
+def predict_files(
+    inputs: Sequence[str | Path],
+    checkpoint: str | Path | None = None,
+    boxes_xywh: np.ndarray | None = None,
+    detections: Path | None = None,
+    detector: str | None = None,
+    output_dir: Path | None = None,
+    runtime: str = "auto",
+    precision: str = "fp32",
+) -> None:
+    """Poses of photographs and clips, a line for each; what cannot be used is said, and the rest is done.
+
+    The persons of all pictures go through the network in batches; a few pictures are held at a time.
+
+    Args:
+        inputs: Files, folders and glob patterns, see `pictures.find_files`.
+        checkpoint: As of `predict`.
+        boxes_xywh: (N, 4) persons in image px, of the one picture that there may be then.
+        detections: COCO result list of boxes, matched by file name where it has some, else by image id. Its
+            boxes refer to the pixels as they are stored; otherwise photographs are turned upright.
+        detector: As of `predict`.
+        output_dir: Gets `poses.json` and everything drawn, see `pose_files`; None for nothing.
+        runtime, precision: As of `predict`.
+
+    Raises: HrnetppError if something could not be used, after all the rest is done; or if nothing can be.
     """
-    if path.stem.isascii() and path.stem.isdecimal() and len(path.stem) < 19:  # int64
-        return int(path.stem)
-    return int.from_bytes(hashlib.sha256(os.fsencode(path.name)).digest()[:6], "big")
+    if sum(given is not None for given in (boxes_xywh, detections, detector)) > 1:
+        raise HrnetppError(_NOT_BOTH)
+    failures = Failures()
+    paths = find_files(inputs, failures.add)
+    if boxes_xywh is not None and (len(paths) + len(failures) != 1 or any(map(is_clip, paths))):
+        raise HrnetppError("boxes are for one picture; for several, or a clip, give a file of detections")
+    failures.begin(len(paths) + len(failures))
+    if not paths:
+        failures.end()
+    boxes_of, origin = None, f"by {detector}" if detector else "the whole image"
+    if boxes_xywh is not None:
+        boxes_of, origin = (lambda _: (boxes_xywh, np.ones(len(boxes_xywh)))), "as given"
+    elif detections:
+        boxes_of, origin = _boxes_of_file(detections, paths), f"of {detections}"
+    network = _open_network(checkpoint, runtime, precision)
+    finder = _choose_boxes(boxes_of, detector)
+    print(f"network {network.described}, boxes {origin}", flush=True)
+    with contextlib.closing(read_frames(paths, failures.add, upright=not detections)) as frames:
+        estimates = _estimate(network, _boxed(frames, *finder, failures.add))
+        _write(estimates, network.card.skeleton, paths, output_dir, failures)
+    failures.end()
 
 
 def _write(
-    path: Path, poses: np.ndarray, boxes: np.ndarray, box_scores: np.ndarray, skeleton: Skeleton, folder: Path
+    estimates: Iterator[tuple[Frame, tuple]],
+    skeleton: Skeleton,
+    paths: Sequence[Path],
+    output_dir: Path | None,
+    failures: Failures,
 ) -> None:
-    """Write the poses' json and picture, and say where."""
-    json_path, png_path = (folder / f"{path.stem}_poses.{suffix}" for suffix in ("json", "png"))
-    scores, category = rescore(poses[:, :, 2], box_scores), _CATEGORY_IDS[skeleton.name]
-    results = [
-        {
-            "image_id": image_id(path),
-            "category_id": category,
-            "keypoints": np.round(pose, 3).ravel(),
-            "score": score,
-            "bbox": np.round(box, 2),
-            "bbox_score": box_score,
-            "keypoint_set": skeleton.name,
-            "file_name": os.fsencode(path.name).decode(errors="replace"),
-        }
-        for pose, score, box, box_score in zip(poses, scores, boxes, box_scores, strict=True)
-    ]
-    write_json(json_path, results)
-    pixels = read_image(path, upright=True)
-    figure = draw.render_images([pixels], [list(poses)], skeleton, [boxes], columns=1, threshold=_DRAWN_ABOVE)
-    draw.save(figure, png_path)
-    print(f"written: {json_path} (category {category}), {png_path}")
+    """Say a line for each picture, and write its poses; nothing is written if there are none at all."""
+    lines, nothing = _Lines(), contextlib.nullcontext()
+    first = next(estimates, None)
+    if first is None:
+        return
+    with pose_files(output_dir, paths, failures.add) if output_dir else nothing as files:
+        for frame, found in chain([first], estimates):
+            poses = Poses(*found, skeleton, frame.pixels)
+            if files:
+                files.add(frame, poses)
+            lines.add(frame, poses)
+    lines.end()
+    if output_dir:
+        category = CATEGORY_IDS[skeleton.name]
+        print(f"written: {output_dir / 'poses.json'} (category {category}), and drawn beside it")
 
 
-@torch.no_grad()
-def detect_persons(image: np.ndarray, model: str, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) xywh in image px and scores (N,) of persons in (h, w, 3) uint8 RGB, best first; float64.
+def _boxes_of_file(path: Path, paths: Sequence[Path]) -> Callable[[Frame], Boxes]:
+    """Looks a picture's boxes up. Raises: HrnetppError if the file has none for any of the pictures."""
+    known, nobody = read_person_boxes(path), np.zeros((0, 5))
+    if not any(each.name in known or image_id(each) in known or is_clip(each) for each in paths):
+        wrong = "has no person's box in the pictures that are given"
+        raise HrnetppError(f"{path}: {wrong}; its file_name or image_id must be theirs")
 
-    By a COCO-trained D-FINE or RT-DETRv2 of the transformers library: a name on its hub, or a local folder.
-    Raises: HrnetppError if it cannot be loaded or knows no person. Reference: Peng et al., arXiv 2410.13842.
-    """
-    try:
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+    def boxes_of(frame: Frame) -> Boxes:
+        rows = known.get(frame.path.name, known.get(frame.image_id, nobody))
+        return rows[:, :4], rows[:, 4]
 
-        processor = AutoImageProcessor.from_pretrained(model)
-        network = AutoModelForObjectDetection.from_pretrained(model).to(device).eval()
-    except (OSError, ValueError, ImportError) as error:
-        remedy = "pip install 'hrnetpp-lib[detect]'; check the name and the network, or give a local folder"
-        raise HrnetppError(f"detector {model}: cannot be loaded ({error}); {remedy}") from error
-    labels = [int(label) for label, name in network.config.id2label.items() if name == "person"]
-    if len(labels) != 1:
-        raise HrnetppError(f"detector {model}: no label is named 'person'; choose a model trained on COCO")
-    outputs = network(**processor(images=image, return_tensors="pt").to(device))
-    (found,) = processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=[image.shape[:2]])
-    scores, corners = (found[key].double().cpu().numpy() for key in ("scores", "boxes"))
-    persons = np.flatnonzero(found["labels"].cpu().numpy() == labels[0])
-    persons = persons[np.argsort(-scores[persons], kind="stable")]
-    start, end = np.split(corners[persons], 2, axis=1)
-    return np.hstack([start, end - start]), scores[persons]
+    return boxes_of
+
+
+def _choose_boxes(boxes_of: Callable[[Frame], Boxes] | None, detector: str | None) -> tuple[_FindBoxes, int]:
+    """What finds the boxes of several pictures, and for how many it should be asked at once."""
+    if detector:
+        opened = open_detector(detector, str(infer.pick_device()))
+        return (lambda frames: opened.find([frame.pixels for frame in frames])), opened.at_once
+
+    def whole(frame: Frame) -> Boxes:
+        return np.array([[0.0, 0.0, *frame.pixels.shape[1::-1]]]), np.ones(1)
+
+    return (lambda frames: map(boxes_of or whole, frames)), 1
+
+
+def _boxed(
+    frames: Iterable[Frame], find: _FindBoxes, at_once: int, complain: Complain
+) -> Iterator[tuple[Frame, np.ndarray, np.ndarray]]:
+    """Each picture with its boxes (N, 4) and their scores (N,); those with a box outside are left out."""
+    for group in in_groups(frames, at_once):
+        for frame, (boxes, scores) in zip(group, find(group), strict=True):
+            try:
+                boxes = infer.check_boxes(boxes, frame.pixels)
+            except HrnetppError as error:
+                complain(HrnetppError(f"{frame.name}: {error}"))
+            else:
+                yield frame, boxes, scores
+
+
+def _estimate(
+    network: _Network, boxed: Iterable[tuple[Frame, np.ndarray, np.ndarray]]
+) -> Iterator[tuple[Frame, tuple[np.ndarray, ...]]]:
+    """Each picture with keypoints (N, K, 2), scores (N, K), boxes (N, 4) and box scores (N,)."""
+    asked = deque()
+
+    def images() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for frame, boxes, scores in boxed:
+            asked.append((frame, boxes, scores))
+            yield frame.pixels, boxes
+
+    how = {"card": network.card, "batch_size": network.batch_size}
+    for poses in infer.predict_images(network.model, images(), network.flip, **how):
+        frame, boxes, scores = asked.popleft()
+        yield frame, (poses[..., :2], poses[..., 2], boxes, scores)
+
+
+class _Lines:
+    """Says a line for each photograph and each clip, and every ten seconds how far a clip has come."""
+
+    def __init__(self):
+        self._pictures = self._persons = 0
+        self._begun = self._clip_begun = self._said = time.monotonic()
+        self._clip, self._in_clip = None, 0  # its last frame, and the poses until then
+
+    def add(self, frame: Frame, poses: Poses) -> None:
+        """After a photograph, or a frame of a clip, is done."""
+        if self._clip and frame.path != self._clip.path:
+            self._end_clip()
+        self._pictures += 1
+        self._persons += len(poses)
+        now = time.monotonic()
+        self._said = self._said if self._clip else now
+        if frame.number is None:
+            print(f"{frame.path}: {poses.describe() if len(poses) else 'nobody found'}", flush=True)
+            self._clip_begun = now
+            return
+        self._clip, self._in_clip = frame, self._in_clip + len(poses)
+        if now > self._said + _SECONDS_BETWEEN_LINES:
+            self._said = now
+            print(self._how_far(), flush=True)
+
+    def _how_far(self) -> str:
+        done, stated = self._clip.number + 1, self._clip.of_clip[0]
+        rate = done / max(time.monotonic() - self._clip_begun, 1e-3)
+        of = f" of {stated}" if stated > done else ""
+        return f"{self._clip.path}: {done}{of} frames, {self._in_clip} poses, {rate:.1f} frames/s"
+
+    def _end_clip(self) -> None:
+        print(self._how_far(), flush=True)
+        self._clip, self._in_clip, self._clip_begun = None, 0, time.monotonic()
+
+    def end(self) -> None:
+        """The last clip's line, and what was done in all."""
+        if self._clip:
+            self._end_clip()
+        seconds = time.monotonic() - self._begun
+        print(f"{self._persons} poses in {self._pictures} pictures or frames, {seconds:.1f} s")

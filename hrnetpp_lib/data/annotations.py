@@ -74,6 +74,10 @@ class _Detection(Struct, gc=False):
     score: _Number
 
 
+class _NamedDetection(_Detection, gc=False):
+    file_name: str = ""
+
+
 _ChallengerPose = Annotated[list[_Number], Meta(min_length=3 * len(AIC14), max_length=3 * len(AIC14))]
 
 
@@ -203,6 +207,39 @@ def read_coco_detections(
     reasons = {"other_category": other, "unknown_image": image_index < 0}
     reasons |= {"below_score_threshold": scores < score_threshold, "empty_box": (bboxes[:, 2:] <= 0).any(1)}
     return _drop(table, reasons)
+
+
+@no_collection()
+def read_person_boxes(json_path: str | Path) -> dict[int | str, np.ndarray]:
+    """Boxes of persons, category 1, in a COCO result list, without the ground truth of its images.
+
+    Returns:
+        (n, 5) x, y, w, h in image px, and score, for each picture by its file name, without folders, if the
+        records have a `file_name`, else by its image id.
+
+    Raises: HrnetppError if the file is missing, broken or no such list.
+    """
+    path, remedy = Path(json_path), "is it a COCO result list of boxes? Correct it or write it again"
+    rows: dict[int | str, list] = {}
+    for found in read_json(path, list[_NamedDetection], remedy):
+        if found.category_id == 1:
+            rows.setdefault(_base_name(found.file_name) or found.image_id, []).append(
+                (*found.bbox, found.score)
+            )
+    return {key: np.array(of_picture) for key, of_picture in rows.items()}
+
+
+def read_image_ids(json_path: str | Path) -> dict[str, int]:
+    """The image id that a COCO ground-truth file gives each file name, without folders.
+
+    Raises: HrnetppError if the file is missing, broken or no such file.
+    """
+    file = read_json(Path(json_path), _CocoImages, "is it COCO ground truth? Correct it or get it again")
+    return {_base_name(image.file_name): image.id for image in file.images}
+
+
+def _base_name(file_name: str) -> str:
+    return file_name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 @no_collection()

@@ -16,6 +16,7 @@ try:
 except ImportError:
     simplejpeg = None
 
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # in small letters
 MOST_IMAGE_BYTES = 2**28
 _MOST_PIXELS = 2**28  # 16384 x 16384; OpenCV itself would go on to four times as many
 _JPEG_FROM_TOP = {0xC0, 0xC1}  # frames that may be coded in one scan, row by row

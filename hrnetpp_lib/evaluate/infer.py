@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,6 +29,7 @@ SINGLE_VIEW = (View(),)
 TTA_VIEWS = (View(0.8), View(1.0), View(1.2), View(1.0, -10.0), View(1.0, 10.0))
 
 _CROPS_A_BATCH = 32  # of the network; on a CPU larger ones no longer fit the memory allocator's reserve
+_MOST_HELD_BYTES = 2**30  # of images whose boxes wait for a batch
 _SECONDS_BETWEEN_LINES = 60.0
 _PERSONS_AT_ONCE = 25  # of a CPU: fewer cost more calls, more no longer fit its cache
 
@@ -278,7 +281,17 @@ def predict(
 
     Raises: HrnetppError if the image or the boxes are of another shape or type, or no area of a box is in it.
     """
-    card, boxes, views = card or ModelCard(), as_boxes(bboxes_xywh), tta or SINGLE_VIEW
+    boxes = check_boxes(bboxes_xywh, image)
+    (poses,) = predict_images(model, [(image, boxes)], flip, tta, card)
+    return poses
+
+
+def check_boxes(bboxes_xywh: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) float64 of which each has some area in an image, (height, width, 3) uint8 RGB.
+
+    Raises: HrnetppError if the image or the boxes are of another shape or type, or a box has none.
+    """
+    boxes = as_boxes(bboxes_xywh)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise HrnetppError(f"image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
@@ -287,12 +300,54 @@ def predict(
     if not fits.all():
         wrong = f"box {boxes[~fits][0].tolist()} has no area in the image of {width}x{height} px"
         raise HrnetppError(f"{wrong}; give x, y and positive w, h")
-    poses = np.zeros((len(boxes), len(card.skeleton), 3))
+    return boxes
+
+
+def predict_images(
+    model: torch.nn.Module,
+    images: Iterable[tuple[np.ndarray, np.ndarray]],
+    flip: bool = True,
+    tta: tuple[View, ...] | None = None,
+    card: ModelCard | None = None,
+    batch_size: int = _CROPS_A_BATCH,
+) -> Iterator[np.ndarray]:
+    """Poses of the boxes of each image, boxes of several images in one batch of the network.
+
+    Few are held: those whose boxes wait for a batch.
+
+    Args:
+        images: (height, width, 3) uint8 RGB, each with boxes (N, 4), in image px, that `check_boxes` took.
+        batch_size: Crops that go through the network at once, as in `predict_boxes`.
+        model, flip, tta, card: As of `predict`.
+
+    Yields:
+        (N, K, 3) as (x, y, score) in image px, image by image.
+    """
+    card, views = card or ModelCard(), tta or SINGLE_VIEW
+    size, cut, held = _boxes_a_batch(batch_size, views, flip), [], deque()
     model.eval()
-    size = _boxes_a_batch(_CROPS_A_BATCH, views, flip)
-    for rows in np.array_split(np.arange(len(boxes)), -(-len(boxes) // size) or 1):
-        cut = [crops_of_box(image, box, card.input_hw, views, card.coordinates) for box in boxes[rows]]
-        if cut:
-            found = _mean_of_views(model, card, *map(np.stack, zip(*cut, strict=True)), flip)
-            poses[rows, :, :2], poses[rows, :, 2] = found.keypoints, found.scores
-    return poses
+
+    def run() -> None:
+        poses, *crops = zip(*cut, strict=True)
+        found = _mean_of_views(model, card, *map(np.stack, crops), flip)
+        for pose, xy, score in zip(poses, found.keypoints, found.scores, strict=True):
+            pose[:, :2], pose[:, 2] = xy, score
+        cut.clear()
+
+    for image, boxes in images:
+        poses, ran = np.zeros((len(boxes), len(card.skeleton), 3)), False
+        for pose, box in zip(poses, boxes, strict=True):
+            cut.append((pose, *crops_of_box(image, box, card.input_hw, views, card.coordinates)))
+            if len(cut) == size:
+                run()
+                ran = True
+        while ran and held:  # what the images before waited for is done
+            yield held.popleft()[0]
+        held.append((poses, image.nbytes))
+        if cut and sum(nbytes for _, nbytes in held) > _MOST_HELD_BYTES:
+            run()
+        while not cut and held:
+            yield held.popleft()[0]
+    if cut:
+        run()
+    yield from (poses for poses, _ in held)

@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask
 
 from hrnetpp_lib.data.crops import View, crops_of_box
-from hrnetpp_lib.data.images import decode_image, read_image
+from hrnetpp_lib.data.images import PICTURE_SUFFIXES, decode_image, read_image
 from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, points_to_image, prepare, raw_heatmaps
@@ -23,7 +23,6 @@ from hrnetpp_lib.pose.softargmax import soft_argmax
 Network = tuple[torch.nn.Module, ModelCard] | Path | str  # ready to be asked, or its checkpoint
 TRUTH = "truth"  # beside "arg_max", "quarter_offset" and "soft_argmax", the decoders
 _FAR_PX = 1e6  # no picture is as large
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _MOST_PICTURES, _MOST_PEOPLE = 300, 10
 _THUMBNAIL_HW = (96, 72)
 
@@ -187,7 +186,7 @@ def open_people(source: PersonTable | Path | str | Sequence[Path | str]) -> list
             Path(path).expanduser() for path in ([source] if isinstance(source, (str, Path)) else source)
         ]
         if len(paths) == 1 and paths[0].is_dir():
-            found = (path for path in paths[0].iterdir() if path.suffix.lower() in _PICTURES)
+            found = (path for path in paths[0].iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
             paths = sorted(path for path in found if _has_content(path))
         missing = [path for path in paths if not _has_content(path)]
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a name too long, a folder locked

@@ -1,9 +1,8 @@
-"""Poses of one photograph: which network, which boxes, what is written; and a detector's stand-in."""
+"""Pictures and clips in, poses out: which network, which boxes, what is written, what is refused."""
 
 import json
 import os
 import re
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +11,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 import hrnetpp_lib
 from hrnetpp_lib.__main__ import main
-from hrnetpp_lib.app.photo import detect_persons, image_id, newest_checkpoint, parse_boxes, predict
+from hrnetpp_lib.app.photo import (
+    default_checkpoint,
+    packaged_checkpoint,
+    parse_boxes,
+    predict,
+    predict_files,
+)
+from hrnetpp_lib.app.pictures import image_id
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.metrics import rescore
@@ -29,6 +34,7 @@ from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 from hrnetpp_lib.recipe import HRNET, HRNETPP, SMOKE, STAGE3, resolve, three_stages
 
 IMAGE = np.zeros((50, 90, 3), np.uint8)
+SCORES = np.array([0.9, 0.5])
 BOXES = np.array([[10.0, 20.0, 100.0, 150.0], [60.5, 40.0, 80.0, 90.0]])
 
 
@@ -62,6 +68,22 @@ def command(checkpoint, photograph, tmp_path) -> list[str]:
     return ["predict", str(photograph), *options]
 
 
+def clip(path: Path, frames: int, wh: tuple[int, int]) -> Path:
+    """A clip whose grey goes from dark to bright."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, wh)
+    for number in range(frames):
+        writer.write(np.full((*wh[::-1], 3), 20 + 200 * number // frames, np.uint8))
+    writer.release()
+    return path
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    return frames
+
+
 def finished(root: Path, run, checkpoint: Path, age: int) -> Path:
     """A run's folder as training leaves it, so many seconds old."""
     path = root / "runs" / run.profile.name / run.name / "model.safetensors"
@@ -74,6 +96,7 @@ def finished(root: Path, run, checkpoint: Path, age: int) -> Path:
 
 def test_the_network_is_the_newest_of_a_whole_chain(checkpoint, photograph, tmp_path, monkeypatch):
     monkeypatch.setattr("hrnetpp_lib.app.photo.project_root", lambda: tmp_path)
+    monkeypatch.setattr("hrnetpp_lib.app.photo.packaged_checkpoint", lambda package: None)
     with pytest.raises(HrnetppError, match=r"runs: no finished HRNet\+\+.*train --profile mini"):
         predict(photograph)
     chain = three_stages(SMOKE)
@@ -92,9 +115,9 @@ def test_the_network_is_the_newest_of_a_whole_chain(checkpoint, photograph, tmp_
         finished(tmp_path, run, checkpoint, age)
     damaged = finished(tmp_path, three_stages(renamed)[2], checkpoint, 0)
     (damaged.parent / "recipe.json").write_text("[1]")
-    assert newest_checkpoint(tmp_path) == newest
+    assert default_checkpoint(tmp_path) == newest
     write_json(damaged.parent / "recipe.json", asdict(three_stages(renamed)[2]))
-    assert newest_checkpoint(tmp_path) == damaged
+    assert default_checkpoint(tmp_path) == damaged
 
 
 def test_missing_broken_or_foreign_files_are_refused(tmp_path, photograph, checkpoint):
@@ -109,23 +132,48 @@ def test_missing_broken_or_foreign_files_are_refused(tmp_path, photograph, check
             predict(image, network)
 
 
-def test_network_and_detector_go_where_the_gpu_is(checkpoint, transformers, monkeypatch):
+def test_the_packaged_network_stands_in_for_one_of_ones_own(checkpoint, tmp_path):
+    package = tmp_path / "site" / "hrnetpp_lib"
+    assert packaged_checkpoint(package) is None
+    for place in (package.parent, package):  # of a checkout, and of a package; the nearer one counts
+        (place / "weights").mkdir(parents=True)
+        path = place / "weights" / "lspet_cpu_hrnetpp.safetensors"
+        path.write_bytes(checkpoint.read_bytes())
+        assert packaged_checkpoint(package) == path
+
+
+def test_what_is_packaged_comes_after_what_was_trained(checkpoint, photograph, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hrnetpp_lib.app.photo.project_root", lambda: tmp_path)
+    monkeypatch.setattr("hrnetpp_lib.app.photo.packaged_checkpoint", lambda package: checkpoint)
+    predict(photograph)
+    assert f"by {checkpoint} (tiny-coco17" in capsys.readouterr().out
+    trained = finished(tmp_path, three_stages(SMOKE)[2], checkpoint, 9)
+    predict(photograph)
+    assert f"by {trained} (" in capsys.readouterr().out
+
+
+def test_network_and_detector_go_where_the_gpu_is(checkpoint, monkeypatch):
     asked = []
 
-    def poses_of(model, pixels, boxes, **_):
-        asked.append(next(model.parameters()).device.type)
-        return np.zeros((len(boxes), 17, 3))
+    def poses_of(model, images, flip, card, batch_size):
+        for _, boxes in images:
+            asked.append(next(model.parameters()).device.type)
+            yield np.zeros((len(boxes), 17, 3))
 
     def as_given(model):
         model.described = "as given"
         return model
 
+    def detector(name, device):
+        asked.append(device)
+        return SimpleNamespace(find=lambda images: [(BOXES, np.ones(2))] * len(images), at_once=4)
+
     monkeypatch.setattr("hrnetpp_lib.evaluate.infer.pick_device", lambda: torch.device("meta"))
-    monkeypatch.setattr(Fake, "to", lambda self, device: asked.append(device) or self)
-    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.predict", poses_of)
+    monkeypatch.setattr("hrnetpp_lib.app.photo.open_detector", detector)
+    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.predict_images", poses_of)
     monkeypatch.setattr("hrnetpp_lib.evaluate.infer.prepare", lambda model, *_: as_given(model))
     predict(IMAGE, checkpoint, detector="any")
-    assert asked == ["meta"] * 3  # network and inputs of the detector, and ours
+    assert asked == ["meta"] * 2
 
 
 @pytest.mark.parametrize("boxes", ["1,2,3", "a,b,c,d", "1,2,3,4,5", " ", "", "1;2;3;4", "1,2,3,4 5"])
@@ -139,128 +187,170 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(capsys, tmp_path, co
     for box in ("10,10,0,20", "10,10,20,-5", "nan,1,2,3", "5"):
         assert main([*command, f"--boxes={box}"]) == 2
         message = capsys.readouterr().err
-        assert message.startswith("error: box") and message.count("\n") == 1
-    assert main([*command, "--boxes", "1,2,3,4", "--detector", "some/model"]) == 2
-    assert "not both" in capsys.readouterr().err
+        assert message.startswith("error: ") and " box" in message and message.count("\n") == 1
+    for other in (["--detector", "some/model"], ["--detections", "some.json"]):
+        assert main([*command, "--boxes", "1,2,3,4", *other]) == 2
+        assert "not both" in capsys.readouterr().err
+    assert main([*command[:2], command[1], "two.png", *command[2:], "--boxes", "1,2,3,4"]) == 2
+    assert "boxes are for one picture" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "no*.jpg"), *command[2:]]) == 2
+    assert re.fullmatch(r"error: .*no\*.jpg: no file has such a name; .*\n", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_poses_of_a_file_and_of_its_pixels(checkpoint, photograph, command, tmp_path, monkeypatch, capsys):
+def test_poses_of_a_file_of_its_pixels_and_of_several(
+    checkpoint, photograph, command, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     poses = hrnetpp_lib.predict(photograph, checkpoint)
-    assert poses.shape == (1, 17, 3)
+    assert poses.keypoints.shape == (1, 17, 2) and poses.scores.shape == (1, 17)
+    assert poses.boxes_xywh.tolist() == [[0, 0, 320, 240]] and poses.skeleton == COCO17
     assert str(checkpoint) in (said := capsys.readouterr().out) and "boxes the whole image" in said
-    np.testing.assert_array_equal(poses, predict(read_image(photograph), str(checkpoint)))
+    of_pixels = predict(read_image(photograph), str(checkpoint))
+    np.testing.assert_array_equal(poses.keypoints, of_pixels.keypoints)
+    np.testing.assert_array_equal(poses.draw(), of_pixels.draw())
     three = predict(str(photograph), checkpoint, np.array([[0, 0, 320, 240], *BOXES]))
-    assert three.shape == (3, 17, 3)
-    np.testing.assert_allclose(three[0], poses[0], atol=1e-4)
-    assert not np.allclose(predict(photograph, checkpoint, flip=False), poses)
+    assert len(three) == 3 and three.box_scores.tolist() == [1, 1, 1]
+    np.testing.assert_allclose(three.keypoints[0], poses.keypoints[0], atol=1e-4)
+    assert not np.allclose(predict(photograph, checkpoint, flip=False).keypoints, poses.keypoints)
+    many = predict([photograph, IMAGE, photograph], checkpoint, [BOXES[:1], [[5, 6, 7, 8]] * 20, BOXES])
+    assert [len(one) for one in many] == [1, 20, 2]
+    for one, boxes in ((many[0], three.keypoints[1:2]), (many[2], three.keypoints[1:])):
+        np.testing.assert_allclose(one.keypoints, boxes, atol=1e-4)
+    assert predict([], checkpoint) == []
+    with pytest.raises(HrnetppError, match="entries for 1 pictures, there are 2"):
+        predict([IMAGE, IMAGE], checkpoint, [BOXES])
+    with pytest.raises(HrnetppError, match="picture 1: box .* has no area in the image of 90x50"):
+        predict([IMAGE, IMAGE], checkpoint, [BOXES[:1], [[95, 0, 9, 9]]])
     assert main(command[:4]) == 0
     assert list(tmp_path.iterdir()) == []  # nothing is written unless told where to
-    with pytest.raises(HrnetppError, match="an array has no name"):
-        predict(read_image(photograph), checkpoint, output_dir=tmp_path)
 
 
 def test_json_and_picture_are_written_where_told(capsys, tmp_path, checkpoint, photograph, command):
     assert main([*command, "--boxes", "10,20,100,150 60.5,40,80,90"]) == 0
-    said = r"2 poses, \d+ of 34 keypoints above 0.2, by .*tiny-coco17.*boxes as given\n.*category 1\)"
-    assert re.search(said, capsys.readouterr().out)
-    results = json.loads((tmp_path / "new/people_poses.json").read_text())
+    said = r"network .*tiny-coco17.*boxes as given\n.*people.png: 2 poses, \d+ of 34 keypoints above 0.2\n"
+    assert re.search(said + r"2 poses in 1 pictures or frames, .*\n.*category 1\)", capsys.readouterr().out)
     poses = predict(photograph, checkpoint, BOXES)
-    for result, pose, box in zip(results, poses, BOXES, strict=True):
-        assert result["image_id"] == image_id(photograph) and result["category_id"] == 1
-        np.testing.assert_allclose(np.reshape(result["keypoints"], (17, 3)), pose, atol=1e-3)
-        assert result["score"] == pytest.approx(rescore(pose[None, :, 2], np.ones(1))[0])
-        assert result["bbox"] == box.tolist() and result["bbox_score"] == 1.0
-        assert result["file_name"] == "people.png" and result["keypoint_set"] == "coco17"
-    assert read_image(tmp_path / "new/people_poses.png").shape[1] == 1040
+    expected = [one | {"file_name": "people.png"} for one in poses.coco_results(image_id(photograph))]
+    assert json.loads((tmp_path / "new/poses.json").read_text()) == expected
+    drawn = read_image(tmp_path / "new/people_poses.jpg")
+    assert np.abs(drawn.astype(int) - poses.draw()).mean() < 10  # a JPEG's
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["people_poses.jpg", "poses.json"]
     coco = COCO()  # which accepts what is written
     coco.dataset = {"images": [{"id": image_id(photograph)}], "annotations": [], "categories": [{"id": 1}]}
     coco.createIndex()
-    found = coco.loadRes(str(tmp_path / "new/people_poses.json"))
+    found = coco.loadRes(str(tmp_path / "new/poses.json"))
     assert found.getAnnIds(imgIds=[image_id(photograph)], catIds=[1]) == [1, 2]
 
 
+def test_many_pictures_are_done_whatever_some_of_them_are(capsys, tmp_path, checkpoint, photograph):
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    for name in ("7.jpg", "b.PNG", "c.jpg", "below/7.png", "below/c.png"):
+        cv2.imwrite(str(folder / name), cv2.imread(str(photograph)))
+    (folder / "torn.jpg").write_bytes((folder / "c.jpg").read_bytes()[:900])
+    huge = bytearray((folder / "c.jpg").read_bytes())
+    frame = huge.index(b"\xff\xc0")
+    huge[frame + 5 : frame + 9] = (30_000).to_bytes(2, "big") * 2
+    (folder / "huge.jpg").write_bytes(huge)
+    clip(folder / "walk.mp4", 20, (64, 48))
+    (folder / "empty.mp4").write_bytes(b"nothing at all")
+    (folder / "notes.txt").touch()
+    inputs = [str(folder), str(folder / "gone.jpg"), str(folder / "*" / "*.png"), str(folder / "7.jpg")]
+    options = ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path / "new")]
+    assert main(["predict", *inputs, *options]) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert lines[-1] == "error: 5 failures in 10 inputs, named above; all else is done" and len(lines) == 6
+    words = (
+        "truncated",
+        "more than 268435456",
+        "no such file",
+        "no frame",
+        "gets the image id 7 by its name",
+    )
+    assert all(sum(word in line for line in lines) == 1 for word in words)
+    assert re.search(r"walk.mp4: 20 frames, 20 poses, [\d.]+ frames/s\n", out) and "24 poses in 24" in out
+    names = ["7_poses.jpg", "b_poses.jpg", "c_poses.jpg", "c_poses_2.jpg", "poses.json", "walk_poses.mp4"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    results = json.loads((tmp_path / "new/poses.json").read_text())
+    frames = [(one["image_id"], one["frame"]) for one in results if one["file_name"] == "walk.mp4"]
+    first = image_id(folder / "walk.mp4")
+    assert frames == [(first + number, number) for number in range(20)]
+    alone = predict(folder / "b.PNG", checkpoint)
+    (of_b,) = [one for one in results if one["file_name"] == "b.PNG"]
+    np.testing.assert_allclose(of_b["keypoints"], alone.coco_results(0)[0]["keypoints"], atol=2e-3)
+    assert [frame.shape for frame in frames_of(tmp_path / "new/walk_poses.mp4")] == [(48, 64, 3)] * 20
+    assert (
+        main(["predict", str(folder / "empty.mp4"), *options[:2], "--output-dir", str(tmp_path / "x")]) == 2
+    )
+    assert re.fullmatch(r"error: .*empty.mp4: has no frame .*\n", capsys.readouterr().err)
+    assert not (tmp_path / "x" / "poses.json").exists()
+
+
+def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photograph):
+    for name in ("12.png", "a.png", "b.png", "nobody.png"):
+        cv2.imwrite(str(tmp_path / name), cv2.imread(str(photograph)))
+    record = {"category_id": 1, "score": 0.75, "bbox": BOXES[0].tolist()}
+    boxes = [
+        record | {"image_id": 12},
+        record | {"image_id": 12, "category_id": 3},
+        record | {"image_id": 12, "file_name": "val/a.png", "score": 0.125, "bbox": BOXES[1].tolist()},
+        record | {"image_id": 3, "file_name": "b.png", "bbox": [330, 0, 5, 5]},
+        record | {"image_id": 4, "file_name": "elsewhere.png"},
+    ]
+    write_json(tmp_path / "boxes.json", boxes)
+    command = [
+        "predict",
+        str(tmp_path),
+        "--checkpoint",
+        str(checkpoint),
+        "--output-dir",
+        str(tmp_path / "new"),
+    ]
+    assert main([*command, "--detections", str(tmp_path / "boxes.json")]) == 2
+    out, err = capsys.readouterr()
+    assert "nobody.png: nobody found" in out and f"boxes of {tmp_path / 'boxes.json'}" in out
+    assert "b.png: box [330.0, 0.0, 5.0, 5.0] has no area" in err and "1 failures in 4 inputs" in err
+    results = json.loads((tmp_path / "new/poses.json").read_text())
+    found = [(one["file_name"], one["bbox"], one["bbox_score"]) for one in results]
+    assert found == [("12.png", BOXES[0].tolist(), 0.75), ("a.png", BOXES[1].tolist(), 0.125)]
+    write_json(tmp_path / "other.json", boxes[-1:])
+    assert main([*command, "--detections", str(tmp_path / "other.json")]) == 2
+    assert "has no person's box in the pictures" in capsys.readouterr().err
+
+
+def test_real_photographs_and_their_detections_are_evaluated_by_pycocotools(tmp_path, real_data, checkpoint):
+    folder, new = real_data / "coco_test", tmp_path / "new"
+    predict_files([folder], checkpoint, detections=folder / "test_coco_det_AP_H_56.json", output_dir=new)
+    truth = COCO(folder / "test_coco.json")
+    evaluation = COCOeval(truth, truth.loadRes(str(new / "poses.json")), "keypoints")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    results = json.loads((new / "poses.json").read_text())
+    assert len(results) == len(json.loads((folder / "test_coco_det_AP_H_56.json").read_text()))
+    assert evaluation.stats[0] >= 0 and len(list(new.glob("*.jpg"))) == 4
+
+
 def test_category_of_other_keypoints_and_scores_of_a_detector(tmp_path, photograph, monkeypatch, capsys):
-    def detector(pixels, model, device):
-        assert model == "some/model"
-        return BOXES, np.array([0.9, 0.5])
+    def detector(name, device):
+        assert name == "some/model"
+        nobody = np.zeros((0, 4)), np.zeros(0)
+        return SimpleNamespace(
+            find=lambda images: [nobody if len(image) == 50 else (BOXES, SCORES) for image in images],
+            at_once=3,
+        )
 
-    monkeypatch.setattr("hrnetpp_lib.app.photo.detect_persons", detector)
+    monkeypatch.setattr("hrnetpp_lib.app.photo.open_detector", detector)
+    cv2.imwrite(str(tmp_path / "nobody.png"), IMAGE)
     path = tiny_checkpoint(tmp_path / "aic.safetensors", AIC14)
-    poses = predict(photograph, path, detector="some/model", output_dir=tmp_path)
-    said, results = capsys.readouterr().out, json.loads((tmp_path / "people_poses.json").read_text())
-    assert poses.shape == (2, 14, 3) and "aic14" in said and "category 1014" in said
+    command = ["predict", str(photograph), str(tmp_path / "nobody.png"), "--checkpoint", str(path)]
+    options = ["--detector", "some/model", "--output-dir", str(tmp_path), "--runtime", "torch"]
+    assert main([*command, *options]) == 0
+    said, results = capsys.readouterr().out, json.loads((tmp_path / "poses.json").read_text())
+    assert "nobody.png: nobody found" in said and "aic14" in said and "category 1014" in said
     assert "boxes by some/model" in said and [result["bbox_score"] for result in results] == [0.9, 0.5]
-    assert [r["score"] for r in results] == pytest.approx(rescore(poses[:, :, 2], np.array([0.9, 0.5])))
+    poses = predict(photograph, path, detector="some/model", runtime="torch")
+    assert [r["score"] for r in results] == pytest.approx(rescore(poses.scores, SCORES))
     assert {(r["category_id"], r["keypoint_set"]) for r in results} == {(1014, "aic14")}
-
-
-def test_image_ids_by_hand():
-    assert image_id(Path("val2017/000000000139.jpg")) == 139
-    assert image_id(Path("9" * 18 + ".png")) == int("9" * 18)
-    # The first six bytes of SHA-256 of the name: printf people.png | sha256sum
-    assert image_id(Path("elsewhere/people.png")) == 0xC9FE64415C8B
-    assert image_id(Path("people.jpg")) != 0xC9FE64415C8B
-
-
-@given(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1))
-def test_image_ids_are_int64_of_any_name(name):
-    assert 0 <= image_id(Path("folder") / name) < 2**63
-
-
-class Fake(dict):
-    """Inputs, processor and network of the transformers library in one; it sees three persons and a dog."""
-
-    config = SimpleNamespace(id2label={2: "dog", 7: "person"})
-
-    @classmethod
-    def from_pretrained(cls, name):
-        return cls()
-
-    def to(self, device):
-        return self
-
-    def eval(self):
-        return self
-
-    def __call__(self, images=None, return_tensors="pt", pixel_values=None):
-        assert return_tensors == "pt" and (images is IMAGE or not torch.is_grad_enabled())
-        return Fake(pixel_values=torch.zeros(1, 3, 8, 8)) if pixel_values is None else "raw outputs"
-
-    def post_process_object_detection(self, outputs, threshold, target_sizes):
-        assert outputs == "raw outputs" and [tuple(size) for size in target_sizes] == [(50, 90)]
-        scores, labels = torch.tensor([0.5, 0.875, 0.75, 0.25]), torch.tensor([7, 2, 7, 7])
-        boxes = torch.tensor([[1.0, 2, 11, 22], [0, 0, 9, 9], [30, 5, 36.5, 45], [0, 0, 1, 1]])
-        keep = scores > threshold
-        return [{"scores": scores[keep], "labels": labels[keep], "boxes": boxes[keep]}]
-
-
-@pytest.fixture
-def transformers(monkeypatch):
-    fake = SimpleNamespace(AutoImageProcessor=Fake, AutoModelForObjectDetection=Fake)
-    monkeypatch.setitem(sys.modules, "transformers", fake)
-
-
-def test_detected_boxes_are_persons_as_xywh_best_first(transformers, monkeypatch):
-    boxes, scores = detect_persons(IMAGE, "any")
-    assert boxes.tolist() == [[30, 5, 6.5, 40], [1, 2, 10, 20]] and scores.tolist() == [0.75, 0.5]
-    assert boxes.dtype == scores.dtype == np.float64
-    monkeypatch.setattr(Fake, "config", SimpleNamespace(id2label={9: "person"}))
-    boxes, scores = detect_persons(IMAGE, "any")
-    assert boxes.shape == (0, 4) and scores.shape == (0,)
-
-
-def test_detectors_that_cannot_be_used(transformers, monkeypatch):
-    def offline(name):
-        raise OSError(f"cannot connect to the hub to load {name}")
-
-    monkeypatch.setattr(Fake, "config", SimpleNamespace(id2label={0: "cat"}))
-    with pytest.raises(HrnetppError, match="detector any: no label is named 'person'"):
-        detect_persons(IMAGE, "any")
-    monkeypatch.setattr(Fake, "from_pretrained", offline)
-    with pytest.raises(HrnetppError, match=r"some/model: cannot be loaded.*hub.*local folder"):
-        detect_persons(IMAGE, "some/model")
-    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
-    with pytest.raises(HrnetppError, match=r"any: cannot be loaded.*transformers.*hrnetpp-lib\[detect\]"):
-        detect_persons(IMAGE, "any")

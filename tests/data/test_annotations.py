@@ -12,6 +12,8 @@ from hrnetpp_lib.data.annotations import (
     read_coco,
     read_coco_detections,
     read_coco_truth,
+    read_image_ids,
+    read_person_boxes,
 )
 from hrnetpp_lib.data.persons import check_images, split_by_image
 from hrnetpp_lib.errors import HrnetppError
@@ -221,6 +223,27 @@ def test_detections_table(write):
     table = read_detections(write, detections(), score_threshold=0.5)
     assert table.bbox_scores.tolist() == [0.75] and table.dropped["below_score_threshold"] == 2
     assert len(read_detections(write, detections(), score_threshold=0.75)) == 1  # the threshold itself stays
+
+
+def test_boxes_by_the_name_of_their_picture_or_its_id(write):
+    record = {"image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4.5], "score": 0.25}
+    document = [
+        record,
+        record | {"category_id": 2},
+        record | {"score": 1, "image_id": -7},
+        record | {"file_name": "val\\\\a.jpg", "score": 0.5},
+        record | {"file_name": "b/a.jpg", "bbox": [0, 0, 9, 9]},
+    ]
+    found = {key: rows.tolist() for key, rows in read_person_boxes(write(document)[0]).items()}
+    assert found == {
+        3: [[1, 2, 3, 4.5, 0.25]],
+        -7: [[1, 2, 3, 4.5, 1]],
+        "a.jpg": [[1, 2, 3, 4.5, 0.5], [0, 0, 9, 9, 0.25]],
+    }
+    assert read_person_boxes(write([])[0]) == {}
+    with pytest.raises(HrnetppError, match=r"a.json: .*bbox.*\[1\].*is it a COCO result list"):
+        read_person_boxes(write([record, {"image_id": 3, "category_id": 1, "score": 1}])[0])
+    assert read_image_ids(write(coco_document())[0]) == {"forty.jpg": 40, "thirty.jpg": 30, "fifty.jpg": 50}
 
 
 def test_detections_of_unknown_images(write):

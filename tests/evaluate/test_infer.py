@@ -147,12 +147,37 @@ def test_boxes_in_any_order_threads_and_batches_give_what_one_crop_alone_gives(t
         read.clear(), network.seen.clear()
 
 
-def test_predict_takes_the_boxes_of_an_image_together():
-    network, boxes = RowsNetwork(), BOX + np.arange(20)[:, None]
-    together = predict(network, dotted_image({0: DOT}), boxes, card=SMALL)
-    assert network.seen == [20, 20] and all(network.mirrored)  # two batches of one size, not of 32 and 8
-    alone = [predict(network, dotted_image({0: DOT}), boxes[[i]], card=SMALL)[0] for i in range(20)]
+def test_boxes_of_an_image_and_of_several_go_through_the_network_together():
+    network, boxes, image = RowsNetwork(), BOX + np.arange(20)[:, None], dotted_image({0: DOT})
+    together = predict(network, image, boxes, card=SMALL)
+    assert network.seen == [32, 8] and all(network.mirrored)
+    alone = [predict(network, image, boxes[[i]], card=SMALL)[0] for i in range(20)]
     assert np.array_equal(together, alone)
+    network.seen.clear()
+    rows = [[0], [], [1, 2], [3, 4, 5, 6, 7], [], [8], list(range(9, 20)), []]
+    images = iter([(image, boxes[chosen]) for chosen in rows])
+    found = list(infer.predict_images(network, images, card=SMALL, batch_size=8))
+    assert network.seen == [8] * 5 and [len(poses) for poses in found] == [len(chosen) for chosen in rows]
+    for poses, chosen in zip(found, rows, strict=True):
+        assert np.array_equal(poses, together[chosen])
+
+
+def test_images_are_let_go_as_soon_as_their_poses_are_there(monkeypatch):
+    image, asked = dotted_image({0: DOT}), []
+
+    def images(boxes):
+        for number in range(12):
+            asked.append(number)
+            yield image, np.repeat(BOX, boxes, axis=0)
+
+    # Batches of four boxes; and of many, which as many images cannot wait for.
+    for boxes, batch, most, ahead in ((3, 8, 2**30, 2), (0, 8, 2**30, 1), (1, 1000, 3 * image.nbytes, 4)):
+        asked.clear()
+        monkeypatch.setattr(infer, "_MOST_HELD_BYTES", most)
+        found = infer.predict_images(BrightnessNetwork(), images(boxes), card=SMALL, batch_size=batch)
+        for number, poses in enumerate(found):
+            assert len(poses) == boxes and len(asked) <= number + ahead
+        assert len(asked) == 12
 
 
 def test_no_thread_outlives_an_error_of_a_picture_or_of_the_network(tmp_path):
