@@ -162,14 +162,23 @@ def test_parts_are_kept_whatever_becomes_of_the_next():
 
 
 def test_time_that_runs_out_ends_a_part_and_leaves_out_the_rest():
-    def endless(_):
-        time.sleep(600)
+    # In a process of its own, as the program is: what other tests loaded may not bear its alarm.
+    code = """
+import json, time
+from pathlib import Path
+from benchmarks import gpu
 
-    def never(_):
-        raise AssertionError
+def endless(_):
+    time.sleep(600)
 
-    small = gpu.Bench(gpu.SMOKE, (4,), 0.0, Path("."), None)
-    parts = gpu.measure_parts(small, 0.05, lambda found: None, (endless, never))["parts"]
+def never(_):
+    raise AssertionError
+
+small = gpu.Bench(gpu.SMOKE, (4,), 0.0, Path("."), None)
+print(json.dumps(gpu.measure_parts(small, 0.05, lambda found: None, (endless, never))["parts"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    parts = json.loads(done.stdout.splitlines()[-1])
     assert "TimeoutError" in parts["endless"]["error"] and parts["never"]["error"] == "no time was left"
 
 

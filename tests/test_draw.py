@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from hrnetpp_lib import create_model, draw
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
+from hrnetpp_lib.draw import plots
 from hrnetpp_lib.evaluate.statistics import Judged, judge
 from hrnetpp_lib.evaluate.table import Claim
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
@@ -209,7 +210,7 @@ def test_poses_painted_into_a_picture_are_where_and_as_the_figure_draws_them():
     person[[5, 7, 6, 11]] = [(20, 30, 0.9), (60, 30, 0.8), (20, 60, 0.7), (50, 90, 0.2)]
     painted = draw.paint_poses(image, person[None], COCO17, np.array([[70.0, 10, 40, 50]]), threshold=0.2)
     assert painted.shape == image.shape and painted.dtype == np.uint8 and (image == 128).all()
-    colour = {name: draw._rgb(code) for name, code in draw.SIDE_COLOURS.items()}
+    colour = {name: plots._rgb(code) for name, code in draw.SIDE_COLOURS.items()}
     places = {(30, 40): colour["left"], (30, 20): colour["left"], (60, 20): colour["right"]}
     places |= {(45, 20): colour["centre"], (10, 90): (240, 228, 66), (35, 110): (240, 228, 66)}
     for place, expected in places.items():  # elbow, shoulder, other shoulder, between them; the box

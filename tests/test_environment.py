@@ -1,12 +1,12 @@
 """The ways to install the project agree with one another and with what is installed here."""
 
 import ast
-import contextlib
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -90,10 +90,10 @@ def test_what_make_installed_is_what_is_pinned():
     # Another environment, conda's for one, may have newer versions; `make` leaves a mark in its own.
     if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
         pytest.skip("not the environment that make installs")
-    installed = {}
-    for name in PINS:
-        with contextlib.suppress(PackageNotFoundError):
-            installed[name] = version(name).partition("+")[0]  # torch 2.13.0+cpu is 2.13.0
+    # Of the environment's folder alone: setuptools puts versions of its own on the path.
+    folder = [sysconfig.get_path("purelib")]
+    found = {name: next(iter(distributions(name=name, path=folder)), None) for name in PINS}
+    installed = {name: one.version.partition("+")[0] for name, one in found.items() if one}  # 2.13.0+cpu
     assert set(INSTALLED) <= set(installed)
     assert installed == {name: PINS[name] for name in installed}
 

@@ -35,7 +35,7 @@ STUDY = Profile(
 # fmt: on
 LONG = 5  # epochs of E1, from scratch
 # What stages 1 and 2 multiply the report's learning rates by; E3 tries these for either network.
-TRIED_RATES = (0.25, 0.5, 1.0)
+TRIED_RATES = (0.125, 0.25, 0.5, 1.0)
 RATES = {"hrnet": 1.0, "hrnetpp": 1.0}
 PAIR = (HRNET, HRNETPP)
 _IN_WORDS = {HRNET: "HRNet", HRNETPP: "HRNet++"}

@@ -111,6 +111,10 @@ def test_bf16_rounds_all_but_the_final_layer(trained, name, width, how):
     needs(how)
     if runtime.imitates_bf16(CPU):
         pytest.skip("no instructions for bf16")
+    if name == "hrnet" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+        pytest.skip(
+            "with AMX, oneDNN's strided convolution of 4x2 to 2x1 cells, as here alone, gives anything"
+        )
     model, (crops, _) = trained(name, width), people(30, 3)
     network = prepare(model, CARD, how, "bf16")
     maps, wanted = infer.forward(network, crops, CARD), infer.forward(model, crops, CARD)
