@@ -1,9 +1,11 @@
 """Fixtures shared by all tests."""
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
+import sys
 import zipfile
 from pathlib import Path
 
@@ -91,3 +93,15 @@ def write_source(tmp_path):
         return tmp_path / "joints.mat", tmp_path / "images"
 
     return write
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("bytes", ctypes.c_size_t))
+
+
+@pytest.fixture(autouse=True)
+def signals_on_the_usual_stack():
+    """On CPUs with AMX, signals that came on faulthandler's stack ended the tests by SIGSEGV."""
+    if sys.platform == "linux":
+        off = _SignalStack(None, 2, 0)  # SS_DISABLE
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(off), None)
