@@ -94,7 +94,7 @@ def _open_network(checkpoint: str | Path | None, runtime: str, precision: str, f
     path, device = Path(checkpoint) if checkpoint else default_checkpoint(project_root()), infer.pick_device()
     model, card = load_checkpoint(path)
     prepared = infer.prepare(model.to(device), card, runtime, precision)
-    how = f"{card.run}, {card.decoder}, {card.skeleton.name}, {prepared.described}"
+    how = ", ".join(filter(None, (card.run, card.decoder, card.skeleton.name, prepared.described)))
     return _Network(prepared, card, f"{path} ({how})", _CROPS_A_BATCH.get(device.type, 32), flip)
 
 

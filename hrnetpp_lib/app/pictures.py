@@ -35,10 +35,7 @@ class Frame:
     image_id: int
     pixels: np.ndarray  # (height, width, 3) uint8 RGB
     number: int | None = None  # in its clip, from 0
-    of_clip: tuple[int, float] = (
-        0,
-        0.0,
-    )  # frames in all, 0 if unknown, and a second
+    of_clip: tuple[int, float] = (0, 0.0)  # frames in all, 0 if unknown, and a second
 
     @property
     def name(self) -> str:

@@ -94,11 +94,11 @@ def in_markdown(claims: Iterable[Judged]) -> str:
 
 
 def rates_in_markdown(results: dict[str, Result]) -> str:
-    """What the study's learning rates were chosen by."""
+    """What the study's learning rates are chosen by, and those in use."""
     lines = ["Mean OKS on the dev set, seed by seed, by the factor on the report's rates (E3):", ""]
     for one in PAIR:
         tried = "; ".join(f"{rate:g}: {_on_dev(one, rate, results)}" for rate in TRIED_RATES)
-        lines.append(f"- {one.name}: {tried}; chosen: {RATES[one.name]:g}")
+        lines.append(f"- {one.name}: {tried}; in use: {RATES[one.name]:g}")
     return "\n".join(lines) + "\n"
 
 

@@ -417,12 +417,12 @@ def _forest(
     verdicts: Sequence[Verdict],
     report: Sequence[float | None],
 ) -> None:
-    """A row a claim: a dot a training, their mean with its 95% interval, filled where a verdict fell."""
+    """A row a claim: a dot a pair of trainings, their mean in its 95% interval, full where a verdict fell."""
     ax.axvspan(-BOUND, BOUND, color="#eeeeee", lw=0)
     ax.axvline(0, color="#222222", lw=0.8)
     colour = METHOD_COLOURS["regression"]
     for row, (values, verdict) in enumerate(zip(differences, verdicts, strict=True)):
-        ax.plot(values, [row] * len(values), ".", ms=4, c=colour, alpha=0.4, label="a training" * (not row))
+        ax.plot(values, [row] * len(values), ".", ms=4, c=colour, alpha=0.4, label="a pair" * (not row))
         if verdict.mean is not None:
             fill = colour if verdict.more_pairs == 0 else "white"
             ranges = [[verdict.mean - verdict.low], [verdict.high - verdict.mean]]

@@ -15,7 +15,7 @@ from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.evaluate.infer import Predictions, average
 from hrnetpp_lib.evaluate.metrics import COCO_METRICS
 from hrnetpp_lib.evaluate.score import resample, score
-from hrnetpp_lib.evaluate.statistics import Verdict, judge
+from hrnetpp_lib.evaluate.statistics import Verdict, judge, paired_interval
 from hrnetpp_lib.files import whole_file, write_json
 from hrnetpp_lib.model import published
 from hrnetpp_lib.model.weights import ModelCard
@@ -104,9 +104,9 @@ class Claim:
 
     def __str__(self) -> str:
         of = self.verdict
-        known = (
-            f"over {of.pairs} trainings {of.mean:+.1f} [{of.low:+.1f}, {of.high:+.1f}]: " if of.mean else ""
-        )
+        known = ""
+        if of.mean is not None:
+            known = f"over {of.pairs} trainings {of.mean:+.1f} [{of.low:+.1f}, {of.high:+.1f}]: "
         text = f"report {self.paper:+.1f}, these networks {self.here:+.1f}; {known}{of.words}"
         return f"{self.better} - {self.worse}: {text}"
 
@@ -142,8 +142,7 @@ def assemble(
     draws, rows = resample(ours, data), []
     for method, parts in of_rows.items():
         known = trainings if method in PARTS else ()
-        over = _differences(known, method, methods[0])
-        verdict = judge([over])[0] if method != methods[0] else None
+        over = _differences(known, method, methods[0]) if method != methods[0] else []
         rows.append(
             TableRow(
                 method=method,
@@ -154,7 +153,9 @@ def assemble(
                 interval=draws.interval(method),
                 exact_shift=score(exact[method], data)["AP"],
                 trainings=tuple(training[method] for training in known),
-                difference=(verdict.mean, verdict.low, verdict.high) if verdict and len(over) > 1 else None,
+                difference=(
+                    (float(np.mean(over)), *map(float, paired_interval(over))) if len(over) > 1 else None
+                ),
                 runs={name: digest for network, _ in parts for name, digest in hashes[network].items()},
                 seed=seed if method in PARTS else None,
             )

@@ -52,7 +52,7 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     for number, run in enumerate(runs):
         append_result(tmp_path, made_up(run, np.full(3, number / 10), 0.5))
     table = write_verdicts(tmp_path)
-    assert "- hrnet: 0.125: 0.00; 0.25: 20.00; 0.5: 40.00; 1: 60.00; chosen: " in table
+    assert "- hrnet: 0.125: 0.00; 0.25: 20.00; 0.5: 40.00; 1: 60.00; in use: " in table
     assert "- hrnetpp: 0.125: 10.00; 0.25: 30.00; 0.5: 50.00; 1: 70.00" in table
 
 

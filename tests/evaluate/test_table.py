@@ -126,6 +126,10 @@ def test_claims_read_like_this():
     claim = Claim("a", "b", 0.2, -0.5, (1.0, 2.0, 3.0), verdict)
     over = f"over 3 trainings +2.0 [-0.5, +4.5]: {verdict.words}"
     assert str(claim) == f"a - b: report +0.2, these networks -0.5; {over}"
+    none = judge([[1.0, -1.0]])[0]
+    assert f"over 2 trainings +0.0 [{none.low:+.1f}, {none.high:+.1f}]: not decided" in str(
+        Claim("a", "b", 0.2, -0.5, (1.0, -1.0), none)
+    )
     text = str(Claim("a", "b", 0.2, -0.5, (), judge([[]])[0]))
     assert text == "a - b: report +0.2, these networks -0.5; not decided; no two pairs yet"
 
