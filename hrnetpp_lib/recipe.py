@@ -208,7 +208,7 @@ MINI = Profile(
     name="mini", data="synthetic", synthetic_persons=(3000, 2000, 500), holdout_persons=100,
     boxes=SYNTHETIC_BOXES,
     network=NetworkSize(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1),
-    input_hw=(128, 96), heatmap_sigma=1.5, batch_size=16,
+    input_hw=(128, 96), heatmap_sigma=1.5, batch_size=32,
     # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
     # CHOICE: bf16 only where the CPU has instructions for it, side by side (train/together.py).
     epochs=(6, 16, 6), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=4, eval_every=4, precision="auto",

@@ -1,4 +1,4 @@
-"""The study's trainings and what they are compared for: experiments E1 to E8, as recipes of each seed."""
+"""The study's trainings and what they are compared for: experiments E1 to E9, as recipes of each seed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -37,6 +37,7 @@ LONG = 5  # epochs of E1, from scratch
 # What stages 1 and 2 multiply the report's learning rates by; E3 tries these for either network.
 TRIED_RATES = (0.125, 0.25, 0.5, 1.0)
 RATES = {"hrnet": 1.0, "hrnetpp": 1.0}
+MINI_RATES = (0.25, 0.5, 1.0, 2.0)  # that E9 tries for both networks of profile mini, which has one for both
 PAIR = (HRNET, HRNETPP)
 _IN_WORDS = {HRNET: "HRNet", HRNETPP: "HRNet++"}
 _LEFT_OUT = {word: get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head")}
@@ -91,6 +92,12 @@ def _photographs(seed: int) -> tuple[Run, ...]:
     return *before, second, third, control, plain, plus_plus
 
 
+def mini_heatmap_runs(architecture: Architecture, seed: int, rate: float) -> tuple[Run, Run]:
+    """Stages 1 and 2 of profile mini at a rate of their own."""
+    profile = replace(MINI, lr_scales=(rate, rate, MINI.lr_scales[2]), precision="bf16")
+    return three_stages(profile, architecture, seed)[:2]
+
+
 def _mini(number: int) -> tuple[Run, ...]:
     """All stages: two trainings a seed, one in fp32 and one in bf16, which differ in rounding alone."""
     return _all_stages(replace(MINI, precision=("fp32", "bf16")[number % 2]), number // 2)
@@ -128,6 +135,8 @@ EXPERIMENTS = {one.name: one for one in (
     Experiment("E6", "test-time augmentation, ensemble, flip shift", 8, lambda seed: (
         _long(HRNETPP, seed), *_refined(seed)), measured="views"),
     Experiment("E7", "photographs: profile lspet_cpu and a control", 2, _photographs, measured="table"),
+    Experiment("E9", "the learning rates of profile mini (on a dev set)", 1, lambda seed: tuple(
+        run for rate in MINI_RATES for one in PAIR for run in mini_heatmap_runs(one, seed, rate)), "dev"),
     Experiment("E8", "how far apart equal trainings of profile mini end", 8, _mini, measured="table"),
 )}
 # fmt: on

@@ -1,6 +1,6 @@
 """Every figure of the notebooks; all can be had from the room's door."""
 
-from hrnetpp_lib.draw.decoding import render_cells, render_marginals
+from hrnetpp_lib.draw.decoding import render_cells, render_marginals, render_way
 from hrnetpp_lib.draw.networks import CHANGE_COLOURS, render_networks
 from hrnetpp_lib.draw.plots import (
     METHOD_COLOURS,
@@ -61,5 +61,6 @@ __all__ = [
     "render_shift",
     "render_statistics",
     "render_verdicts",
+    "render_way",
     "save",
 ]

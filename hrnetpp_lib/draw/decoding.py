@@ -7,9 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hrnetpp_lib.draw.plots import METHOD_COLOURS, STYLE, new_figure
+from hrnetpp_lib.draw.plots import METHOD_COLOURS, STYLE, draw_pose, heat_layer, new_figure
+from hrnetpp_lib.pose.keypoints import Skeleton
 
 _TRUTH = {"color": "#222222", "ls": "--", "lw": 1}
+_ZOOM = 4  # cells to either side of what is read
 
 
 @mpl.rc_context(STYLE)
@@ -60,3 +62,46 @@ def _sums(ax: Axes, sums: np.ndarray, found: float, true: float, name: str, line
     ax.axvline(found, color=METHOD_COLOURS["regression"], lw=1.5)
     ax.set(title=f"sum of each {line}\n{name} = {found:.2f}", xlabel=f"{name} (cells)", ylim=(0, 1))
     ax.locator_params(axis="x", integer=True)
+
+
+@mpl.rc_context(STYLE)
+def render_way(
+    crop: np.ndarray,
+    heatmap: np.ndarray,
+    mass: np.ndarray,
+    keypoints: np.ndarray,
+    skeleton: Skeleton,
+    shown: int,
+) -> Figure:
+    """The whole way in five steps: crop, heatmap, softmax, coordinate, pose.
+
+    Args:
+        crop: (h, w, 3) uint8 RGB, input px.
+        heatmap: (H, W), of the keypoint shown; (0, 0) is the centre of its first cell.
+        mass: (H, W) softmax of it.
+        keypoints: (K, 3) as (x, y, score), heatmap cells.
+        skeleton: Of the K keypoints.
+        shown: Which of them is followed.
+    """
+    figure, (axes,) = new_figure(1, 5, 1.9)
+    across, down = crop.shape[1] / heatmap.shape[1], crop.shape[0] / heatmap.shape[0]  # px per cell
+    in_crop = keypoints * (across, down, 1)
+    (x, y), name = keypoints[shown, :2], skeleton.names[shown].replace("_", " ")
+    titles = (
+        *("what the\nnetwork sees", f"heatmap H:\n{name}", "softmax(60 H),\nenlarged"),
+        *(f"its centre of mass:\n({x:.2f}, {y:.2f})", "all keypoints:\nthe pose"),
+    )
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title)
+        ax.set_axis_off()
+        if ax is not axes[2]:
+            ax.imshow(crop)
+    axes[1].imshow(heat_layer(heatmap, crop.shape[:2], blend=0.9))
+    axes[2].imshow(mass, cmap="inferno")
+    axes[2].set(xlim=(x - _ZOOM, x + _ZOOM), ylim=(y + _ZOOM, y - _ZOOM))
+    for ax, place in ((axes[2], (x, y)), (axes[3], in_crop[shown])):
+        ax.plot(*place[:2], "o", color=METHOD_COLOURS["regression"], mec="white", ms=6)
+    draw_pose(axes[4], in_crop, skeleton)
+    for ax in axes[:-1]:
+        ax.annotate("", (1.2, 0.5), (1.04, 0.5), "axes fraction", arrowprops={"arrowstyle": "->"})
+    return figure

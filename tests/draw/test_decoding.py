@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hrnetpp_lib import draw
+from hrnetpp_lib.pose.keypoints import AIC14
 
 
 def heights(ax) -> list[float]:
@@ -44,3 +45,21 @@ def test_marginals_are_sums_of_columns_and_rows():
     assert heights(columns) == pytest.approx([0.4, 0.6, 0]) and heights(rows) == pytest.approx([0.3, 0.7])
     assert lines(columns) == {"--": 0.5, "-": 0.6} and lines(rows) == {"--": 0.9, "-": 0.7}
     assert columns.get_title().endswith("x = 0.60") and rows.get_title().endswith("y = 0.70")
+
+
+def test_the_way_of_a_keypoint_ends_in_a_pose_in_the_crop():
+    crop = np.full((40, 24, 3), 9, np.uint8)  # 4 px a cell
+    heatmap, mass = np.zeros((10, 6)), np.zeros((10, 6))
+    heatmap[5, 2], mass[5, 2], mass[5, 3] = 0.8, 0.75, 0.25
+    keypoints = np.column_stack([np.linspace(0, 5, 14), np.linspace(1, 8, 14), np.ones(14)])
+    keypoints[3, :2] = 2.25, 5
+    seen, hot, soft, at, pose = draw.render_way(crop, heatmap, mass, keypoints, AIC14, shown=3).axes
+    assert all(np.array_equal(ax.images[0].get_array(), crop) for ax in (seen, hot, at, pose))
+    assert hot.images[1].get_array().shape == (40, 24, 4)
+    np.testing.assert_array_equal(soft.images[0].get_array(), mass)
+    assert soft.get_xlim() == (-1.75, 6.25) and soft.get_ylim() == (9, 1)
+    assert soft.lines[0].get_xydata().tolist() == [[2.25, 5]]
+    assert at.lines[0].get_xydata().tolist() == [[9, 20]] and "(2.25, 5.00)" in at.get_title()
+    dots = pose.collections[-1].get_offsets()
+    np.testing.assert_allclose(dots, 4 * keypoints[:, :2])
+    assert AIC14.names[3].replace("_", " ") in hot.get_title()
