@@ -1,4 +1,4 @@
-"""What is generated in README.md and docs/: Table 1 of all profiles, the benchmark, choices and departures.
+"""What is generated in README.md and docs/: state of the study, Table 1, benchmark, choices and departures.
 
 From a checkout, `python tools/readme.py` rewrites them; a test holds them against the code and the results.
 """
@@ -6,6 +6,8 @@ From a checkout, `python tools/readme.py` rewrites them; a test holds them again
 import re
 from pathlib import Path
 
+from hrnetpp_lib.app.study import read_results
+from hrnetpp_lib.app.verdicts import in_words, verdicts
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent, spread
 from hrnetpp_lib.files import project_root, read_json
@@ -112,13 +114,20 @@ def render_page(page: str, text: str, root: Path) -> str:
     return text
 
 
+def state_of_the_study(root: Path) -> list[str]:
+    """What the committed results of the study say, as a line."""
+    results = read_results(root)
+    return [in_words(verdicts(results), results)]
+
+
 PARTS = {
+    "study": state_of_the_study,
     "table 1": lambda root: table_of_profiles(root / "figures"),
     "choices": lambda root: list_choices(root / "hrnetpp_lib"),
     "bench": lambda root: table_of_benchmarks(root / "benchmarks" / "bench.json"),
 }
 PAGES = {
-    "README.md": ("table 1",),
+    "README.md": ("study", "table 1"),
     "docs/choices.md": ("choices",),
     "docs/speed.md": ("bench",),
 }

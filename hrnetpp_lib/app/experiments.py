@@ -37,9 +37,9 @@ LONG = 5  # epochs of E1, from scratch
 # What stages 1 and 2 multiply the report's learning rates by; E3 tries these for either network.
 TRIED_RATES = (0.125, 0.25, 0.5, 1.0)
 RATES = {"hrnet": 1.0, "hrnetpp": 1.0}
-MINI_RATES = (0.25, 0.5, 1.0, 2.0)  # that E9 tries for both networks of profile mini, which has one for both
+MINI_RATES = (0.125, 0.25, 0.5, 1.0, 2.0)  # that E9 tries for profile mini, which has one for both networks
 PAIR = (HRNET, HRNETPP)
-_IN_WORDS = {HRNET: "HRNet", HRNETPP: "HRNet++"}
+IN_WORDS = {HRNET: "HRNet", HRNETPP: "HRNet++"}
 _LEFT_OUT = {word: get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head")}
 _CONV3X3 = get_architecture("hrnetpp+conv3x3")
 # CHOICE: E2 shrinks to 1/1.5: in a first training HRNet++ left stage 1 with 1.49 times HRNet's weights.
@@ -189,7 +189,7 @@ CLAIMS = (
       for one, text, report in (
           (HRNET, "HRNet", 0.2), (_CONV3X3, "the same with 3x3 convs behind pooling", None),
           *((left, f"the same without {word}", None) for word, left in _LEFT_OUT.items()))),
-    *(Claim("E2", f"{_IN_WORDS[one]}: from stage 1{text}", None, lambda seed, one=one, b=better, w=worse:
+    *(Claim("E2", f"{IN_WORDS[one]}: from stage 1{text}", None, lambda seed, one=one, b=better, w=worse:
         _maxima(_handed_over(one, seed)[b], _handed_over(one, seed)[w]))
       for one in PAIR for text, better, worse in ((" - from scratch", 2, 0), (", shrunk - as it is", 3, 2))),
     *(Claim("E2", f"HRNet++ - HRNet, from stage 1{how}", 0.2, lambda seed, i=index: _maxima(

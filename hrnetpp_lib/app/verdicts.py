@@ -7,13 +7,23 @@ from pathlib import Path
 import numpy as np
 
 from hrnetpp_lib import draw
-from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS, PAIR, RATES, TRIED_RATES, heatmap_run
+from hrnetpp_lib.app.experiments import (
+    CLAIMS,
+    EXPERIMENTS,
+    IN_WORDS,
+    MINI_RATES,
+    PAIR,
+    RATES,
+    TRIED_RATES,
+    heatmap_run,
+    mini_heatmap_runs,
+)
 from hrnetpp_lib.app.study import Result, read_results, results_path
 from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.statistics import Judged, Verdict, judge, paired_interval, two_level_interval
 from hrnetpp_lib.evaluate.table import PARTS, Training
 from hrnetpp_lib.files import whole_file, write_json
-from hrnetpp_lib.recipe import Architecture, Profile, Run, table_runs
+from hrnetpp_lib.recipe import MINI, Architecture, Profile, Run, table_runs
 
 FIGURES = {  # of a `Measure`, as they are compared
     "OKS": lambda m: 100 * m.oks,
@@ -94,12 +104,55 @@ def in_markdown(claims: Iterable[Judged]) -> str:
 
 
 def rates_in_markdown(results: dict[str, Result]) -> str:
-    """What the study's learning rates are chosen by, and those in use."""
-    lines = ["Mean OKS on the dev set, seed by seed, by the factor on the report's rates (E3):", ""]
-    for one in PAIR:
-        tried = "; ".join(f"{rate:g}: {_on_dev(one, rate, results)}" for rate in TRIED_RATES)
-        lines.append(f"- {one.name}: {tried}; in use: {RATES[one.name]:g}")
+    """What the learning rates are chosen by, and those in use."""
+    lines = ["Mean OKS on a dev set, seed by seed, by the factor on the report's learning rates:", ""]
+    in_mini = dict.fromkeys(RATES, MINI.lr_scales[1])
+    for name, tried, used in (("E3", _tried, RATES), ("E9, profile mini", _tried_by_mini, in_mini)):
+        for one in PAIR:
+            found = tried(one, results).items()
+            row = "; ".join(f"{rate:g}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}" for rate, of in found)
+            lines.append(f"- {name}, {one.name}: {row}; in use: {used[one.name]:g}")
     return "\n".join(lines) + "\n"
+
+
+def in_words(claims: Iterable[Judged], results: dict[str, Result]) -> str:
+    """How far the study is, and what the learning rate weighs, in a few sentences."""
+    found = {one.claim: one.verdicts["OKS"] for one in claims}
+    decided = [f"{claim}: {verdict.words}" for claim, verdict in found.items() if verdict.more_pairs == 0]
+    lines = ["; ".join([f"{len(decided)} of {len(found)} claims are decided", *decided]) + "."]
+    for one in PAIR:
+        tried = {rate: found for rate, found in _tried(one, results).items() if found}
+        means = {rate: float(np.mean(found)) for rate, found in tried.items()}
+        if len(means) == len(TRIED_RATES):
+            best = max(means, key=means.get)
+            lines.append(
+                f"Of the learning rates tried {IN_WORDS[one]} is best at {best:g} times the report's: mean "
+                f"OKS {means[best]:.1f} on the dev set ({_seeds(tried[best])}), {means[1.0]:.1f} at the "
+                f"report's ({_seeds(tried[1.0])})."
+            )
+    return " ".join(lines)
+
+
+def _seeds(found: list[float]) -> str:
+    return f"{len(found)} seed" + "s" * (len(found) > 1)
+
+
+def _tried(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
+    """Mean OKS on dev by E3's rates."""
+    seeds = range(EXPERIMENTS["E3"].seeds)
+    return {
+        rate: _on_dev([heatmap_run(architecture, seed, rate=rate) for seed in seeds], results)
+        for rate in TRIED_RATES
+    }
+
+
+def _tried_by_mini(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
+    """Mean OKS on dev by E9's rates."""
+    seeds = range(EXPERIMENTS["E9"].seeds)
+    return {
+        rate: _on_dev([mini_heatmap_runs(architecture, seed, rate)[1] for seed in seeds], results)
+        for rate in MINI_RATES
+    }
 
 
 def _in_brackets(verdict: Verdict, two_level: tuple[float, float] | None) -> str:
@@ -109,10 +162,10 @@ def _in_brackets(verdict: Verdict, two_level: tuple[float, float] | None) -> str
     return " ".join([f"{verdict.mean:+.2f}", *(f"[{low:+.2f}, {high:+.2f}]" for low, high in intervals)])
 
 
-def _on_dev(architecture: Architecture, rate: float, results: dict[str, Result]) -> str:
-    runs = [heatmap_run(architecture, seed, rate=rate) for seed in range(EXPERIMENTS["E3"].seeds)]
-    found = [results[run.name].sets["dev"]["quarter"].oks for run in runs if run.name in results]
-    return ", ".join(f"{100 * oks:.2f}" for oks in found) or "-"
+def _on_dev(runs: Iterable[Run], results: dict[str, Result]) -> list[float]:
+    """Mean OKS in percent of those runs that were measured on dev."""
+    found = [results[run.name].sets.get("dev", {}) for run in runs if run.name in results]
+    return [100 * ways["quarter"].oks for ways in found if ways]
 
 
 def write_verdicts(root: Path) -> str:
@@ -120,8 +173,9 @@ def write_verdicts(root: Path) -> str:
     results, folder = read_results(root), results_path(root).parent
     claims = verdicts(results)
     write_json(folder / "verdicts.json", [asdict(one) for one in claims])
+    parts = in_words(claims, results) + "\n", in_markdown(claims), rates_in_markdown(results)
     with whole_file(folder / "verdicts.md") as part:
-        part.write_text(table := f"{in_markdown(claims)}\n{rates_in_markdown(results)}")
+        part.write_text(table := "\n".join(parts))
     draw.save(draw.render_verdicts(claims), folder / "verdicts.png")
     return table
 

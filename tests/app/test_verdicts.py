@@ -51,9 +51,19 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     runs = EXPERIMENTS["E3"].runs(1)
     for number, run in enumerate(runs):
         append_result(tmp_path, made_up(run, np.full(3, number / 10), 0.5))
+    append_result(tmp_path, made_up(EXPERIMENTS["E9"].runs(0)[7], np.full(3, 0.8), 0.5))
     table = write_verdicts(tmp_path)
-    assert "- hrnet: 0.125: 0.00; 0.25: 20.00; 0.5: 40.00; 1: 60.00; in use: " in table
-    assert "- hrnetpp: 0.125: 10.00; 0.25: 30.00; 0.5: 50.00; 1: 70.00" in table
+    assert "- E3, hrnet: 0.125: 0.00; 0.25: 20.00; 0.5: 40.00; 1: 60.00; in use: " in table
+    assert "- E3, hrnetpp: 0.125: 10.00; 0.25: 30.00; 0.5: 50.00; 1: 70.00" in table
+    assert "- E9, profile mini, hrnetpp: 0.125: -; 0.25: 80.00; 0.5: -; 1: -; 2: -; in use: " in table
+    assert (
+        f"0 of {len(CLAIMS)} claims are decided. Of the learning rates tried HRNet is best at 1 times"
+        in table
+    )
+    said = (
+        "HRNet++ is best at 1 times the report's: mean OKS 70.0 on the dev set (1 seed), 70.0 at the report's"
+    )
+    assert f"{said} (1 seed)." in table
 
 
 def test_the_trainings_of_a_profile_are_those_with_every_row(tmp_path):
