@@ -1,13 +1,6 @@
 """Every figure of the notebooks; all can be had from the room's door."""
 
 from hrnetpp_lib.draw.decoding import render_cells, render_marginals
-from hrnetpp_lib.draw.learning import (
-    draw_truth,
-    render_beside,
-    render_maps,
-    render_sharpening,
-    render_training,
-)
 from hrnetpp_lib.draw.networks import CHANGE_COLOURS, render_networks
 from hrnetpp_lib.draw.people import render_box_stages, render_gallery, render_labels
 from hrnetpp_lib.draw.plots import (
@@ -35,6 +28,13 @@ from hrnetpp_lib.draw.plots import (
     render_shift,
     render_verdicts,
     save,
+)
+from hrnetpp_lib.draw.training import (
+    draw_truth,
+    render_beside,
+    render_maps,
+    render_sharpening,
+    render_training,
 )
 
 __all__ = [

@@ -11,6 +11,8 @@ from hrnetpp_lib.evaluate.infer import Predictions
 from hrnetpp_lib.evaluate.metrics import oks
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1
 
+# Key of an epoch -> what to call it.
+_LOSSES = {"loss": "training loss", "val_loss": "loss on val, where nothing is augmented,"}
 _HIGH = 0.5  # of the highest hill: from there on a second one counts
 _STRIDE = 4  # input px per cell
 _RIGHT_CELLS = 2.0  # so near to the truth a peak is right
@@ -36,18 +38,19 @@ def spread_cells(heatmap: np.ndarray) -> int:
 
 
 def say_losses(pair: Pair) -> str:
-    """How the two trainings ended: by training loss, and by the loss on val without augmentation."""
+    """How the two trainings ended: by training loss and, where it was measured, by the loss on val."""
     first, second = pair
-    said = [_beside(_end(pair, key), first) for key in ("loss", "val_loss")]
-    return f"In this run {second} ends at a training loss of {said[0]}; on val, not augmented, at {said[1]}."
+    said = [f"{_LOSSES[key]} of {_beside(_end(pair, key), first)}" for key in _measured(*_last(pair))]
+    return f"In this run {second} ends at a {', and at a '.join(said)}."
 
 
 def title_losses(pair: Pair) -> str:
-    """Which of the two ends with the lower loss on val, for a figure."""
-    plain, ours = _end(pair, "val_loss")
+    """Which of the two ends with the lower loss, on val where that was measured, for a figure."""
+    key = _measured(*_last(pair))[-1]
+    plain, ours = _end(pair, key)
     lower = "lower" if ours < plain else "higher"
-    return f"loss on val: {list(pair)[1]} ends " + (
-        f"{_percent(ours, plain)} {lower}" if ours != plain else "level"
+    return f"{list(pair)[1]}'s {_LOSSES[key].split(',')[0]}:\n" + (
+        f"{_percent(ours, plain)} {lower} at the end" if ours != plain else "the same at the end"
     )
 
 
@@ -72,16 +75,16 @@ def say_end(name: str, epochs: Epochs) -> str:
     if len(scored) < 2:
         return f"{name} was scored on val once, so that nobody can say whether it still improved."
     before, last = scored[-2:]
+    key = _measured(before, last)[-1]
     (earlier, loss), (low, value) = (
-        [f(epoch[key]) for epoch in (before, last)] for f, key in ((_three, "val_loss"), (_points, "value"))
+        [f(epoch[what]) for epoch in (before, last)] for f, what in ((_three, key), (_points, "value"))
     )
     better = [what for what, holds in (("loss", loss < earlier), (last["metric"], value > low)) if holds]
     only = f"only its {better[0]} still improved" if better else "neither improved any more"
     verdict = "both still improved" if len(better) == 2 else only
     return (
-        f"From epoch {before['epoch']} to {last['epoch']} the loss of {name} on val went {earlier:.2e} -> "
-        f"{loss:.2e}, its "
-        f"{last['metric']} {low:.1f} -> {value:.1f}: {verdict}."
+        f"From epoch {before['epoch']} to {last['epoch']} {name}'s {_LOSSES[key]} went {earlier:.2e} -> "
+        f"{loss:.2e}, its {last['metric']} {low:.1f} -> {value:.1f}: {verdict}."
     )
 
 
@@ -100,14 +103,12 @@ def say_sharpening(snapshots: Sequence[dict], keypoint: int, name: str, sigma: f
     double = [sum(second_hill(one, sigma) >= _HIGH for one in maps) for maps in (first, last)]
     radius = np.arange(-20, 21)
     target = int((radius[:, None] ** 2 + radius**2 <= 2 * np.log(2) * sigma**2).sum())
+    first_epoch, last_epoch = snapshots[0]["epoch"], snapshots[-1]["epoch"]
     return (
-        f"In this run, over {len(last)} people and from epoch {snapshots[0]['epoch']} to "
-        f"{snapshots[-1]['epoch']}, the median "
-        f"peak of the {name} {_way(*peaks, '.2f')} and the ground above half of it {_way(*widths, 'd')} "
-        "cells (a "
-        f"target's is {target}). A second hill at least half as high stood in {double[0]} of the first "
-        "maps and "
-        f"{double[1]} of the last."
+        f"In this run, over {len(last)} people and from epoch {first_epoch} to {last_epoch}, the median peak of "
+        f"the {name} {_way(*peaks, '.2f')} and the ground above half of it went {widths[0]} -> {widths[1]} cells "
+        f"(a target's is {target}). A second hill at least half as high stood in {double[0]} of the first maps "
+        f"and {double[1]} of the last."
     )
 
 
@@ -126,14 +127,14 @@ def choose_examples(
         sigma: Of the targets, in cells.
 
     Returns:
-        'sharp' and 'divided' -> which of the N.
+        'sharpest' and 'most divided' -> which of the N.
     """
     maps, true = snapshots[-1]["heatmaps"][:, keypoint].astype(np.float32), truth[:, keypoint]
     away = np.where(true[:, 2] > 0, np.linalg.norm(_peaks(maps) - true[:, :2] / _STRIDE, axis=1), 1e9)
     right = away <= max(_RIGHT_CELLS, away.min())
     sharp = int(np.argmax(np.where(right, maps.max(axis=(1, 2)), -np.inf)))
     divided = [second_hill(one, sigma) if i != sharp else -1.0 for i, one in enumerate(maps)]
-    return {"sharp": sharp, "divided": int(np.argmax(divided))}
+    return {"sharpest": sharp, "most divided": int(np.argmax(divided))}
 
 
 def _peaks(maps: np.ndarray) -> np.ndarray:
@@ -226,8 +227,17 @@ def _three(loss: float) -> float:
     return float(f"{loss:.2e}")
 
 
+def _last(pair: Pair) -> list[dict]:
+    return [epochs[-1] for epochs in pair.values()]
+
+
+def _measured(*epochs: dict) -> list[str]:
+    """Which losses all of some epochs have."""
+    return [key for key in _LOSSES if all(key in epoch for epoch in epochs)]
+
+
 def _end(pair: Pair, key: str) -> tuple[float, float]:
-    return tuple(_three(epochs[-1][key]) for epochs in pair.values())
+    return tuple(_three(epoch[key]) for epoch in _last(pair))
 
 
 def _percent(ours: float, plain: float) -> str:

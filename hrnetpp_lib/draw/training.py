@@ -48,9 +48,15 @@ def render_training(pair: dict[str, Sequence[dict]], titles: tuple[str, str]) ->
     scored = {name: [epoch for epoch in epochs if "value" in epoch] for name, epochs in pair.items()}
     for colour, (name, epochs) in zip(_PAIR, pair.items(), strict=True):
         losses.plot(*_points(epochs, "loss", 1000), "-", lw=1.3, c=colour, label=name)
-        losses.plot(*_points(scored[name], "val_loss", 1000), "s:", ms=3.5, c=colour, mfc="white")
+        losses.plot(
+            *_points([e for e in scored[name] if "val_loss" in e], "val_loss", 1000),
+            "s:",
+            ms=3.5,
+            c=colour,
+            mfc="white",
+        )
         metric.plot(*_points(scored[name], "value", 100), "o-", ms=3.5, c=colour, label=name)
-    losses.set(title="loss (squares: on val)", ylabel="1000 x mean loss", ylim=(0, None))
+    losses.set(title="loss\n(squares: on val)", ylabel="1000 x mean loss", ylim=(0, None))
     both = [{epoch["epoch"]: epoch for epoch in epochs} for epochs in pair.values()]
     for key, style in (
         ("loss", {"ls": "-"}),
@@ -61,13 +67,14 @@ def render_training(pair: dict[str, Sequence[dict]], titles: tuple[str, str]) ->
         difference.plot(shared, change, c=_PAIR[1], **style)
     difference.axhline(0, color=_PAIR[0], lw=1)
     reach = max(_LEAST_SPAN, 1.1 * max(np.abs(line.get_ydata()).max(initial=0) for line in difference.lines))
-    difference.set(title=titles[0], ylabel="loss of {1} over {0}'s (%)".format(*pair), ylim=(-reach, reach))
+    difference.set(title=titles[0], ylabel="{1} minus {0} (%)".format(*pair), ylim=(-reach, reach))
     top = max(_LEAST_SPAN, 1.15 * max(ax_line.get_ydata().max() for ax_line in metric.lines))
     of = scored[next(iter(pair))][-1]["metric"]
-    metric.set(title=titles[1], ylabel=f"{of} on val (points)", ylim=(0, top))
+    metric.set(title=f"{of} on val:\n{titles[1]}", ylabel="points", ylim=(0, top))
     for ax in (losses, difference, metric):
         ax.set_xlabel("epoch")
         ax.set_xlim(0, 1.03 * max(epochs[-1]["epoch"] for epochs in pair.values()))
+        ax.locator_params(axis="y", integer=True, nbins=6)
         ax.locator_params(axis="x", integer=True, nbins=5)
     figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -114,7 +121,7 @@ def _show_map(ax: Axes, crop: np.ndarray, heatmap: np.ndarray, true: np.ndarray)
 
 @mpl.rc_context(STYLE)
 def render_maps(crop: np.ndarray, maps: np.ndarray, titles: Sequence[str], truth: np.ndarray) -> Figure:
-    """All maps of one crop together, and then each, with the truth as a white cross.
+    """A crop's maps, with the truth as a white cross; all of them together first, where that fills the rows.
 
     Args:
         crop: (h, w, 3) uint8 RGB.
@@ -122,7 +129,10 @@ def render_maps(crop: np.ndarray, maps: np.ndarray, titles: Sequence[str], truth
         titles: Of the K keypoints.
         truth: (K, 3) in px of the crop; the third is 0 where there is no label.
     """
-    number = len(titles) + 1
+    panels = list(zip(titles, maps, truth, strict=True))
+    if len(panels) % 6:
+        panels.insert(0, ("all together", maps.max(axis=0), np.zeros(3)))
+    number = len(panels)
     columns = next((n for n in (6, 5, 7) if number % n == 0), 6)
     rows = -(-number // columns)
     figure, axes = new_figure(
@@ -130,7 +140,6 @@ def render_maps(crop: np.ndarray, maps: np.ndarray, titles: Sequence[str], truth
     )
     for ax in axes.flat[number:]:
         ax.set_axis_off()
-    panels = zip(["all together", *titles], [maps.max(axis=0), *maps], [np.zeros(3), *truth], strict=True)
     for ax, (title, heatmap, true) in zip(axes.flat, panels, strict=False):
         _show_map(ax, crop, heatmap, true)
         ax.set_title(title, fontsize=7)
