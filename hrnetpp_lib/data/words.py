@@ -17,9 +17,8 @@ def say_persons(table: PersonTable) -> str:
     low, middle, high = np.percentile(table.bboxes_xywh[:, 3], (5, 50, 95))
     alone = 100 * (crowds == 1).mean()
     return (
-        f"{len(table)} labelled persons in {len(crowds)} pictures, {alone:.0f}% of which show one alone; "
-        "a person's "
-        f"box is {middle:.0f} px high in the middle, {low:.0f} to {high:.0f} px for nine in ten."
+        f"{len(table)} labelled persons in {len(crowds)} pictures, {alone:.0f}% of which show one alone; a "
+        f"person's box is {middle:.0f} px high in the middle, {low:.0f} to {high:.0f} px for nine in ten."
     )
 
 
@@ -33,8 +32,8 @@ def say_labels(table: PersonTable) -> str:
     without = f"Never labelled here: {', '.join(never)}. Of the others the" if never else "The"
     return (
         f"{without} {names[least]} is labelled least, for {100 * seen[least]:.0f}% of the persons, the "
-        f"{names[most]} most, for "
-        f"{100 * seen[most]:.0f}%; {hidden:.0f}% of all keypoints are labelled but hidden."
+        f"{names[most]} most, for {100 * seen[most]:.0f}%; {hidden:.0f}% of all keypoints are labelled but "
+        "hidden."
     )
 
 
@@ -69,10 +68,9 @@ def say_crops(crops: Sequence[Crop], plain: np.ndarray) -> str:
     zooms, turns = zip(*(zoom_and_turn(matrix, plain) for matrix, _ in crops), strict=True)
     mirrored, straight = sum(flipped for _, flipped in crops), sum(abs(turn) < 0.5 for turn in turns)
     return (
-        f"Of these {len(crops)} crops {mirrored} are mirrored and {straight} not turned; the person appears "
-        f"{min(zooms):.2f} to {max(zooms):.2f} times as large as without augmentation, turned by "
-        f"{min(turns):+z.0f} to "
-        f"{max(turns):+z.0f} degrees."
+        f"Of these {len(crops)} crops {mirrored} are mirrored and {straight} not turned; the person "
+        f"appears {min(zooms):.2f} to {max(zooms):.2f} times as large as without augmentation, turned by "
+        f"{min(turns):+z.0f} to {max(turns):+z.0f} degrees."
     )
 
 
@@ -80,7 +78,6 @@ def say_rounding(keypoints_input: np.ndarray, cells: np.ndarray, input_hw: Size,
     """How far (n, 2) keypoints, input px, are from the (n, 2) cells that their Gaussians are drawn on."""
     away = np.linalg.norm(keypoints_input - cells * (np.array(input_hw) / heatmap_hw)[::-1], axis=1)
     return (
-        f"Rounding moves these {len(away)} keypoints by {away.mean():.1f} px of the crop on average and "
-        "by up to "
-        f"{away.max():.1f} px, before any network has seen them."
+        f"Rounding moves these {len(away)} keypoints by {away.mean():.1f} px of the crop on average and by "
+        f"up to {away.max():.1f} px, before any network has seen them."
     )

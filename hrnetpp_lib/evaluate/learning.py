@@ -103,12 +103,12 @@ def say_sharpening(snapshots: Sequence[dict], keypoint: int, name: str, sigma: f
     double = [sum(second_hill(one, sigma) >= _HIGH for one in maps) for maps in (first, last)]
     radius = np.arange(-20, 21)
     target = int((radius[:, None] ** 2 + radius**2 <= 2 * np.log(2) * sigma**2).sum())
-    first_epoch, last_epoch = snapshots[0]["epoch"], snapshots[-1]["epoch"]
+    start, end = snapshots[0]["epoch"], snapshots[-1]["epoch"]
     return (
-        f"In this run, over {len(last)} people and from epoch {first_epoch} to {last_epoch}, the median peak of "
-        f"the {name} {_way(*peaks, '.2f')} and the ground above half of it went {widths[0]} -> {widths[1]} cells "
-        f"(a target's is {target}). A second hill at least half as high stood in {double[0]} of the first maps "
-        f"and {double[1]} of the last."
+        f"In this run, over {len(last)} people and from epoch {start} to {end}, the median peak of the "
+        f"{name} {_way(*peaks, '.2f')} and the ground above half of it went {widths[0]} -> {widths[1]} "
+        f"cells (a target's is {target}). A second hill at least half as high stood in {double[0]} of the "
+        f"first maps and {double[1]} of the last."
     )
 
 
@@ -150,8 +150,7 @@ def say_maps(maps: np.ndarray, truth: np.ndarray) -> str:
     near = int((away <= _RIGHT_CELLS).sum())
     return (
         f"In this crop the peaks of {near} of the {len(away)} labelled keypoints lie within two cells of "
-        "the truth; the "
-        f"median is {np.median(away):.1f} cells away."
+        f"the truth; the median is {np.median(away):.1f} cells away."
     )
 
 
@@ -190,8 +189,8 @@ def say_oks(similarity: dict[str, np.ndarray]) -> str:
     middle = [_points(np.median(values)) for values in (plain, ours)]
     return (
         f"In this run, on {len(ours)} persons with a box, the median OKS is {middle[1]:.1f} for {second} "
-        f"and {middle[0]:.1f} "
-        f"for {first}; {second} is nearer to the truth on {better} of them, {first} on {worse}."
+        f"and {middle[0]:.1f} for {first}; {second} is nearer to the truth on {better} of them, {first} on "
+        f"{worse}."
     )
 
 
