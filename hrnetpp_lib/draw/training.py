@@ -73,6 +73,7 @@ def render_training(pair: dict[str, Sequence[dict]], titles: tuple[str, str]) ->
     metric.set(title=f"{of} on val:\n{titles[1]}", ylabel="points", ylim=(0, top))
     for ax in (losses, difference, metric):
         ax.set_xlabel("epoch")
+        ax.title.set_fontsize(7.5)
         ax.set_xlim(0, 1.03 * max(epochs[-1]["epoch"] for epochs in pair.values()))
         ax.locator_params(axis="y", integer=True, nbins=6)
         ax.locator_params(axis="x", integer=True, nbins=5)
@@ -100,7 +101,7 @@ def render_sharpening(
     rows = len(examples) if len(chosen) > 3 else 1
     columns = len(examples) * len(chosen) // rows
     shape = chosen[0]["crops"].shape[1] / chosen[0]["crops"].shape[2]
-    figure, axes = new_figure(rows, columns, rows * (WIDTH_IN / columns * shape + 0.45))
+    figure, axes = new_figure(rows, columns, rows * (WIDTH_IN / columns * shape + 0.38))
     shown = [(why, person, kept) for why, person in examples.items() for kept in chosen]
     for ax, (why, person, kept) in zip(axes.flat, shown, strict=True):
         heatmap = kept["heatmaps"][person, keypoint].astype(np.float32)
