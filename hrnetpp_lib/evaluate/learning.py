@@ -77,14 +77,14 @@ def say_end(name: str, epochs: Epochs) -> str:
     before, last = scored[-2:]
     key = _measured(before, last)[-1]
     (earlier, loss), (low, value) = (
-        [f(epoch[what]) for epoch in (before, last)] for f, what in ((_three, key), (_points, "value"))
+        [f(epoch[what]) for epoch in (before, last)] for f, what in ((_rounded, key), (_points, "value"))
     )
     better = [what for what, holds in (("loss", loss < earlier), (last["metric"], value > low)) if holds]
     only = f"only its {better[0]} still improved" if better else "neither improved any more"
     verdict = "both still improved" if len(better) == 2 else only
     return (
-        f"From epoch {before['epoch']} to {last['epoch']} {name}'s {_LOSSES[key]} went {earlier:.2e} -> "
-        f"{loss:.2e}, its {last['metric']} {low:.1f} -> {value:.1f}: {verdict}."
+        f"From epoch {before['epoch']} to {last['epoch']} {name}'s {_LOSSES[key]} went {earlier:.3e} -> "
+        f"{loss:.3e}, its {last['metric']} {low:.1f} -> {value:.1f}: {verdict}."
     )
 
 
@@ -221,9 +221,9 @@ def _points(share: float) -> float:
     return round(100 * float(share), 1)
 
 
-def _three(loss: float) -> float:
+def _rounded(loss: float) -> float:
     """A loss as it is printed, so that what is said of two agrees with what is seen of them."""
-    return float(f"{loss:.2e}")
+    return float(f"{loss:.3e}")
 
 
 def _last(pair: Pair) -> list[dict]:
@@ -236,7 +236,7 @@ def _measured(*epochs: dict) -> list[str]:
 
 
 def _end(pair: Pair, key: str) -> tuple[float, float]:
-    return tuple(_three(epoch[key]) for epoch in _last(pair))
+    return tuple(_rounded(epoch[key]) for epoch in _last(pair))
 
 
 def _percent(ours: float, plain: float) -> str:
@@ -247,9 +247,9 @@ def _beside(losses: tuple[float, float], name: str) -> str:
     plain, ours = losses
     less = "less" if ours < plain else "more"
     return (
-        f"{ours:.2e}, "
+        f"{ours:.3e}, "
         + (f"{_percent(ours, plain)} {less} than" if ours != plain else "as")
-        + f" {name}'s {plain:.2e}"
+        + f" {name}'s {plain:.3e}"
     )
 
 

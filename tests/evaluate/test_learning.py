@@ -31,12 +31,12 @@ def hill(x: float, y: float, height: float = 1.0, sigma: float = 1.5) -> np.ndar
 
 def test_losses_are_told_with_their_difference():
     made = pair((2e-3, 1.9e-3), (1e-3, 1.5e-3), (0.1, 0.2))
-    training = "In this run HRNet++ ends at a training loss of 1.90e-03, 5.0% less than HRNet's 2.00e-03"
-    on_val = "loss on val, where nothing is augmented, of 1.50e-03, 50.0% more than HRNet's 1.00e-03."
+    training = "In this run HRNet++ ends at a training loss of 1.900e-03, 5.0% less than HRNet's 2.000e-03"
+    on_val = "loss on val, where nothing is augmented, of 1.500e-03, 50.0% more than HRNet's 1.000e-03."
     assert learning.say_losses(made) == f"{training}, and at a {on_val}"
     assert learning.title_losses(made) == "HRNet++'s loss on val:\n50.0% higher at the end"
-    level = pair((2e-3, 2.0001e-3), (1e-3, 1e-3), (0.1, 0.1))
-    assert "2.00e-03, as HRNet's 2.00e-03, and" in learning.say_losses(level)
+    level = pair((2e-3, 2.00001e-3), (1e-3, 1e-3), (0.1, 0.1))
+    assert "2.000e-03, as HRNet's 2.000e-03, and" in learning.say_losses(level)
     assert learning.title_losses(level) == "HRNet++'s loss on val:\nthe same at the end"
     for epochs in made.values():  # of a run of an older version
         epochs[-1].pop("val_loss")
@@ -48,7 +48,7 @@ def test_losses_are_told_with_their_difference():
 def test_whoever_is_ahead_is_said_to_be(losses, values):
     made = pair(losses, losses, values)
     said = learning.say_losses(made)
-    ours, plain = (float(number) for number in re.findall(r"\d\.\d\de[+-]\d\d", said)[:2])
+    ours, plain = (float(number) for number in re.findall(r"\d\.\d{3}e[+-]\d\d", said)[:2])
     assert ("less than" in said, "more than" in said, ", as HRNet" in said) == (
         *(ours < plain, ours > plain),
         ours == plain,
@@ -80,7 +80,7 @@ def test_what_still_improved_at_the_end(loss, value, verdict):
     epochs.insert(1, {"epoch": 9, "loss": 0.1})
     said = learning.say_end("HRNet++", epochs)
     assert said.startswith(
-        "From epoch 8 to 12 HRNet++'s loss on val, where nothing is augmented, went 1.00e+00"
+        "From epoch 8 to 12 HRNet++'s loss on val, where nothing is augmented, went 1.000e+00"
     )
     assert said.endswith(f"30.0 -> {100 * value:.1f}: {verdict}.")
     assert "nobody can say" in learning.say_end("HRNet++", epochs[:2])
