@@ -47,7 +47,7 @@ def snapshot(epoch: int) -> dict:
 
 def records(metric: bool) -> list[dict]:
     epochs = [{"epoch": e, "loss": 1.0 / e} for e in (1, 2, 3)]
-    return [e | {"metric": "COCO AP", "value": 0.1} for e in epochs] if metric else epochs
+    return [e | {"metric": "COCO AP", "value": 0.1, "val_loss": 0.5} for e in epochs] if metric else epochs
 
 
 with torch.device("meta"):
@@ -56,6 +56,8 @@ with torch.device("meta"):
     )
 IMAGES = [picture(), picture(30, 60), picture()]
 BOXES = [np.array([[1.0, 2, 20, 30]]), np.zeros((0, 4)), np.array([[3.0, 3, 9, 9]])]
+STAGES = {"box": (5.0, 6, 10, 20), "larger": (2.0, 3, 16, 26)}
+TRUTH = np.ones((8, 17, 3))
 POSES = [[pose()], [], [pose(1), pose()]]
 PAIRS = [1.0, 2.5, 1.5], []  # of trainings; of the second claim there are none
 VERDICTS = judge(PAIRS)
@@ -71,10 +73,15 @@ ARGUMENTS = {
     "render_heatmaps": lambda tmp: ([picture()] * 7, [np.eye(12, 9)] * 7, [str(i) for i in range(7)], 3),
     "render_curves": lambda tmp: ({"a": records(True), "b": records(False)}, {"a": "red", "b": "#00FF00"}),
     "render_bars": lambda tmp: (["x", "y", "z"], [0.5, 1.25, 0.0], ["red", "green", "blue"], "AP", 2),
-    "render_statistics": lambda tmp: (table(tmp), "COCO"),
+    "render_labels": lambda tmp: (table(tmp), "COCO"),
+    "render_gallery": lambda tmp: (IMAGES, POSES, COCO17, BOXES, ["one", "two", "three"], 2),
+    "render_box_stages": lambda tmp: (picture(), pose(), COCO17, STAGES, picture(), pose()),
+    "render_training": lambda tmp: ({"HRNet": records(True), "HRNet++": records(True)}, ("a", "b")),
+    "render_maps": lambda tmp: (picture(), np.stack([np.eye(12, 9)] * 5), list("abcde"), np.ones((5, 3))),
+    "render_beside": lambda tmp: ([picture()], [pose()], {"a": [pose()]}, {"a": ["OKS 9"]}, COCO17),
     "render_shift": lambda tmp: ([np.eye(8), np.eye(8)], ["before", "after"]),
     "render_lines": lambda tmp: (np.arange(4), {"a": np.arange(4), "b": -np.arange(4)}, "x (px)", "y (px)"),
-    "render_sharpening": lambda tmp: ([snapshot(e) for e in range(1, 10)], 4, 2),
+    "render_sharpening": lambda tmp: ([snapshot(e) for e in (1, 2)], 4, {"a": 1, "b": 0}, TRUTH),
     "render_error_kinds": lambda tmp: (dict.fromkeys(("good", "jitter", "swap"), np.arange(17)), COCO17),
     "render_claims": lambda tmp: (CLAIMS,),
     "render_verdicts": lambda tmp: (JUDGED,),
@@ -105,10 +112,11 @@ def test_every_figure_has_the_one_width_can_be_saved_and_leaves_no_state(name, t
 
 
 def test_the_style_holds_for_titles_and_legends_too(tmp_path):
-    people, _, labels = draw.render_statistics(table(tmp_path), "COCO").axes
-    assert people.title.get_fontsize() == draw.STYLE["axes.titlesize"]
-    assert not labels.get_legend().get_frame_on()
-    assert labels.get_legend().get_texts()[0].get_fontsize() == draw.STYLE["legend.fontsize"]
+    figure = draw.render_labels(table(tmp_path), "COCO")
+    assert figure.get_suptitle() == "COCO"
+    (legend,) = figure.legends
+    assert not legend.get_frame_on()
+    assert legend.get_texts()[0].get_fontsize() == draw.STYLE["legend.fontsize"]
 
 
 def test_a_figure_shows_itself_its_alternative_text_and_its_caption(monkeypatch):
@@ -221,7 +229,7 @@ def test_poses_painted_into_a_picture_are_where_and_as_the_figure_draws_them():
     np.testing.assert_array_equal(draw.paint_poses(image, np.zeros((0, 14, 3)), AIC14), image)
 
 
-def test_blurring_hides_pictures_and_nothing_else():
+def test_plain_ground_hides_pictures_and_nothing_else():
     photograph = picture(96, 72)
     figure = draw.render_images([photograph], [[pose()]], COCO17)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), photograph)
@@ -231,26 +239,16 @@ def test_blurring_hides_pictures_and_nothing_else():
         ax = drawn.axes[0]
         layers = [np.array(layer.get_array()) for layer in ax.images[1:]]
         segments = [s.copy() for c in ax.collections[:1] for s in c.get_segments()]
-        draw.blur_pictures(drawn)
+        draw.hide_pictures(drawn)
         hidden = np.asarray(ax.images[0].get_array())
         assert hidden.shape == photograph.shape
-        # What is left of noise of standard deviation 74 after means over 12 x 12 px.
-        assert hidden.std() < 10 and abs(hidden.mean() - photograph.mean()) < 3
+        assert hidden.dtype == np.uint8 and hidden.std() == 0
         np.testing.assert_array_equal(layers, [layer.get_array() for layer in ax.images[1:]])
         np.testing.assert_array_equal(segments, [s for c in ax.collections[:1] for s in c.get_segments()])
     # A map is no picture.
     figure = draw.render_shift([np.eye(8)], ["blob"])
-    draw.blur_pictures(figure)
+    draw.hide_pictures(figure)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), np.eye(8))
-
-
-def test_sharpening_shows_first_and_last_epoch_in_a_row_per_person():
-    figure = draw.render_sharpening([snapshot(e) for e in range(1, 10)], keypoint=4, persons=2)
-    titles = [ax.get_title() for ax in figure.axes]
-    assert len(titles) == 12
-    assert [titles[i].split("\n")[0] for i in (0, 5, 6)] == ["epoch 1", "epoch 9", "epoch 1"]
-    assert len(draw.render_sharpening([snapshot(1)], 4, persons=9).axes) == 12  # 8 persons of one epoch
-    assert titles[5].endswith(f"peak {snapshot(9)['heatmaps'][0, 4].max():.2f}")
 
 
 def test_a_flat_curve_of_the_metric_lies_below_the_frame():

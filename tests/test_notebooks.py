@@ -15,6 +15,9 @@ from hrnetpp_lib.files import project_root, read_json
 from hrnetpp_lib.recipe import SMOKE
 
 NOTEBOOKS = sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))
+# With exercises and described figures.
+TAUGHT = NOTEBOOKS[:5]
+each_taught = pytest.mark.parametrize("path", TAUGHT, ids=lambda path: path.stem)
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -81,7 +84,16 @@ def test_no_logic_that_belongs_in_the_library(path):
             assert forbidden not in cell.source
 
 
-@pytest.mark.parametrize("path", [NOTEBOOKS[1], NOTEBOOKS[4]], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [NOTEBOOKS[i] for i in (0, 2, 3)], ids=lambda path: path.stem)
+def test_a_cell_imports_four_names_at_most(path):
+    for cell in code_cells(path):
+        imports = [
+            node for node in ast.parse(cell.source).body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        assert sum(len(node.names) for node in imports) <= 4
+
+
+@each_taught
 def test_two_exercises_are_asked_first_answered_folded_and_checked(path):
     cells = read(path).cells
     asked = [i for i, cell in enumerate(cells) if "**Predict first:**" in cell.source]
@@ -128,13 +140,36 @@ def test_a_copy_is_executed_shows_every_figure_and_holds_no_error_or_warning(smo
     assert shown == sum(cell.source.count("ws.show(") for cell in cells) > 0
 
 
-@pytest.mark.parametrize("path", [NOTEBOOKS[1], NOTEBOOKS[4]], ids=lambda path: path.stem)
+@each_taught
 def test_figures_have_an_alternative_text_and_a_caption(smoke, path):
     outputs = [cell.outputs for cell in code_cells(smoke / "notebooks/executed/smoke" / path.name)]
     figures = [found for found in outputs if any("image/png" in out.get("data", {}) for out in found)]
     for picture, caption in (found[-2:] for found in figures):
         assert picture.metadata["image/png"]["alt"].endswith(".")
         assert re.fullmatch(r"\*Figure: .+\.\*", caption.data["text/markdown"])
+
+
+def captions(copy: Path) -> str:
+    """All that a copy says of its figures and in its generated texts."""
+    outputs = [out for cell in code_cells(copy) for out in cell.outputs]
+    return "\n".join(out.get("data", {}).get("text/markdown", "") for out in outputs)
+
+
+def test_what_the_stages_say_of_their_trainings_agrees_with_their_results(smoke):
+    for number, stage in (("03", "AI Challenger AP"), ("04", "COCO AP")):
+        (copy,) = smoke.glob(f"notebooks/executed/smoke/{number}_*.ipynb")
+        said, results = captions(copy), read_json(smoke / f"runs/smoke/results/{number}.json", dict)
+        ours, plain = re.search(rf"HRNet\+\+ ends at {stage} ([\d.]+), HRNet at ([\d.]+), on", said).groups()
+        if number == "03":
+            ends = {name: epoch["value"] for name, epoch in results["last_epoch"].items()}
+        else:
+            ends = {name: values["AP"] for name, values in results["metrics"].items()}
+            assert f"HRNet++ scores AP {ours} and HRNet {plain}" in said
+            assert f"| HRNet++ | {ours} |" in said and f"| HRNet | {plain} |" in said
+        assert (ours, plain) == tuple(f"{100 * ends[name]:.1f}" for name in ("HRNet++", "HRNet"))
+        lead = float(ours) - float(plain)
+        words = f"{'HRNet++' if lead > 0 else 'HRNet'} is ahead by {abs(lead):.1f} points"
+        assert (words if lead else "the two are level") in said
 
 
 @each_notebook

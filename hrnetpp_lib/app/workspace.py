@@ -7,21 +7,25 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from hrnetpp_lib import draw
 from hrnetpp_lib.app.study import read_results
 from hrnetpp_lib.app.verdicts import trainings
+from hrnetpp_lib.data.crops import BoxCrops
 from hrnetpp_lib.data.layout import DataPaths, StageData, load_stage_data, prepare_data
+from hrnetpp_lib.data.overlap import truth_in_crops
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import table
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, Predictions, pick_device, predict_boxes
+from hrnetpp_lib.evaluate.score import score
 from hrnetpp_lib.files import read_json, sha256, whole_file, write_json
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
-from hrnetpp_lib.pose.geometry import EXACT_SHIFT
+from hrnetpp_lib.pose.geometry import EXACT_SHIFT, transform_points
 from hrnetpp_lib.recipe import HRNET, HRNETPP, Profile, Run, get_profile, table_runs, three_stages
-from hrnetpp_lib.train.journal import read_metrics
+from hrnetpp_lib.train.journal import Epoch, kept_people, read_metrics, read_snapshots
 from hrnetpp_lib.train.loop import checkpoint_path
 from hrnetpp_lib.train.machine import train_in_processes
 from hrnetpp_lib.train.together import train_together
@@ -30,6 +34,19 @@ _DATA_IN_WORDS = {
     "synthetic": "synthetic people",
     "lspet": "photographs of Leeds Sports Pose Extended",
     "public": "AI Challenger and COCO 2017",
+}
+
+
+_SETS_IN_WORDS = {
+    "synthetic": {
+        "coco": "synthetic people in COCO's format",
+        "ai_challenger": "synthetic people in AI Challenger's format",
+    },
+    "lspet": {
+        "coco": "Leeds Sports Pose in COCO's format",
+        "ai_challenger": "Leeds Sports Pose in AI Challenger's format",
+    },
+    "public": {"coco": "COCO 2017", "ai_challenger": "AI Challenger"},
 }
 
 
@@ -53,6 +70,50 @@ class Workspace:
     def stage_data(self, dataset: str) -> StageData:
         """Training and validation persons of 'ai_challenger' or 'coco'."""
         return load_stage_data(dataset, self.profile, self.data)
+
+    def describe_set(self, dataset: str) -> str:
+        """Who is really in 'ai_challenger' or 'coco' of this profile, for titles."""
+        return _SETS_IN_WORDS[self.profile.data][dataset]
+
+    def pair(self, stage: int, seed: int = 0) -> dict[str, Run]:
+        """That stage (1 to 3) of plain HRNet and of HRNet++, by their names."""
+        names = {"HRNet": HRNET, "HRNet++": HRNETPP}
+        return {name: three_stages(self.profile, one, seed)[stage - 1] for name, one in names.items()}
+
+    def epochs(self, runs: dict[str, Run]) -> dict[str, list[Epoch]]:
+        """What the epochs of runs came to, by the names given to them. Raises as `journal.read_metrics`."""
+        return {name: read_metrics(self.runs, run) for name, run in runs.items()}
+
+    def snapshots(self, run: Run, data: StageData) -> tuple[list[dict], np.ndarray]:
+        """A run's heatmaps of eight people as they sharpen, and (8, K, 3) their true keypoints in the crops.
+
+        The second are in px, the third number 0 where there is no label. Raises as `journal.read_snapshots`.
+        """
+        truth = truth_in_crops(data, kept_people(data.val), run.profile.input_hw)
+        return read_snapshots(self.runs, run), truth
+
+    def in_crops(
+        self, rows: np.ndarray, found: dict[str, Predictions], data: StageData
+    ) -> tuple[list[np.ndarray], np.ndarray, dict[str, list[np.ndarray]]]:
+        """Some of val's boxes as their crops, and in px of these the truth and several networks' poses.
+
+        Returns:
+            crops (h, w, 3) uint8 RGB, true keypoints (n, K, 3), and name -> n poses (K, 3) as (x, y, score).
+        """
+        size, matrices = self.profile.input_hw, BoxCrops(data.val, self.profile.input_hw)
+        crops, turns = zip(*(matrices[row] for row in rows), strict=True)
+        poses = {
+            name: [
+                np.column_stack([transform_points(one.keypoints[row], turn[0]), one.scores[row]])
+                for row, turn in zip(rows, turns, strict=True)
+            ]
+            for name, one in found.items()
+        }
+        return [crop[0] for crop in crops], truth_in_crops(data, rows, size), poses
+
+    def metrics(self, run: Run, data: StageData) -> dict[str, float]:
+        """The dataset's metrics, 0..1, of a finished run on val's boxes, with the flip test."""
+        return score(self.predictions(run, data), data)
 
     def train(self, runs: Iterable[Run], processes: int = 1) -> list[Path]:
         """Train runs side by side, go on with them, or find them trained; returns their checkpoints.
@@ -172,12 +233,13 @@ class Workspace:
     def show(self, figure: Figure, name: str) -> Figure:
         """Save a figure as figures/<profile>/<name>.png and return it for display.
 
-        Photographs are not ours to publish: they are blurred unless asked for, which saves nothing.
+        Photographs are not ours to publish: plain ground takes their place unless they are asked for, which
+        saves nothing.
         """
         if self.profile.data != "synthetic":
             if self.show_photographs:
                 return figure
-            draw.blur_pictures(figure)
+            draw.hide_pictures(figure)
         return draw.save(figure, self.figures / f"{name}.png")
 
     def save_results(self, notebook: str, content: dict) -> None:
@@ -196,7 +258,7 @@ def open_workspace(profile_name: str, root: str | Path, show_photographs: bool =
     Args:
         profile_name: One of the profiles.
         root: The folder of data/, runs/ and figures/.
-        show_photographs: Whether figures show photographs unblurred, and are not saved.
+        show_photographs: Whether figures show photographs, and are not saved.
 
     Raises: HrnetppError if the profile is unknown or its data are missing.
     """

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.evaluate.statistics import BOUND, Judged, Verdict
 from hrnetpp_lib.evaluate.table import Claim
 from hrnetpp_lib.pose.keypoints import Skeleton
@@ -24,12 +23,12 @@ from hrnetpp_lib.pose.keypoints import Skeleton
 WIDTH_IN = 6.5
 SIDE_COLOURS = {"left": "#0072B2", "right": "#D55E00", "centre": "#222222"}
 _BOX_COLOUR = "#F0E442"
+_PLAIN_GROUND = 190  # grey on which all colours, white and black can be told
 METHOD_COLOURS = {
     **{"hrnet": "#7F7F7F", "heatmap": "#E69F00", "regression": "#009E73", "ensemble": "#CC79A7"},
     **{"target": "#56B4E9"},
 }
-_KIND_COLOURS = {  # of keypoints, labelled and predicted
-    **{"visible": "#009E73", "hidden": "#E69F00", "no label": "#CCCCCC"},
+_KIND_COLOURS = {  # of predicted keypoints
     **{"good": "#009E73", "jitter": "#56B4E9", "inversion": "#E69F00", "swap": "#CC79A7", "miss": "#7F7F7F"},
 }
 STYLE = {
@@ -202,15 +201,12 @@ def heat_layer(heatmap: np.ndarray, hw: tuple[int, int], blend: float = 0.6) -> 
     return layer
 
 
-def blur_pictures(figure: Figure) -> None:
-    """Blur the pictures of a figure until nobody on them can be recognised; what is drawn over them stays."""
+def hide_pictures(figure: Figure) -> None:
+    """Put a plain ground in the place of a figure's pictures; what is drawn over them stays."""
     for image in (image for ax in figure.axes for image in ax.images):
         pixels = np.asarray(image.get_array())
         if pixels.ndim == 3 and pixels.shape[2] == 3:  # heatmap layers have four channels, maps one
-            size = pixels.shape[1::-1]
-            coarse = [max(1, round(8 * length / max(size))) for length in size]
-            few = cv2.resize(pixels, coarse, interpolation=cv2.INTER_AREA)
-            image.set_data(cv2.resize(few, size, interpolation=cv2.INTER_LINEAR))
+            image.set_data(np.full_like(pixels, _PLAIN_GROUND))
 
 
 @mpl.rc_context(STYLE)
@@ -237,18 +233,6 @@ def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
             draw_line((len(values) - 1) / 2, color="white", lw=0.7)
         ax.set_title(title)
     return figure
-
-
-def render_sharpening(snapshots: list[dict], keypoint: int, persons: int = 3) -> Figure:
-    """One keypoint over six epochs of `journal.read_snapshots`, person by person, whole persons to a row."""
-    chosen = [snapshots[i] for i in np.unique(np.linspace(0, len(snapshots) - 1, 6).round().astype(int))]
-    people = range(min(persons, len(chosen[0]["crops"])))
-    shown = [(snapshot, person) for person in people for snapshot in chosen]
-    crops = [snapshot["crops"][person] for snapshot, person in shown]
-    heatmaps = [snapshot["heatmaps"][person, keypoint].astype(np.float32) for snapshot, person in shown]
-    epochs = [snapshot["epoch"] for snapshot, _ in shown]
-    titles = [f"epoch {n}\npeak {heatmap.max():.2f}" for n, heatmap in zip(epochs, heatmaps, strict=True)]
-    return render_heatmaps(crops, heatmaps, titles, columns=len(chosen) * max(6 // len(chosen), 1))
 
 
 @mpl.rc_context(STYLE)
@@ -291,22 +275,6 @@ def render_bars(
     ax.invert_yaxis()
     ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*values, 0.1)), title=title)
     ax.grid(axis="y", visible=False)
-    return figure
-
-
-@mpl.rc_context(STYLE)
-def render_statistics(table: PersonTable, title: str) -> Figure:
-    """Persons per image, box heights, and how often each keypoint is labelled, of one table."""
-    figure, ((people, heights, labels),) = new_figure(1, 3, 2.4, width_ratios=[1, 1.2, 2.2])
-    counts = np.bincount(np.unique(table.image_index, return_counts=True)[1])
-    people.bar(range(1, len(counts)), counts[1:], color=METHOD_COLOURS["target"])
-    people.set(xlabel="labelled persons per image", ylabel="images", title=title)
-    heights.hist(table.bboxes_xywh[:, 3], 24, color=METHOD_COLOURS["target"])
-    heights.set(xlabel="box height (px)", ylabel="persons")
-    kinds = {"visible": 2, "hidden": 1, "no label": 0}
-    shares = {kind: (table.keypoints[:, :, 2] == value).mean(axis=0) for kind, value in kinds.items()}
-    _stack(labels, shares, table.skeleton, "share of persons")
-    labels.tick_params(axis="x", labelsize=6, rotation=90)
     return figure
 
 

@@ -144,11 +144,16 @@ def save_snapshot(run_dir: Path, epoch: int, model: HRNet, card: ModelCard, val:
         return
     model.eval()
     dataset = BoxCrops(val, card.input_hw, coordinates=card.coordinates)
-    people = np.argsort(-val.bbox_scores, kind="stable")[:_PEOPLE]
+    people = kept_people(val)
     crops = np.stack([dataset[i][0][0] for i in people])
     heatmaps = forward(model, torch.from_numpy(crops), card).cpu().numpy()
     with whole_file(run_dir / "snapshots" / f"epoch_{epoch:03d}.npz") as part:
         np.savez_compressed(part, crops=crops, heatmaps=heatmaps.astype(np.float16))
+
+
+def kept_people(val: PersonTable) -> np.ndarray:
+    """(8,) rows of val's most confident boxes, whose heatmaps are kept; fewer where val has fewer."""
+    return np.argsort(-val.bbox_scores, kind="stable")[:_PEOPLE]
 
 
 def read_snapshots(runs_dir: Path, run: Run) -> list[dict]:
