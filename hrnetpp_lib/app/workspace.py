@@ -163,6 +163,15 @@ class Workspace:
             "recipe": asdict(run),
         }
 
+    def say_trained_on(self) -> str:
+        """What the profile's networks know, and so what to expect of them on photographs."""
+        seen = f"This profile's networks were trained on {_DATA_IN_WORDS[self.profile.data]}: "
+        if self.profile.data == "synthetic":
+            return (
+                f"{seen}on photographs they are **poor**, and show how a network fails on what it never saw."
+            )
+        return f"{seen}on other photographs of the kind they are at home."
+
     def write_training_log(self, runs: Iterable[Run]) -> None:
         """The metrics of every epoch of those runs in figures/<profile>/training_log.jsonl, a line each."""
         lines = [json.dumps({"run": run.name} | e) for run in runs for e in read_metrics(self.runs, run)]
@@ -172,12 +181,12 @@ class Workspace:
     def show(self, figure: Figure, name: str) -> Figure:
         """Save a figure as figures/<profile>/<name>.png and return it for display.
 
-        Photographs are not ours to publish: they are blurred unless asked for, which saves nothing.
+        Photographs are not ours to publish: they are hidden unless asked for, which saves nothing.
         """
         if self.profile.data != "synthetic":
             if self.show_photographs:
                 return figure
-            draw.blur_pictures(figure)
+            draw.hide_people(figure)
         return draw.save(figure, self.figures / f"{name}.png")
 
     def save_results(self, notebook: str, content: dict) -> None:

@@ -202,17 +202,6 @@ def heat_layer(heatmap: np.ndarray, hw: tuple[int, int], blend: float = 0.6) -> 
     return layer
 
 
-def blur_pictures(figure: Figure) -> None:
-    """Blur the pictures of a figure until nobody on them can be recognised; what is drawn over them stays."""
-    for image in (image for ax in figure.axes for image in ax.images):
-        pixels = np.asarray(image.get_array())
-        if pixels.ndim == 3 and pixels.shape[2] == 3:  # heatmap layers have four channels, maps one
-            size = pixels.shape[1::-1]
-            coarse = [max(1, round(8 * length / max(size))) for length in size]
-            few = cv2.resize(pixels, coarse, interpolation=cv2.INTER_AREA)
-            image.set_data(cv2.resize(few, size, interpolation=cv2.INTER_LINEAR))
-
-
 @mpl.rc_context(STYLE)
 def render_heatmaps(
     crops: Sequence[np.ndarray], heatmaps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6
@@ -305,18 +294,18 @@ def render_statistics(table: PersonTable, title: str) -> Figure:
     heights.set(xlabel="box height (px)", ylabel="persons")
     kinds = {"visible": 2, "hidden": 1, "no label": 0}
     shares = {kind: (table.keypoints[:, :, 2] == value).mean(axis=0) for kind, value in kinds.items()}
-    _stack(labels, shares, table.skeleton, "share of persons")
+    _stack(labels, shares, table.skeleton.names, "share of persons")
     labels.tick_params(axis="x", labelsize=6, rotation=90)
     return figure
 
 
-def _stack(ax: Axes, shares: dict[str, np.ndarray], skeleton: Skeleton, ylabel: str) -> None:
+def _stack(ax: Axes, shares: dict[str, np.ndarray], names: Sequence[str], ylabel: str) -> None:
     """A bar per keypoint, divided into kinds: (K,) shares each."""
-    bottom = np.zeros(len(skeleton))
+    bottom = np.zeros(len(names))
     for kind, share in shares.items():
-        ax.bar(range(len(skeleton)), share, bottom=bottom, color=_KIND_COLOURS[kind], label=kind)
+        ax.bar(range(len(names)), share, bottom=bottom, color=_KIND_COLOURS[kind], label=kind)
         bottom += share
-    ax.set_xticks(range(len(skeleton)), [name.replace("_", " ") for name in skeleton.names])
+    ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     ax.set(ylim=(0, 1), ylabel=ylabel)
     ax.legend(ncols=len(shares), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
@@ -435,9 +424,12 @@ def _forest(
 
 @mpl.rc_context(STYLE)
 def render_error_kinds(counts: dict[str, np.ndarray], skeleton: Skeleton) -> Figure:
-    """Stacked bars of the kinds of keypoints, a bar each, of the (K,) `diagnose.Diagnosis.counts`."""
+    """Stacked bars of the kinds of each keypoint that occurs, of the (K,) `diagnose.Diagnosis.counts`."""
     figure, ((ax,),) = new_figure(1, 1, 2.8)
-    shares = {kind: number / np.maximum(sum(counts.values()), 1) for kind, number in counts.items()}
-    _stack(ax, shares, skeleton, "share of labelled keypoints")
+    total = sum(counts.values())
+    some = np.flatnonzero(total)
+    shares = {kind: number[some] / total[some] for kind, number in counts.items()}
+    names = [skeleton.names[k] for k in some]
+    _stack(ax, shares, names, "share of labelled keypoints")
     ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=60, ha="right", fontsize=7)
     return figure
