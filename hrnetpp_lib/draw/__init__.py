@@ -9,8 +9,8 @@ from hrnetpp_lib.draw.people import (
     render_examples,
     render_kinds,
     render_people,
-    render_picture,
     render_precision,
+    render_screenshot,
     render_steps,
 )
 from hrnetpp_lib.draw.plots import (
@@ -73,8 +73,8 @@ __all__ = [
     "render_networks",
     "render_panels",
     "render_people",
-    "render_picture",
     "render_precision",
+    "render_screenshot",
     "render_sharpening",
     "render_shift",
     "render_statistics",

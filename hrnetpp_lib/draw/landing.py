@@ -82,8 +82,8 @@ def _draw_map(
     if heatmap.max() > heatmap.min():
         levels = np.linspace(heatmap.min(), heatmap.max(), 7)[1:-1]
         ax.contour(heatmap, levels=levels, colors=_YELLOW, linewidths=0.5)
-    star = {"mfc": "white", "mec": "#222222", "mew": 0.6, "ls": "", "zorder": 4}
-    ax.plot(*true_xy, "*", ms=13 * scale, label="truth", **star)
+    star = {"mfc": "white", "mec": "#222222", "mew": 0.6, "ls": "", "zorder": 6}
+    ax.plot(*true_xy, "*", ms=9 * scale, label="truth", **star)
     for name, xy in places.items():
         marker, points, colour = _MARKS[name]
         label = name.replace("_", " ")

@@ -1,7 +1,6 @@
 """What was found beside the truth: people with their true pose in white, and steps beside the report's."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import cv2
 import matplotlib as mpl
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.draw.plots import METHOD_COLOURS, STYLE, WIDTH_IN, InlineFigure, draw_pose, new_figure
 from hrnetpp_lib.evaluate.mistakes import Example
+from hrnetpp_lib.files import project_root
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 _THRESHOLD = 0.05  # keypoints that score no more are not drawn
@@ -57,7 +57,7 @@ def render_people(
     lines = 1 + max((title.count("\n") for title in titles), default=0)
     height = WIDTH_IN / columns * aspect + 0.1 + 0.15 * lines
     figure, (axes,) = new_figure(1, columns, height)
-    for ax in axes:
+    for ax in axes[len(images) :]:
         ax.set_axis_off()
     for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
         ax.imshow(image)
@@ -69,6 +69,9 @@ def render_people(
             ax.plot(*found, "o", ms=9, mfc="none", mec="#F0E442", mew=1.6, zorder=3)
         x, y, w, h = frames[i]
         ax.set(xlim=(x - 0.5, x + w - 0.5), ylim=(y + h - 0.5, y - 0.5))
+        ax.set(xticks=[], yticks=[], facecolor=[_GROUND / 255] * 3)  # a frame may reach out of its picture
+        ax.spines[:].set_visible(False)
+        ax.grid(visible=False)
         ax.set_title(titles[i], fontsize=7.5)
     if not len(images):
         axes[0].text(0, 0.5, "nobody was found", va="center")
@@ -103,12 +106,12 @@ def _blurred(pixels: np.ndarray) -> np.ndarray:
     return cv2.resize(few, size, interpolation=cv2.INTER_LINEAR)
 
 
-def render_picture(path: Path) -> Figure:
-    """A picture file as wide as the text and twice as sharp as a chart, such as one of a widget.
+def render_screenshot(name: str) -> Figure:
+    """The checkout's figures/<name>.png, of a widget, as wide as the text and twice as sharp as a chart.
 
     It is no photograph: `hide_people` leaves it. Raises: HrnetppError if it cannot be read.
     """
-    image = read_image(path)
+    image = read_image(project_root() / "figures" / f"{name}.png")
     figure = InlineFigure(figsize=(WIDTH_IN, WIDTH_IN * image.shape[0] / image.shape[1]), dpi=220)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()

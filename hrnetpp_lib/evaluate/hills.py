@@ -75,20 +75,20 @@ class Example:
 def two_highest(heatmap: np.ndarray) -> tuple[tuple[float, float], float]:
     """Heights of the highest hill of a (H, W) heatmap and of the next one, and the cells between them.
 
-    A hill's top is no lower than its eight neighbours; the next one is at least `APART` cells away. Where
-    there is none its height, and the distance, are 0.
+    A hill's top is above 0 and no lower than its eight neighbours; the next one is at least `APART` cells
+    away. Where there is none its height, and the distance, are 0.
     """
     heatmap = np.ascontiguousarray(heatmap, np.float32)
     ys, xs = np.nonzero(heatmap == cv2.dilate(heatmap, np.ones((3, 3), np.uint8)))
     order = np.argsort(-heatmap[ys, xs], kind="stable")
     tops = np.stack([xs, ys], axis=1)[order]
     away = np.hypot(*(tops - tops[0]).T)
-    others = np.flatnonzero(away >= APART)
+    others = np.flatnonzero((away >= APART) & (heatmap[tops[:, 1], tops[:, 0]] > 0))
     first = float(heatmap[tops[0][1], tops[0][0]])
     if not len(others):
         return (first, 0.0), 0.0
     x, y = tops[others[0]]
-    return (first, max(float(heatmap[y, x]), 0.0)), float(away[others[0]])
+    return (first, float(heatmap[y, x])), float(away[others[0]])
 
 
 def pick_examples(
@@ -97,15 +97,16 @@ def pick_examples(
     """Two keypoints among the first so many labelled people: one sharp and right, one with two hills.
 
     Sharp and right: of the tenth that soft-argmax reads nearest to their labels, the one whose second hill is
-    the lowest beside its first. Two hills: of the half with the higher peaks, the one whose second hill comes
-    nearest to its first.
+    the lowest beside its first. Two hills: of those whose peak is at least half as high as the median peak, the
+    one whose second hill comes nearest to its first.
 
     Raises: HrnetppError if an image cannot be read.
     """
     counted = (table.keypoints[:, :, 2] > 0).any(axis=1) & (table.bboxes_xywh[:, 2:] > 0).all(axis=1)
     found = _look(model.eval(), card, table.select(np.flatnonzero(counted)[:people]))
     near = sorted(found, key=lambda one: one.errors(card.alpha)["soft_argmax"])[: -(-len(found) // 10)]
-    high = sorted(found, key=lambda one: -one.heights[0])[: -(-len(found) // 2)]
+    enough = 0.5 * np.median([one.heights[0] for one in found])
+    high = [one for one in found if one.heights[0] >= enough]
     return min(near, key=lambda one: one.ratio), max(high, key=lambda one: one.ratio)
 
 
