@@ -10,12 +10,16 @@ import pytest
 
 from hrnetpp_lib.app.plan import notebook_runs
 from hrnetpp_lib.app.reproduce import reproduce
+from hrnetpp_lib.evaluate import hills, mistakes, views
 from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1
 from hrnetpp_lib.files import project_root, read_json
 from hrnetpp_lib.recipe import SMOKE
 
 NOTEBOOKS = sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# Those with exercises, alternative texts and captions.
+TOLD = [path for path in NOTEBOOKS if path.stem[:2] in ("02", "05", "07", "09", "10")]
+each_told = pytest.mark.parametrize("path", TOLD, ids=lambda path: path.stem)
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -81,7 +85,7 @@ def test_no_logic_that_belongs_in_the_library(path):
             assert forbidden not in cell.source
 
 
-@pytest.mark.parametrize("path", [NOTEBOOKS[1], NOTEBOOKS[4]], ids=lambda path: path.stem)
+@each_told
 def test_two_exercises_are_asked_first_answered_folded_and_checked(path):
     cells = read(path).cells
     asked = [i for i, cell in enumerate(cells) if "**Predict first:**" in cell.source]
@@ -128,13 +132,36 @@ def test_a_copy_is_executed_shows_every_figure_and_holds_no_error_or_warning(smo
     assert shown == sum(cell.source.count("ws.show(") for cell in cells) > 0
 
 
-@pytest.mark.parametrize("path", [NOTEBOOKS[1], NOTEBOOKS[4]], ids=lambda path: path.stem)
+@each_told
 def test_figures_have_an_alternative_text_and_a_caption(smoke, path):
     outputs = [cell.outputs for cell in code_cells(smoke / "notebooks/executed/smoke" / path.name)]
     figures = [found for found in outputs if any("image/png" in out.get("data", {}) for out in found)]
     for picture, caption in (found[-2:] for found in figures):
         assert picture.metadata["image/png"]["alt"].endswith(".")
         assert re.fullmatch(r"\*Figure: .+\.\*", caption.data["text/markdown"])
+
+
+SAID = {  # notebook -> what its captions must say of the numbers in its results
+    "07": lambda of: [say(of[key]) for say, key in SAY_OF_VIEWS],
+    "09": lambda of: [
+        mistakes.say_kinds(of["shares"]["heatmap"], "heatmap"),
+        mistakes.say_change(of["shares"]["heatmap"], of["shares"]["regression"]),
+    ],
+    "10": lambda of: [
+        hills.say_alphas(*({float(a): error for a, error in one.items()} for one in of["alphas"]), 60.0)
+    ],
+}
+SAY_OF_VIEWS = [(views.say_flips, "flips"), (views.say_tta, "steps"), (views.say_ensemble, "steps")]
+
+
+@pytest.mark.parametrize("number", SAID)
+def test_captions_agree_with_the_results_and_sources_say_nothing_of_a_run(smoke, number):
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(number))
+    cells = code_cells(smoke / "notebooks/executed/smoke" / path.name)
+    shown = "".join(out.get("data", {}).get("text/markdown", "") for cell in cells for out in cell.outputs)
+    for sentence in SAID[number](read_json(smoke / "runs" / "smoke" / "results" / f"{number}.json", dict)):
+        assert sentence in shown
+    assert not any("In this run" in cell.source for cell in read(path).cells)
 
 
 @each_notebook

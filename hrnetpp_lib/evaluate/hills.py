@@ -97,8 +97,8 @@ def pick_examples(
     """Two keypoints among the first so many labelled people: one sharp and right, one with two hills.
 
     Sharp and right: of the tenth that soft-argmax reads nearest to their labels, the one whose second hill is
-    the lowest beside its first. Two hills: of those whose peak is at least half as high as the median peak, the
-    one whose second hill comes nearest to its first.
+    the lowest beside its first. Two hills: of those whose peak is at least half the median peak, the one
+    whose second hill comes nearest to its first.
 
     Raises: HrnetppError if an image cannot be read.
     """

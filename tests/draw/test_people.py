@@ -72,7 +72,7 @@ def test_steps_are_dots_beside_crosses_on_one_axis_that_does_not_magnify():
     steps = {"one": {"AP": (0.3, 0.2), "AP50": (-0.1, -0.3)}, "two": {"AP": (0.0, 0.1), "AP50": (0.2, 0.0)}}
     first, second = draw.render_steps(steps).axes
     marks = {line.get_marker(): line for line in first.lines}
-    assert marks["o"].get_xdata() == (0.3, -0.1) and marks["x"].get_xdata() == (0.2, -0.3)
+    assert [*marks["o"].get_xdata()] == [0.3, -0.1] and [*marks["x"].get_xdata()] == [0.2, -0.3]
     assert first.yaxis_inverted() and first.get_xlim() == second.get_xlim() == (-1.15, 1.15)
     assert [label.get_text() for label in first.get_yticklabels()] == ["AP", "AP50"]
 
