@@ -23,9 +23,7 @@ def draw_truth(ax: Axes, keypoints: np.ndarray, skeleton: Skeleton) -> None:
     """The labelled ones of (K, 3) keypoints and the limbs between them, white; to be drawn over."""
     labelled = keypoints[:, 2] > 0
     segments = [keypoints[[a, b], :2] for a, b in skeleton.limbs if labelled[a] and labelled[b]]
-    ax.add_collection(
-        LineCollection(segments, colors="white", lw=3, alpha=0.75, capstyle="round", zorder=1)
-    )
+    ax.add_collection(LineCollection(segments, colors="white", lw=3, alpha=0.75, capstyle="round", zorder=1))
     white = {"c": "white", "edgecolors": "#222222", "linewidths": 0.5}
     ax.scatter(*keypoints[labelled, :2].T, s=9, zorder=1.5, **white)
 
