@@ -14,6 +14,7 @@ from hrnetpp_lib import create_model, draw
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.draw import plots
+from hrnetpp_lib.evaluate.hills import Example
 from hrnetpp_lib.evaluate.statistics import Judged, judge
 from hrnetpp_lib.evaluate.table import Claim
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
@@ -68,6 +69,10 @@ JUDGED = [
     Judged("E1", "b - a", report, [0, 1, 2], {"OKS": d, "AP": d}, {}, None, {"OKS": v, "AP": v})
     for report, d, v in zip((0.2, None), PAIRS, VERDICTS, strict=True)
 ]
+EXAMPLE = Example(
+    *("left wrist", 9, picture(128, 96), np.eye(32, 24, dtype=np.float32), pose(), pose()),
+    *(np.array([4.0, 4.0]), (1.0, 0.0), 0.0),
+)
 ARGUMENTS = {
     "render_images": lambda tmp: (IMAGES, POSES, COCO17, BOXES, ["one", "two", "three"], 2),
     "render_heatmaps": lambda tmp: ([picture()] * 7, [np.eye(12, 9)] * 7, [str(i) for i in range(7)], 3),
@@ -80,7 +85,6 @@ ARGUMENTS = {
     "render_maps": lambda tmp: (picture(), np.stack([np.eye(12, 9)] * 5), list("abcde"), np.ones((5, 3))),
     "render_beside": lambda tmp: ([picture()], [pose()], {"a": [pose()]}, {"a": ["OKS 9"]}, COCO17),
     "render_shift": lambda tmp: ([np.eye(8), np.eye(8)], ["before", "after"]),
-    "render_lines": lambda tmp: (np.arange(4), {"a": np.arange(4), "b": -np.arange(4)}, "x (px)", "y (px)"),
     "render_sharpening": lambda tmp: ([snapshot(e) for e in (1, 2)], 4, {"a": 1, "b": 0}, TRUTH),
     "render_error_kinds": lambda tmp: (dict.fromkeys(("good", "jitter", "swap"), np.arange(17)), COCO17),
     "render_claims": lambda tmp: (CLAIMS,),
@@ -88,8 +92,17 @@ ARGUMENTS = {
     "render_panels": lambda tmp: (np.arange(4), {"a": {"x": np.arange(4)}, "b": {}}, "x (px)", ["y (px)"]),
     "render_histograms": lambda tmp: ({"heatmap": np.arange(5) / 5, "b": np.zeros(3)}, "peak", "keypoints"),
     "render_cells": lambda tmp: ({"a": np.arange(3), "b": np.ones(4)}, [1, 1.5], 1.2),
+    "render_way": lambda tmp: (picture(40, 24), np.eye(10, 6), np.eye(10, 6) / 6, pose(), COCO17, 3),
     "render_marginals": lambda tmp: (np.eye(3, 4), np.eye(3, 4) / 3, (1, 1), (1.2, 0.8)),
     "render_networks": lambda tmp: ({"tiny": TINY},),
+    "render_people": lambda tmp: (IMAGES, [pose()] * 3, [pose()] * 3, COCO17, ["one", "two", "three"]),
+    "render_examples": lambda tmp: ([], COCO17),
+    "render_screenshot": lambda tmp: ("explorer",),
+    "render_steps": lambda tmp: ({"one": {"AP": (0.3, 0.2)}, "two": {"AP": (0.0, -0.1)}},),
+    "render_kinds": lambda tmp: ({"heatmap": {"good": 60.0, "miss": 40.0}}, draw.METHOD_COLOURS),
+    "render_precision": lambda tmp: ({"heatmap": np.arange(5) / 4}, "heatmap", draw.METHOD_COLOURS),
+    "render_landing": lambda tmp: (EXAMPLE, COCO17, 60.0),
+    "render_alphas": lambda tmp: ({"one": {1.0: 0.5, 60.0: 0.1}}, 60.0),
 }
 RENDERERS = {name: function for name, function in vars(draw).items() if name.startswith("render_")}
 
@@ -99,7 +112,7 @@ def test_every_figure_has_the_one_width_can_be_saved_and_leaves_no_state(name, t
     assert name in ARGUMENTS, "write down arguments for the new function"
     before = dict(mpl.rcParams)
     figure = RENDERERS[name](*ARGUMENTS[name](tmp_path))
-    if name in ("render_curves", "render_lines"):
+    if name == "render_curves":
         assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
     assert isinstance(figure, Figure) and dict(mpl.rcParams) == before
     assert figure.get_figwidth() == draw.WIDTH_IN == 6.5
@@ -280,10 +293,12 @@ def test_a_forest_has_claims_from_the_top_dots_of_trainings_and_their_mean():
     assert mean.get_xdata() == [np.mean(PAIRS[0])] and mean.get_markerfacecolor() == "white"  # not decided
 
 
-def test_error_kinds_are_shares_that_fill_each_bar():
+def test_error_kinds_are_shares_that_fill_the_bar_of_each_keypoint_that_occurs():
     counts = {"good": [5, 0, 1], "swap": [2, 0, 1], "miss": [1, 0, 2]}
     counts = {kind: np.array(numbers + [1] * 14) for kind, numbers in counts.items()}
-    bars = draw.render_error_kinds(counts, COCO17).axes[0].containers
-    heights = [[bar.get_height() for bar in kind][:3] for kind in bars]
-    np.testing.assert_allclose(heights, [[0.625, 0, 0.25], [0.25, 0, 0.25], [0.125, 0, 0.5]])
-    np.testing.assert_allclose([bar.get_y() for bar in bars[2]][:3], [0.875, 0, 0.5])
+    ax = draw.render_error_kinds(counts, COCO17).axes[0]
+    bars, names = ax.containers, [label.get_text() for label in ax.get_xticklabels()]
+    assert len(names) == 16 and names[:2] == ["nose", "right eye"]  # the left eye has no label
+    heights = [[bar.get_height() for bar in kind][:2] for kind in bars]
+    np.testing.assert_allclose(heights, [[0.625, 0.25], [0.25, 0.25], [0.125, 0.5]])
+    np.testing.assert_allclose([bar.get_y() for bar in bars[2]][:2], [0.875, 0.5])

@@ -224,6 +224,15 @@ class Workspace:
             "recipe": asdict(run),
         }
 
+    def say_trained_on(self) -> str:
+        """What the profile's networks know, and so what to expect of them on photographs."""
+        seen = f"This profile's networks were trained on {_DATA_IN_WORDS[self.profile.data]}: "
+        if self.profile.data == "synthetic":
+            return (
+                f"{seen}on photographs they are **poor**, and show how a network fails on what it never saw."
+            )
+        return f"{seen}on other photographs of the kind they are at home."
+
     def write_training_log(self, runs: Iterable[Run]) -> None:
         """The metrics of every epoch of those runs in figures/<profile>/training_log.jsonl, a line each."""
         lines = [json.dumps({"run": run.name} | e) for run in runs for e in read_metrics(self.runs, run)]

@@ -1,8 +1,31 @@
 """Every figure of the notebooks; all can be had from the room's door."""
 
-from hrnetpp_lib.draw.decoding import render_cells, render_marginals, render_way
-from hrnetpp_lib.draw.networks import CHANGE_COLOURS, render_networks
-from hrnetpp_lib.draw.people import render_box_stages, render_gallery, render_labels
+from hrnetpp_lib.draw.decoding import (
+    render_cells,
+    render_marginals,
+    render_way,
+)
+from hrnetpp_lib.draw.found import (
+    render_examples,
+    render_kinds,
+    render_people,
+    render_precision,
+    render_screenshot,
+    render_steps,
+)
+from hrnetpp_lib.draw.landing import (
+    render_alphas,
+    render_landing,
+)
+from hrnetpp_lib.draw.networks import (
+    CHANGE_COLOURS,
+    render_networks,
+)
+from hrnetpp_lib.draw.people import (
+    render_box_stages,
+    render_gallery,
+    render_labels,
+)
 from hrnetpp_lib.draw.plots import (
     METHOD_COLOURS,
     SIDE_COLOURS,
@@ -23,14 +46,12 @@ from hrnetpp_lib.draw.plots import (
     render_heatmaps,
     render_histograms,
     render_images,
-    render_lines,
     render_panels,
     render_shift,
     render_verdicts,
     save,
 )
 from hrnetpp_lib.draw.training import (
-    draw_truth,
     render_beside,
     render_maps,
     render_sharpening,
@@ -38,20 +59,20 @@ from hrnetpp_lib.draw.training import (
 )
 
 __all__ = [
+    "InlineFigure",
+    "draw_box",
     "CHANGE_COLOURS",
     "METHOD_COLOURS",
     "SIDE_COLOURS",
     "STYLE",
     "WIDTH_IN",
-    "InlineFigure",
     "describe",
-    "draw_box",
     "draw_pose",
-    "draw_truth",
     "heat_layer",
     "hide_pictures",
     "new_figure",
     "paint_poses",
+    "render_alphas",
     "render_bars",
     "render_beside",
     "render_box_stages",
@@ -59,18 +80,24 @@ __all__ = [
     "render_claims",
     "render_curves",
     "render_error_kinds",
+    "render_examples",
     "render_gallery",
     "render_heatmaps",
     "render_histograms",
     "render_images",
+    "render_kinds",
     "render_labels",
-    "render_lines",
+    "render_landing",
     "render_maps",
     "render_marginals",
     "render_networks",
     "render_panels",
+    "render_people",
+    "render_precision",
+    "render_screenshot",
     "render_sharpening",
     "render_shift",
+    "render_steps",
     "render_training",
     "render_verdicts",
     "render_way",

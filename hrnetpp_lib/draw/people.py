@@ -15,6 +15,7 @@ from hrnetpp_lib.draw.plots import (
     draw_box,
     draw_pose,
     new_figure,
+    white_rim,
 )
 from hrnetpp_lib.pose.keypoints import Skeleton
 
@@ -73,10 +74,9 @@ def render_gallery(
 
 def _outline(ax: mpl.axes.Axes, bbox_xywh: Sequence[float], colour: str, ls: str = "-") -> None:
     """A box with a dark rim, to be seen on any ground."""
-    rim = [mpl.patheffects.Stroke(linewidth=2.4, foreground="#222222"), mpl.patheffects.Normal()]
     x, y, w, h = bbox_xywh
     box = mpl.patches.Rectangle((x, y), w, h, fill=False, ec=colour, lw=1.4, ls=ls)
-    box.set_path_effects(rim)
+    box.set_path_effects(white_rim(2.4))
     ax.add_patch(box)
 
 

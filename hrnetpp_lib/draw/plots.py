@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import matplotlib as mpl
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -118,6 +119,22 @@ def draw_pose(
     faces = ["white" if empty else edge for empty, edge in zip(hollow, edges, strict=True)]
     size = (2.2 * width) ** 2
     ax.scatter(*keypoints[dots, :2].T, s=size, c=faces, edgecolors=edges, linewidths=0.8, zorder=2)
+
+
+def white_rim(width: float) -> list:
+    """Makes white lines visible on white ground."""
+    return [patheffects.Stroke(linewidth=width, foreground="#444444"), patheffects.Normal()]
+
+
+def draw_truth(ax: Axes, keypoints: np.ndarray, skeleton: Skeleton, width: float = 1.6) -> None:
+    """The labelled ones of (K, 3) true keypoints and their limbs, in white with a dark rim."""
+    shown = keypoints[:, 2] > 0
+    segments = [keypoints[[a, b], :2] for a, b in skeleton.limbs if shown[a] and shown[b]]
+    limbs = LineCollection(segments, colors="white", lw=width, capstyle="round", zorder=1)
+    limbs.set_path_effects(white_rim(width + 1.2))
+    ax.add_collection(limbs)
+    size = (1.9 * width) ** 2
+    ax.scatter(*keypoints[shown, :2].T, s=size, c="white", edgecolors="#444444", linewidths=0.6, zorder=1.5)
 
 
 def paint_poses(
@@ -278,28 +295,15 @@ def render_bars(
     return figure
 
 
-def _stack(ax: Axes, shares: dict[str, np.ndarray], skeleton: Skeleton, ylabel: str) -> None:
+def _stack(ax: Axes, shares: dict[str, np.ndarray], names: Sequence[str], ylabel: str) -> None:
     """A bar per keypoint, divided into kinds: (K,) shares each."""
-    bottom = np.zeros(len(skeleton))
+    bottom = np.zeros(len(names))
     for kind, share in shares.items():
-        ax.bar(range(len(skeleton)), share, bottom=bottom, color=_KIND_COLOURS[kind], label=kind)
+        ax.bar(range(len(names)), share, bottom=bottom, color=_KIND_COLOURS[kind], label=kind)
         bottom += share
-    ax.set_xticks(range(len(skeleton)), [name.replace("_", " ") for name in skeleton.names])
+    ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     ax.set(ylim=(0, 1), ylabel=ylabel)
     ax.legend(ncols=len(shares), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-
-@mpl.rc_context(STYLE)
-def render_lines(
-    x: np.ndarray, lines: dict[str, np.ndarray], xlabel: str, ylabel: str, colours: dict = METHOD_COLOURS
-) -> Figure:
-    """Several curves over the same x, with a legend; matplotlib's colours where none is given."""
-    figure, ((ax,),) = new_figure(1, 1, 2.4)
-    for name, y in lines.items():
-        ax.plot(x, y, lw=1.5, label=name, color=colours.get(name))
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.legend(ncols=2)
-    return figure
 
 
 @mpl.rc_context(STYLE)
@@ -403,9 +407,12 @@ def _forest(
 
 @mpl.rc_context(STYLE)
 def render_error_kinds(counts: dict[str, np.ndarray], skeleton: Skeleton) -> Figure:
-    """Stacked bars of the kinds of keypoints, a bar each, of the (K,) `diagnose.Diagnosis.counts`."""
+    """Stacked bars of the kinds of each keypoint that occurs, of the (K,) `diagnose.Diagnosis.counts`."""
     figure, ((ax,),) = new_figure(1, 1, 2.8)
-    shares = {kind: number / np.maximum(sum(counts.values()), 1) for kind, number in counts.items()}
-    _stack(ax, shares, skeleton, "share of labelled keypoints")
+    total = sum(counts.values())
+    some = np.flatnonzero(total)
+    shares = {kind: number[some] / total[some] for kind, number in counts.items()}
+    names = [skeleton.names[k] for k in some]
+    _stack(ax, shares, names, "share of labelled keypoints")
     ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=60, ha="right", fontsize=7)
     return figure

@@ -4,36 +4,28 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from hrnetpp_lib.draw.plots import METHOD_COLOURS, STYLE, WIDTH_IN, draw_pose, heat_layer, new_figure
+from hrnetpp_lib.draw.plots import (
+    METHOD_COLOURS,
+    STYLE,
+    WIDTH_IN,
+    draw_pose,
+    draw_truth,
+    heat_layer,
+    new_figure,
+    white_rim,
+)
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 _PAIR = METHOD_COLOURS["hrnet"], METHOD_COLOURS["heatmap"]  # plain HRNet, HRNet++
 _LEAST_SPAN = 10.0  # of an axis of percent or points: smaller differences shall look small
 
 
-def _rim(width: float) -> list:
-    """Makes white lines visible on white ground."""
-    return [patheffects.Stroke(linewidth=width, foreground="#444444"), patheffects.Normal()]
-
-
-def draw_truth(ax: Axes, keypoints: np.ndarray, skeleton: Skeleton, width: float = 1.6) -> None:
-    """The labelled ones of (K, 3) true keypoints and their limbs, in white with a dark rim."""
-    shown = keypoints[:, 2] > 0
-    segments = [keypoints[[a, b], :2] for a, b in skeleton.limbs if shown[a] and shown[b]]
-    limbs = LineCollection(segments, colors="white", lw=width, capstyle="round")
-    limbs.set_path_effects(_rim(width + 1.2))
-    ax.add_collection(limbs)
-    ax.scatter(*keypoints[shown, :2].T, s=(1.9 * width) ** 2, c="white", edgecolors="#444444", linewidths=0.6)
-
-
 def _mark_truth(ax: Axes, xy: np.ndarray) -> None:
     """A white cross where a keypoint is labelled."""
-    ax.plot(*xy, "+", color="white", ms=7, mew=1.6, path_effects=_rim(2.8))
+    ax.plot(*xy, "+", color="white", ms=7, mew=1.6, path_effects=white_rim(2.8))
 
 
 @mpl.rc_context(STYLE)
