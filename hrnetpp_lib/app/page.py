@@ -25,7 +25,7 @@ from hrnetpp_lib.train.loop import checkpoint_path
 def serve_page(
     profile: Profile, root: Path, pictures: Sequence[str | Path] = (), checkpoints: Sequence[Path] = ()
 ) -> None:
-    """Open the page of `build_page` in the browser, and serve it, to this machine alone, until Ctrl-C.
+    """Open the page of `build_page` in the browser, and serve it until Ctrl-C: here, to who has its token.
 
     Raises: HrnetppError if voila is missing, or as `build_page`, before anything is served.
     """
@@ -39,7 +39,7 @@ def serve_page(
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     with tempfile.TemporaryDirectory() as folder:
         nbformat.write(notebook, path := Path(folder) / "explorers.ipynb")
-        command = [sys.executable, "-m", "voila", str(path), "--show_tracebacks=True"]
+        command = [sys.executable, "-m", "voila", str(path), "--show_tracebacks=True", "--token"]
         # The kernel of this environment, whatever others are known to the user's Jupyter.
         with subprocess.Popen(command, env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}) as server:
             try:

@@ -173,7 +173,7 @@ def open_exported(path: Path) -> tuple[PreparedNetwork, ModelCard]:
     Raises: HrnetppError if it is not there, not one of these, or its runtime is not installed.
     """
     runtime = "onnxruntime" if path.suffix == ".onnx" else "openvino"
-    file = path / "network.xml" if path.is_dir() else path
+    file = path / "network.xml" if os.path.isdir(path) else path
     check_file(file, "give the file or the folder that `export` wrote")
     if missing := _missing((runtime,)):
         raise HrnetppError(f"{path}: needs {', '.join(missing)}; {_EXTRA}")

@@ -1,5 +1,6 @@
 """What a network says about one box, kept so that decoding anew needs no new forward."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +166,8 @@ def open_networks(networks: Network | Mapping[str, Network]) -> dict[str, tuple[
 def _opened(network: Network) -> tuple[torch.nn.Module, ModelCard]:
     if isinstance(network, tuple):
         return network[0].eval(), network[1]
-    path = Path(network).expanduser()
-    if path.is_dir() or path.suffix in (".onnx", ".xml"):
+    path = Path(os.path.expanduser(network))
+    if os.path.isdir(path) or path.suffix in (".onnx", ".xml"):
         return open_exported(path)
     model, card = load_checkpoint(path)
     return prepare(model, card, "torch"), card

@@ -1,6 +1,7 @@
 """The page of the explorers: what it shows, and what is refused before anything is served."""
 
 import re
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -56,19 +57,19 @@ def test_mistakes_are_one_line_before_anything_is_served(
     tmp_path, checkpoint, photograph, capsys, monkeypatch
 ):
     monkeypatch.setattr("hrnetpp_lib.app.photo.packaged_checkpoint", lambda _: None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
-    monkeypatch.setattr("subprocess.Popen", None)
+    found = SimpleNamespace(find_spec=lambda _: True)
+    monkeypatch.setattr("hrnetpp_lib.app.page.importlib", SimpleNamespace(util=found))
     files, network = [str(photograph)], ["--checkpoint", str(checkpoint)]
     for arguments, words in (
         ([*files, "--profile", "big"], "unknown profile 'big'"),
         (files, "no finished HRNet"),
         ([str(tmp_path / "none"), *network], "none: no picture there"),
-        ([*files, "--checkpoint", str(photograph)], "photo.png: damaged or not a weight file"),
+        ([*files, "--checkpoint", str(photograph)], "photo.png: damaged"),
         ([*files, "--checkpoint", str(tmp_path / "gone.onnx")], "gone.onnx: there is no such file"),
         (["--profile", "lspet", *network], "To get them: download joints.mat"),
     ):
         assert main(["explore", *arguments, "--output", str(tmp_path)]) == 2
         assert re.fullmatch(rf"error: .*{words}.*\n", capsys.readouterr().err)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    found.find_spec = lambda _: None
     assert main(["explore", *files, *network]) == 2
     assert "needs voila; pip install 'hrnetpp-lib[explore]'" in capsys.readouterr().err

@@ -302,7 +302,8 @@ def test_ctrl_c_keeps_what_is_done(capsys, tmp_path, checkpoint, photograph, mon
 
     monkeypatch.setattr(draw, "paint_poses", interrupted)
     inputs = ["predict", str(photograph), str(tmp_path / "walk.mp4"), "--checkpoint", str(checkpoint)]
-    assert main([*inputs, "--runtime", "torch", "--output-dir", str(tmp_path / "new")]) == 130
+    inputs += ["--runtime", "torch"]
+    assert main([*inputs, "--output-dir", str(tmp_path / "new")]) == 130
     out, err = capsys.readouterr()
     assert err == "interrupted after 6 pictures or frames; what is written has their poses\n"
     assert "walk.mp4: 5 of 20 frames" in out and "6 poses in 6 pictures" in out
