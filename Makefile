@@ -29,7 +29,6 @@ lab: .venv/ready
 
 # PICTURES=FOLDER and CHECKPOINT=FILE look at one's own.
 explore: .venv/ready
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[explore]"
 	$(BIN)/python -m hrnetpp_lib explore --profile $(PROFILE) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
 		$(if $(PICTURES),"$(PICTURES)")
 

@@ -84,7 +84,9 @@ def test_the_page_shows_both_explorers_and_takes_pictures_and_networks(project, 
     from playwright.sync_api import sync_playwright
 
     (project / "mine").mkdir()
-    cv2.imwrite(str(project / "mine" / "me.png"), np.random.default_rng(0).integers(0, 255, (90, 60, 3)))
+    cv2.imwrite(
+        str(project / "mine" / "me.png"), np.random.default_rng(0).integers(0, 255, (90, 60, 3), np.uint8)
+    )
     torch.save(networks["one"][0].state_dict(), theirs := project / "theirs_96x64.pth")
     with explorers_page(project, "--profile", "smoke") as address, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
