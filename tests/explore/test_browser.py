@@ -96,7 +96,8 @@ def test_the_page_shows_both_explorers_and_takes_pictures_and_networks(project, 
         whole = page.get_by_alt_text("the picture with box and pose", exact=False)
         whole.wait_for()
         network = page.locator(".widget-dropdown:has(.widget-label:text-is('network')) select")
-        assert network.locator("option").all_inner_texts() == ["regression", "heatmap", "plain HRNet"]
+        names = ["regression", "heatmap", "plain HRNet"]
+        sync(page, lambda: network.locator("option").all_text_contents() == names)
         fields = {"picture or folder": (project / "mine", "picture"), "network": (theirs, "network")}
         for words, (path, menu) in fields.items():
             before = whole.get_attribute("src")
@@ -105,7 +106,7 @@ def test_the_page_shows_both_explorers_and_takes_pictures_and_networks(project, 
             field.press("Enter")
             chosen = page.locator(f".widget-dropdown:has(.widget-label:text-is('{menu}')) select").first
             name = "me.png" if menu == "picture" else theirs.name
-            sync(page, lambda c=chosen, n=name: n in c.locator("option:checked").all_inner_texts())
+            sync(page, lambda c=chosen, n=name: n in c.locator("option:checked").all_text_contents())
             sync(page, lambda b=before: whole.get_attribute("src") != b)
         page.get_by_role("tab", name="training data").click()
         samples = page.get_by_alt_text("six random crops of the person")
