@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Spinning OpenMP threads slow each other down by an order of magnitude on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce test bench book lab lint
+.PHONY: reproduce test bench book lab explore lint
 reproduce: .venv/ready
 	$(BIN)/python -m hrnetpp_lib reproduce --profile $(PROFILE)
 
@@ -26,6 +26,11 @@ book: .venv/ready
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks
+
+# PICTURES=FOLDER and CHECKPOINT=FILE look at one's own.
+explore: .venv/ready
+	$(BIN)/python -m hrnetpp_lib explore --profile $(PROFILE) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
+		$(if $(PICTURES),"$(PICTURES)")
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -110,12 +110,18 @@ def evaluate(options: argparse.Namespace) -> None:
     print(*beside_published(options.checkpoint.name, metrics, data, card, differs), sep="\n")
 
 
+def _input_hw(options: argparse.Namespace) -> tuple[int, int] | None:
+    """What --input says."""
+    from hrnetpp_lib.model.published import parse_size
+
+    return None if options.input is None else parse_size(options.input)
+
+
 def _load(options: argparse.Namespace) -> tuple:
     """Network and card of --checkpoint, its input as --input says."""
-    from hrnetpp_lib.model.published import parse_size
     from hrnetpp_lib.model.weights import load_checkpoint
 
-    return load_checkpoint(options.checkpoint, parse_size(options.input) if options.input else None)
+    return load_checkpoint(options.checkpoint, _input_hw(options))
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -124,7 +130,16 @@ def predict(options: argparse.Namespace) -> None:
 
     boxes = None if options.boxes is None else parse_boxes(options.boxes)
     where = (boxes, options.detections, options.detector, options.output_dir)
-    predict_files(options.inputs, options.checkpoint, *where, options.runtime, options.precision)
+    how = (options.runtime, options.precision, _input_hw(options))
+    predict_files(options.inputs, options.checkpoint, *where, *how)
+
+
+def explore(options: argparse.Namespace) -> None:
+    """Heatmaps and training data in a browser, of a profile's pictures or your own (extra explore)."""
+    profile = get_profile(options.profile)
+    from hrnetpp_lib.app.page import serve_page
+
+    serve_page(profile, options.output, options.inputs, options.checkpoint)
 
 
 def detect(options: argparse.Namespace) -> None:
@@ -220,7 +235,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hrnetpp_lib", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     commands = {}
-    listed = (reproduce, train, evaluate, predict, detect, export)
+    listed = (reproduce, train, evaluate, predict, explore, detect, export)
     listed += (check_data, convert_lspe, plan, study, doctor)
     for command in listed:
         name, text = command.__name__.replace("_", "-"), command.__doc__
@@ -231,7 +246,7 @@ def build_parser() -> argparse.ArgumentParser:
         for command in takers:
             commands[command].add_argument(name, help=help, **settings)
 
-    data = (reproduce, train, evaluate, check_data, plan)
+    data = (reproduce, train, evaluate, explore, check_data, plan)
     option("--profile", "smoke, mini (default), lspet_cpu, lspet or coco", *data, default="mini")
     commands[train].set_defaults(profile=None)  # to know what is given beside --recipe
     text = "folder of data, runs and figures; default: the checkout, else the current folder"
@@ -243,7 +258,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "a model.safetensors, or a published pose checkpoint of HRNet (official, mmpose)"
     option("--checkpoint", text, evaluate, export, type=Path, required=True)
     text = "height x width of a published network's input; default: its name's, or the usual one"
-    option("--input", text, evaluate, export, metavar="384x288")
+    option("--input", text, evaluate, predict, export, metavar="384x288")
     text = "auto (default: the fastest here), torch, openvino or onnxruntime (extra fast)"
     option("--runtime", text, evaluate, predict, default="auto")
     option("--precision", "fp32 (default) or bf16", evaluate, predict, default="fp32")
@@ -265,8 +280,11 @@ def _add_picture_options(option: Callable) -> None:
     option("inputs", "photographs, folders, 'patterns*'", detect, nargs="+", metavar="IMAGES")
     option("--output", "a json; goes on where one has ended", detect, type=Path, required=True)
     option("--annotations", "COCO ground truth of them, for ids and box AP", detect, type=Path)
+    option("inputs", "pictures or folders; default: the profile's", explore, nargs="*", metavar="PICTURES")
     text = "default: the last finished stage 3 of HRNet++ below runs/, else the one in the package"
     option("--checkpoint", text, predict, type=Path)
+    text = "ours, a published one, or a graph that `export` wrote; may be repeated; default: the profile's"
+    option("--checkpoint", text, explore, type=Path, action="append", default=[])
     text = "of one picture, in px (= before a minus); default: the whole image"
     option("--boxes", text, predict, metavar='"x,y,w,h ..."')
     option("--detections", "boxes of many pictures: a COCO json, as `detect` writes", predict, type=Path)
@@ -308,8 +326,9 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         return Preempted.EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted; what is saved is whole, and the same command goes on from it", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        usual = "interrupted; what is saved is whole, and the same command goes on from it or begins anew"
+        print(str(error) or usual, file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what the interpreter flushes at its end

@@ -13,21 +13,27 @@ import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 import hrnetpp_lib
 from hrnetpp_lib.__main__ import _runs_to_train, build_parser, main
+from hrnetpp_lib.app.photo import PACKAGED
+from hrnetpp_lib.app.workspace import Workspace
 from hrnetpp_lib.data import layout
+from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import predict_boxes
 from hrnetpp_lib.evaluate.score import score
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint, save_checkpoint
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17, Skeleton
-from hrnetpp_lib.recipe import COCO, MINI, SMOKE, STAGE3, three_stages
-from hrnetpp_lib.train.loop import build_model
+from hrnetpp_lib.recipe import COCO, MINI, SMOKE, STAGE3, table_runs, three_stages
+from hrnetpp_lib.train.loop import build_model, checkpoint_path
+from tools.pack import main as pack_command
+from tools.pack import pack, round_weights
 
 SMOKE_DATA = ("--profile", "smoke", "--output")
 
@@ -117,7 +123,7 @@ def test_predict_hands_its_options_on_and_writes_nothing_unasked(monkeypatch):
     calls = []
     monkeypatch.setattr("hrnetpp_lib.app.photo.predict_files", lambda *given: calls.append(given))
     assert main(["predict", "a.jpg", "b/*.png"]) == 0
-    assert calls.pop() == (["a.jpg", "b/*.png"], None, None, None, None, None, "auto", "fp32")
+    assert calls.pop() == (["a.jpg", "b/*.png"], None, None, None, None, None, "auto", "fp32", None)
     options = ["--checkpoint", "m.safetensors", "--boxes=-1,2,3.5,4 5,6,7,8", "--output-dir", "out"]
     options += [
         "--runtime",
@@ -128,12 +134,23 @@ def test_predict_hands_its_options_on_and_writes_nothing_unasked(monkeypatch):
         "b.json",
         "--detector",
         "some/model",
+        "--input",
+        "128x96",
     ]
     assert main(["predict", "a.jpg", *options]) == 0
     inputs, checkpoint, boxes, *others = calls.pop()
     assert (inputs, checkpoint) == (["a.jpg"], Path("m.safetensors"))
     np.testing.assert_array_equal(boxes, [[-1, 2, 3.5, 4], [5, 6, 7, 8]])
-    assert others == [Path("b.json"), "some/model", Path("out"), "torch", "bf16"]
+    assert others == [Path("b.json"), "some/model", Path("out"), "torch", "bf16", (128, 96)]
+
+
+def test_explore_hands_its_options_on(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr("hrnetpp_lib.app.page.serve_page", lambda *given: calls.append(given))
+    assert main(["explore"]) == 0 and calls.pop() == (MINI, project_root(), [], [])
+    options = ["--checkpoint", "a.pth", "--checkpoint", "b.onnx", "--profile", "smoke"]
+    assert main(["explore", "1.jpg", "2.jpg", *options, "--output", str(tmp_path)]) == 0
+    assert calls == [(SMOKE, tmp_path, ["1.jpg", "2.jpg"], [Path("a.pth"), Path("b.onnx")])]
 
 
 def test_detect_hands_its_options_on(monkeypatch):
@@ -405,7 +422,7 @@ def test_help_is_quick_lists_every_command_and_loads_nothing_heavy():
     started = time.perf_counter()
     done = python("-c", code, check=True)
     assert time.perf_counter() - started < 1.5  # 0.12 s on a machine with nothing else to do
-    for command in ("reproduce", "train", "evaluate", "predict", "export", "check-data", "plan", "doctor"):
+    for command in ("reproduce", "train", "evaluate", "predict", "explore", "export", "plan", "doctor"):
         assert command in done.stdout
     status, *loaded = done.stdout.splitlines()[-1].split()
     assert status == "0" and "hrnetpp_lib.recipe" in loaded
@@ -435,11 +452,26 @@ def test_the_packages_names_are_fetched_on_first_use():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The package as it is installed from a wheel: a folder for PYTHONPATH."""
+def packed(smoke_root, tmp_path_factory) -> Path:
+    """The folder weights/ of a project whose network, not a good one, was packed."""
+    root = tmp_path_factory.mktemp("packed")
+    ws = Workspace(SMOKE, root, layout.data_paths(SMOKE, smoke_root / "data"))
+    run = table_runs(SMOKE, 0)["regression"]
+    tiny_checkpoint(checkpoint_path(ws.runs, run.name), COCO17)
+    card = pack(ws, 0)
+    assert (root / "weights" / "README.md").read_text() == card and f"Run `{run.name}`" in card
+    return root / "weights"
+
+
+@pytest.fixture(scope="module")
+def wheel(packed, tmp_path_factory) -> Path:
+    """The package as it is installed from a wheel, with a packed network: a folder for PYTHONPATH."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(project_root() / name, source)
+    (source / "weights").mkdir()
+    shutil.copy(packed / "smoke_hrnetpp.safetensors", source / PACKAGED)
+    shutil.copy(packed / "README.md", source / "weights")
     # A copy, for setuptools leaves build/ behind, and takes from there what is gone from the sources.
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(project_root() / "hrnetpp_lib", source / "hrnetpp_lib", ignore=ignored)
@@ -450,12 +482,35 @@ def wheel(tmp_path_factory) -> Path:
     return site
 
 
-def test_a_wheel_holds_every_module_and_nothing_else(wheel):
-    def files_of(folder: Path) -> set[str]:
-        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        return {path for path in found if "__pycache__" not in path}
+def files_of(folder: Path) -> set[Path]:
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in found if "__pycache__" not in path.parts}
 
-    assert files_of(wheel / "hrnetpp_lib") == files_of(project_root() / "hrnetpp_lib")
+
+def test_what_is_packed_is_half_as_large_and_the_same_network(packed, tmp_path):
+    before = tiny_checkpoint(tmp_path / "before.safetensors", COCO17)
+    after = packed / "smoke_hrnetpp.safetensors"
+    assert after.stat().st_size < 0.7 * before.stat().st_size
+    (model, card), (rounded, same) = map(load_checkpoint, (before, after))
+    assert card == same
+    for one, other in zip(model.parameters(), rounded.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-7)
+    model.final_layer.bias.data[3] = 1e5  # more than 16 bits hold
+    save_checkpoint(model, card, before)
+    round_weights(before, tmp_path / "after.safetensors")
+    with pytest.raises(HrnetppError, match="final_layer.bias is not finite"):
+        load_checkpoint(tmp_path / "after.safetensors")
+
+
+def test_only_networks_of_photographs_are_packed(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pack.py", "mini", "0"])
+    with pytest.raises(SystemExit, match="error: profile mini: only networks of photographs are packed"):
+        pack_command()
+
+
+def test_a_wheel_holds_every_module_the_packaged_network_and_nothing_else(wheel):
+    packaged = {PACKAGED, PACKAGED.with_name("README.md")}
+    assert files_of(wheel / "hrnetpp_lib") == files_of(project_root() / "hrnetpp_lib") | packaged
     others = {path.name for path in wheel.iterdir()} - {"hrnetpp_lib"}
     assert all(name.startswith("hrnetpp_lib-") for name in others), others
 
@@ -467,12 +522,19 @@ def from_wheel(wheel: Path, folder: Path, *commands: list[str]) -> subprocess.Co
 
 
 def test_a_wheel_is_used_where_one_stands(wheel, tmp_path):
-    done = from_wheel(wheel, tmp_path, ["doctor"], ["reproduce", "--profile", "smoke"])
+    cv2.imwrite(str(tmp_path / "photo.png"), np.zeros((90, 60, 3), np.uint8))
+    before, predict = files_of(wheel), ["predict", "photo.png", "--output-dir", "poses", "--runtime", "torch"]
+    done = from_wheel(wheel, tmp_path, ["doctor"], predict, ["reproduce", "--profile", "smoke"])
+    packaged = wheel / "hrnetpp_lib" / PACKAGED
+    assert f"nothing trained, so the packaged network; its limits: {packaged.parent}\n" in done.stdout
+    assert f"network {packaged} (tiny-coco17, " in done.stdout
+    assert files_of(wheel) == before
     assert re.search(rf"^folder +{re.escape(str(tmp_path))}$", done.stdout, flags=re.MULTILINE)
     assert done.returncode == 2
     said = f"error: {tmp_path}/notebooks: no notebooks there; they are no part of the package, get a checkout"
-    assert done.stderr == said + "\n"
-    assert list(tmp_path.iterdir()) == []
+    assert done.stderr.endswith(said + "\n")  # matplotlib may tell of its font cache before
+    poses = {Path("photo.png"), Path("poses/poses.json"), Path("poses/photo_poses.jpg")}
+    assert files_of(tmp_path) == poses
 
 
 @pytest.mark.slow

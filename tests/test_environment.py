@@ -116,3 +116,29 @@ def test_torchvision_is_nowhere():
     imports = "sys, hrnetpp_lib.app.workspace, hrnetpp_lib.app.photo"
     code = f"import {imports}; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# Our modules again, without what Windows has not; other libraries tell systems apart by themselves.
+WITHOUT_POSIX = """
+import importlib, os, signal, sys
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+for name in [name for name in sys.modules if name.split(".")[0] == "hrnetpp_lib"]:
+    del sys.modules[name]
+sys.modules |= dict.fromkeys(("resource", "fcntl", "termios", "pwd", "grp"))
+for name in ("fork", "forkpty", "killpg", "setsid", "getuid", "geteuid", "sched_getaffinity", "getloadavg"):
+    delattr(os, name)
+for name in ("SIGKILL", "SIGHUP", "SIGALRM", "SIGXFSZ", "setitimer", "alarm"):
+    delattr(signal, name)
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+"""
+
+
+def test_nothing_is_imported_that_windows_has_not():
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "hrnetpp_lib").rglob("[a-z]*.py")]
+    modules = [".".join(path.parts) for path in paths]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, *modules], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
 """Photographs, folders and clips in, poses out: which network, which boxes, and how far it has come."""
 
 import contextlib
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +31,7 @@ from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import infer
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
+from hrnetpp_lib.pose.geometry import Size
 from hrnetpp_lib.pose.keypoints import Skeleton
 from hrnetpp_lib.recipe import read_recipe, three_stages
 
@@ -54,8 +57,8 @@ def parse_boxes(text: str) -> np.ndarray:
 def default_checkpoint(root: Path) -> Path:
     """The HRNet++ regression network in root/runs that was finished last, the end of a profile's own chain.
 
-    Ablations are no candidates. Without one, the network for photographs that comes with the package.
-    Raises: HrnetppError if there is none; names a command that trains one.
+    Ablations are no candidates. Without one, the network for photographs that comes with the package, which
+    is said. Raises: HrnetppError if there is none; names a command that trains one.
     """
     found = []
     for path in root.glob("runs/*/stage3_*/model.safetensors"):
@@ -66,6 +69,7 @@ def default_checkpoint(root: Path) -> Path:
     if found:
         return max(found, key=lambda path: path.stat().st_mtime_ns)
     if packaged := packaged_checkpoint(Path(__file__).resolve().parents[1]):
+        print(f"{root / 'runs'}: nothing trained, so the packaged network; its limits: {packaged.parent}")
         return packaged
     raise HrnetppError(
         f"{root / 'runs'}: no finished HRNet++ regression network; give a checkpoint, or train one with "
@@ -74,7 +78,7 @@ def default_checkpoint(root: Path) -> Path:
 
 
 def packaged_checkpoint(package: Path) -> Path | None:
-    """The network in the package's folder, or at the top of its checkout; None if it came without."""
+    """The network in the package's folder (a wheel's), or in its checkout; None if it came without."""
     places = (package / PACKAGED, package.parent / PACKAGED)
     return next((path for path in places if path.is_file()), None)
 
@@ -90,9 +94,15 @@ class _Network:
     flip: bool = True
 
 
-def _open_network(checkpoint: str | Path | None, runtime: str, precision: str, flip: bool = True) -> _Network:
+def _open_network(
+    checkpoint: str | Path | None,
+    runtime: str,
+    precision: str,
+    flip: bool = True,
+    input_hw: Size | None = None,
+) -> _Network:
     path, device = Path(checkpoint) if checkpoint else default_checkpoint(project_root()), infer.pick_device()
-    model, card = load_checkpoint(path)
+    model, card = load_checkpoint(path, input_hw)
     prepared = infer.prepare(model.to(device), card, runtime, precision)
     how = ", ".join(filter(None, (card.run, card.decoder, card.skeleton.name, prepared.described)))
     return _Network(prepared, card, f"{path} ({how})", _CROPS_A_BATCH.get(device.type, 32), flip)
@@ -170,6 +180,7 @@ def predict_files(
     output_dir: Path | None = None,
     runtime: str = "auto",
     precision: str = "fp32",
+    input_hw: Size | None = None,
 ) -> None:
     """Poses of photographs and clips, a line for each; what cannot be used is said, and the rest is done.
 
@@ -184,8 +195,10 @@ def predict_files(
         detector: As of `predict`.
         output_dir: Gets `poses.json` and everything drawn, see `pose_files`; None for nothing.
         runtime, precision: As of `predict`.
+        input_hw: Of a published network's input, as of `load_checkpoint`.
 
     Raises: HrnetppError if something could not be used, after all the rest is done; or if nothing can be.
+        KeyboardInterrupt, which says what is done; that is written as if it were all.
     """
     if sum(given is not None for given in (boxes_xywh, detections, detector)) > 1:
         raise HrnetppError(_NOT_BOTH)
@@ -201,7 +214,7 @@ def predict_files(
         boxes_of, origin = (lambda _: (boxes_xywh, np.ones(len(boxes_xywh)))), "as given"
     elif detections:
         boxes_of, origin = _boxes_of_file(detections, paths), f"of {detections}"
-    network = _open_network(checkpoint, runtime, precision)
+    network = _open_network(checkpoint, runtime, precision, input_hw=input_hw)
     finder = _choose_boxes(boxes_of, detector)
     print(f"network {network.described}, boxes {origin}", flush=True)
     with contextlib.closing(read_frames(paths, failures.add, upright=not detections)) as frames:
@@ -218,20 +231,43 @@ def _write(
     failures: Failures,
 ) -> None:
     """Say a line for each picture, and write its poses; nothing is written if there are none at all."""
-    lines, nothing = _Lines(), contextlib.nullcontext()
+    lines, nothing, interrupted = _Lines(), contextlib.nullcontext(), False
     first = next(estimates, None)
     if first is None:
         return
     with pose_files(output_dir, paths, failures.add) if output_dir else nothing as files:
-        for frame, found in chain([first], estimates):
-            poses = Poses(*found, skeleton, frame.pixels)
-            if files:
-                files.add(frame, poses)
-            lines.add(frame, poses)
+        try:
+            for frame, found in chain([first], estimates):
+                poses = Poses(*found, skeleton, frame.pixels)
+                with _uninterrupted():
+                    if files:
+                        files.add(frame, poses)
+                    lines.add(frame, poses)
+        except KeyboardInterrupt:  # a second one is not caught
+            interrupted = True
     lines.end()
     if output_dir:
         category = CATEGORY_IDS[skeleton.name]
         print(f"written: {output_dir / 'poses.json'} (category {category}), and drawn beside it")
+    if interrupted:
+        kept = "what is written has their poses" if output_dir else "nothing is written without --output-dir"
+        raise KeyboardInterrupt(f"interrupted after {lines.pictures} pictures or frames; {kept}")
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Around what must not be done by half: Ctrl-C has its effect afterwards."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets it
+        yield
+        return
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _boxes_of_file(path: Path, paths: Sequence[Path]) -> Callable[[Frame], Boxes]:
@@ -295,7 +331,7 @@ class _Lines:
     """Says a line for each photograph and each clip, and every ten seconds how far a clip has come."""
 
     def __init__(self):
-        self._pictures = self._persons = 0
+        self.pictures = self._persons = 0
         self._begun = self._clip_begun = self._said = time.monotonic()
         self._clip, self._in_clip = None, 0  # its last frame, and the poses until then
 
@@ -303,7 +339,7 @@ class _Lines:
         """After a photograph, or a frame of a clip, is done."""
         if self._clip and frame.path != self._clip.path:
             self._end_clip()
-        self._pictures += 1
+        self.pictures += 1
         self._persons += len(poses)
         now = time.monotonic()
         self._said = self._said if self._clip else now
@@ -331,4 +367,4 @@ class _Lines:
         if self._clip:
             self._end_clip()
         seconds = time.monotonic() - self._begun
-        print(f"{self._persons} poses in {self._pictures} pictures or frames, {seconds:.1f} s")
+        print(f"{self._persons} poses in {self.pictures} pictures or frames, {seconds:.1f} s")

@@ -187,7 +187,7 @@ def _frames_of_clip(path: Path) -> Iterator[Frame]:
         stated, rate, first_id, number, size = clip.stated, clip.rate, image_id(path), 0, None
         while (pixels := clip.read()) is not None:
             size = size or pixels.shape
-            if pixels.shape != size:  # FFmpeg scales such frames to the first one's size, others do not
+            if pixels.shape != size:  # FFmpeg scales them to the first one's size, unseen; others do not
                 wrong = f"frame {number} has another size than those before; the clip ends there"
                 raise HrnetppError(f"{path}: {wrong}, cut it in two")
             if number == _FRAMES_A_CLIP:

@@ -17,7 +17,9 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
+import msgspec
 import numpy as np
 import platformdirs
 import torch
@@ -26,10 +28,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hrnetpp_lib.data.crops import MEAN, STD
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.files import sha256, whole_file, whole_folder
+from hrnetpp_lib.files import check_file, decode_json, sha256, whole_file, whole_folder
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard
-from hrnetpp_lib.pose.geometry import BOX_PADDING
+from hrnetpp_lib.pose.geometry import BOX_PADDING, CONVENTIONS
+from hrnetpp_lib.pose.keypoints import SKELETONS
 
 # From the fastest to the slowest on a CPU, as measured; and what each needs beside torch.
 RUNTIMES = {
@@ -119,7 +122,9 @@ def prepare(model: HRNet, card: ModelCard, runtime: str = "auto", precision: str
     elif runtime == "openvino":
         run = _from_cache(model, card, runtime, lambda folder: _run_openvino(folder, model, precision))
     else:
-        run = _from_cache(model, card, runtime, _run_onnxruntime)
+        run = _from_cache(
+            model, card, runtime, lambda folder: _run_session(_onnx_session(folder / "network.onnx"))
+        )
     return PreparedNetwork(run, card.input_hw, runtime, precision, device)
 
 
@@ -145,6 +150,54 @@ def export(model: HRNet, card: ModelCard, format: str, path: Path) -> None:
     else:
         with whole_folder(path) as part:
             _write_openvino(model, card, part)
+
+
+class _Convention(msgspec.Struct):
+    name: Literal["official", "exact_shift", "udp"]
+
+
+class _Facts(msgspec.Struct):
+    """What `_card_as_json` wrote, as far as a card needs it."""
+
+    skeleton: Literal["coco17", "aic14"]
+    input_hw: tuple[int, int]
+    decoder: Literal["quarter_offset", "soft_argmax"]
+    alpha: float
+    coordinates: _Convention
+    run: str
+
+
+def open_exported(path: Path) -> tuple[PreparedNetwork, ModelCard]:
+    """A graph that `export` wrote, an ONNX file or OpenVINO's folder, ready to be asked; and its card.
+
+    Raises: HrnetppError if it is not there, not one of these, or its runtime is not installed.
+    """
+    runtime = "onnxruntime" if path.suffix == ".onnx" else "openvino"
+    file = path / "network.xml" if os.path.isdir(path) else path
+    check_file(file, "give the file or the folder that `export` wrote")
+    if missing := _missing((runtime,)):
+        raise HrnetppError(f"{path}: needs {', '.join(missing)}; {_EXTRA}")
+    try:
+        run, card = (_open_onnx if runtime == "onnxruntime" else _open_openvino)(file)
+        facts = decode_json(card, _Facts, path, "export it anew")
+    except HrnetppError:
+        raise
+    except Exception as error:  # each library has families of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise HrnetppError(f"{path}: is no graph that `export` wrote ({reason}); export it anew") from error
+    named = {"skeleton": SKELETONS[facts.skeleton], "coordinates": CONVENTIONS[facts.coordinates.name]}
+    card = ModelCard(**{name: getattr(facts, name) for name in _Facts.__struct_fields__} | named)
+    return PreparedNetwork(run, card.input_hw, runtime, "fp32", torch.device("cpu")), card
+
+
+def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+    session = _onnx_session(path)
+    return _run_session(session), session.get_modelmeta().custom_metadata_map["hrnetpp_lib"]
+
+
+def _open_openvino(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:
+    graph = _read_graph(path)
+    return _run_graph(graph, "fp32"), graph.get_rt_info("hrnetpp_lib").value
 
 
 def _missing(packages: tuple[str, ...]) -> list[str]:
@@ -221,40 +274,50 @@ def _silent(library: str) -> ModuleType:
 
 
 def _run_openvino(folder: Path, model: HRNet, precision: str) -> Callable[[Tensor], Tensor]:
-    openvino = _silent("openvino")
-    core, finish = openvino.Core(), nn.Identity()
+    graph = _read_graph(folder / "network.xml")
+    if precision != "bf16":
+        return _run_graph(graph, precision)
+    # Rounded to bf16, heatmaps would move the soft-argmax by up to half a cell; and OpenVINO rounds the
+    # final conv, whatever it is told: the graph ends before it.
+    node = graph.outputs[0].get_node()
+    while node.get_type_name() != "Convolution":
+        node = node.input_value(0).get_node()
+    trunk = _run_graph(_silent("openvino").Model([node.input_value(0)], graph.get_parameters()), precision)
+    finish = copy.deepcopy(model.final_layer).float().cpu().requires_grad_(False)
+    return lambda images: finish(trunk(images))
+
+
+def _read_graph(path: Path) -> object:
+    core = _silent("openvino").Core()
     core.set_property({"ENABLE_MMAP": False})  # the file may be replaced
-    graph = core.read_model(folder / "network.xml")
-    if precision == "bf16":
-        # Rounded to bf16, heatmaps would move the soft-argmax by up to half a cell; and OpenVINO rounds the
-        # final conv, whatever it is told: the graph ends before it.
-        node = graph.outputs[0].get_node()
-        while node.get_type_name() != "Convolution":
-            node = node.input_value(0).get_node()
-        graph = openvino.Model([node.input_value(0)], graph.get_parameters())
-        finish = copy.deepcopy(model.final_layer).float().cpu().requires_grad_(False)
+    return core.read_model(path)
+
+
+def _run_graph(graph: object, precision: str) -> Callable[[Tensor], Tensor]:
     settings = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled = core.compile_model(graph, "CPU", settings)
+    compiled = _silent("openvino").Core().compile_model(graph, "CPU", settings)
     alone = threading.Lock()  # several threads would get each other's heatmaps
 
     def run(images: Tensor) -> Tensor:
         with alone:
-            return finish(torch.from_numpy(compiled(np.ascontiguousarray(images))[0]))
+            return torch.from_numpy(compiled(np.ascontiguousarray(images))[0])
 
     return run
 
 
-def _run_onnxruntime(folder: Path) -> Callable[[Tensor], Tensor]:
+def _onnx_session(path: Path) -> object:
     onnxruntime = _silent("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning slows busy machines
-    path = str(folder / "network.onnx")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run_session(session: object) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(None, {"images": np.ascontiguousarray(images)})[0])
 
 
@@ -303,9 +366,7 @@ def _write_openvino(model: HRNet, card: ModelCard, folder: Path) -> None:
     openvino = _silent("openvino")
     with tempfile.TemporaryDirectory() as scratch:
         _write_onnx(model, card, onnx := Path(scratch) / "network.onnx")
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})
-        graph = core.read_model(onnx)
+        graph = _read_graph(onnx)
     graph.set_rt_info(_card_as_json(card), "hrnetpp_lib")
     try:
         openvino.save_model(graph, folder / "network.xml", compress_to_fp16=False)

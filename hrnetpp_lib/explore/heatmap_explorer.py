@@ -29,7 +29,7 @@ class HeatmapExplorer(panels.Explorer):
     the network or the views change; all else decodes anew what the network has said.
 
     Args:
-        networks: A checkpoint, a (network, card) pair, or several of them by name.
+        networks: A file as of `session.open_networks`, a (network, card) pair, or several of them by name.
         people: A table of persons, a picture, several, or a folder of them. Where nobody is known the box is
             the whole picture, to be drawn smaller with the mouse.
 
@@ -51,7 +51,7 @@ class HeatmapExplorer(panels.Explorer):
         self.table, self.hint = widgets.HTML(), widgets.HTML()
         self._arrange(
             [self.picture, self.network, self.keypoint],
-            [self.person, self.path, self.upload],
+            [self.person, self.path, self.upload, self.file],
             [self.message],
             [self.strip, self.hint],
             [self.whole, self.crop, widgets.VBox([self.map, self.shape]), self.marginals],
@@ -78,8 +78,11 @@ class HeatmapExplorer(panels.Explorer):
         self.flip = widgets.Checkbox(True, description="average with the mirrored crop", indent=False)
         self.tta = widgets.Checkbox(False, description="average over five views (TTA)", indent=False)
         self.shape = widgets.ToggleButtons(options=["contour", "3-D"], style={"button_width": "70px"})
-        self.path = widgets.Text(placeholder="path of a picture of yours", continuous_update=False)
-        self.path.layout = self.picture.layout
+        self.path = widgets.Text(placeholder="path of a picture or folder of yours", continuous_update=False)
+        self.file = widgets.Text(
+            placeholder="path of a network: .safetensors, .pth, .onnx", continuous_update=False
+        )
+        self.path.layout = self.file.layout = self.picture.layout
         self.upload = widgets.FileUpload(accept="image/*", description="upload a picture")
         self.upload.layout.width = "180px"
 
@@ -95,6 +98,7 @@ class HeatmapExplorer(panels.Explorer):
         self._on(self._draw_positions, self.alpha)
         self._on(self._take_upload, self.upload)
         self._on(self._take_path, self.path)
+        self._on(self._take_network, self.file)
         self._on(self._touch_whole, self.whole)
         self._on(self._touch_crop, self.crop)
 
@@ -216,8 +220,16 @@ class HeatmapExplorer(panels.Explorer):
         self.keypoint.value = int(np.hypot(*(points - place).T).argmin())
 
     def _take_path(self) -> None:
-        if path := self.path.value.strip().strip("'\""):
+        if path := _unquoted(self.path):
             self._add(session.open_people(path))
+
+    def _take_network(self) -> None:
+        """A network more in the menu, and chosen."""
+        if path := _unquoted(self.file):
+            opened = session.open_networks(path)
+            self._networks |= opened
+            self._set(self.network, options=list(self._networks), value=next(iter(opened)))
+            self._change_network()
 
     def _take_upload(self) -> None:
         for file in self.upload.value:
@@ -231,3 +243,8 @@ class HeatmapExplorer(panels.Explorer):
         first = [picture.source for picture in self._pictures].index(pictures[0].source)
         self._set(self.picture, options=self._picture_names(), value=first)
         self._open()
+
+
+def _unquoted(field: widgets.Text) -> str:
+    """The path in a field; file managers copy it with quotes."""
+    return field.value.strip().strip("'\"")

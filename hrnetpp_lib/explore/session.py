@@ -1,5 +1,6 @@
 """What a network says about one box, kept so that decoding anew needs no new forward."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, points_to_image, prepare, raw_heatmaps
 from hrnetpp_lib.evaluate.metrics import keypoint_similarity
+from hrnetpp_lib.evaluate.runtime import open_exported
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
 from hrnetpp_lib.pose.geometry import BOX_PADDING, transform_points
 from hrnetpp_lib.pose.heatmap import decode
@@ -136,27 +138,39 @@ def compare(answer: Answer, box: Box, keypoint: int, positions: dict[str, np.nda
     return [*found, Position(TRUTH, truth, 0.0, 0.0, 1.0, 1.0)] if labelled[keypoint] else found
 
 
+def network_name(path: Path | str) -> str:
+    """What a menu calls the network of a file: its name, of a run's model.safetensors the run's."""
+    path = Path(path)
+    return path.parent.name if path.stem in ("model", "network") else path.name
+
+
 def open_networks(networks: Network | Mapping[str, Network]) -> dict[str, tuple[torch.nn.Module, ModelCard]]:
     """Networks and their cards by name, ready to be asked: of one, named by its run, or several by name.
 
-    A checkpoint's network is prepared by torch, which takes no time; one that is given, by another runtime
-    perhaps, stays as it is.
+    A file may be a checkpoint, ours or a published one, which torch prepares as that takes no time, or a
+    graph that `export` wrote. A network that is given, prepared by another runtime perhaps, stays as it is.
 
-    Raises: HrnetppError if there is none, or a checkpoint cannot be used.
+    Raises: HrnetppError if there is none, or a file cannot be used.
     """
     if isinstance(networks, (str, Path)):
-        networks = {Path(networks).parent.name: networks}
+        networks = {network_name(networks): networks}
     elif isinstance(networks, tuple):
         networks = {networks[1].run or "network": networks}
     if not networks or not isinstance(networks, Mapping):
         smallest = "train the smallest with python -m hrnetpp_lib train --profile smoke"
         raise HrnetppError(f"no network to explore; {smallest}")
 
-    def opened(network: Network) -> tuple[torch.nn.Module, ModelCard]:
-        model, card = network if isinstance(network, tuple) else load_checkpoint(Path(network))
-        return (model.eval() if isinstance(network, tuple) else prepare(model, card, "torch")), card
+    return {name: _opened(network) for name, network in networks.items()}
 
-    return {name: opened(network) for name, network in networks.items()}
+
+def _opened(network: Network) -> tuple[torch.nn.Module, ModelCard]:
+    if isinstance(network, tuple):
+        return network[0].eval(), network[1]
+    path = Path(os.path.expanduser(network))
+    if os.path.isdir(path) or path.suffix in (".onnx", ".xml"):
+        return open_exported(path)
+    model, card = load_checkpoint(path)
+    return prepare(model, card, "torch"), card
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import hrnetpp_lib
+from hrnetpp_lib import draw
 from hrnetpp_lib.__main__ import main
 from hrnetpp_lib.app.photo import (
     default_checkpoint,
@@ -29,7 +31,7 @@ from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.metrics import rescore
 from hrnetpp_lib.files import write_json
 from hrnetpp_lib.model.hrnet import HRNet
-from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
+from hrnetpp_lib.model.weights import ModelCard, load_checkpoint, save_checkpoint
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 from hrnetpp_lib.recipe import HRNET, HRNETPP, SMOKE, STAGE3, resolve, three_stages
 
@@ -286,6 +288,46 @@ def test_many_pictures_are_done_whatever_some_of_them_are(capsys, tmp_path, chec
     )
     assert re.fullmatch(r"error: .*empty.mp4: has no frame .*\n", capsys.readouterr().err)
     assert not (tmp_path / "x" / "poses.json").exists()
+
+
+def test_ctrl_c_keeps_what_is_done(capsys, tmp_path, checkpoint, photograph, monkeypatch):
+    clip(tmp_path / "walk.mp4", 20, (64, 48))
+    calls, paint = [], draw.paint_poses
+
+    def interrupted(*arguments):
+        calls.append(True)
+        if len(calls) == 6:  # a photograph and four frames are done
+            signal.raise_signal(signal.SIGINT)
+        return paint(*arguments)
+
+    monkeypatch.setattr(draw, "paint_poses", interrupted)
+    inputs = ["predict", str(photograph), str(tmp_path / "walk.mp4"), "--checkpoint", str(checkpoint)]
+    inputs += ["--runtime", "torch"]
+    assert main([*inputs, "--output-dir", str(tmp_path / "new")]) == 130
+    out, err = capsys.readouterr()
+    assert err == "interrupted after 6 pictures or frames; what is written has their poses\n"
+    assert "walk.mp4: 5 of 20 frames" in out and "6 poses in 6 pictures" in out
+    names = ["people_poses.jpg", "poses.json", "walk_poses.mp4"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    results = json.loads((tmp_path / "new" / "poses.json").read_text())
+    assert [one.get("frame") for one in results] == [None, 0, 1, 2, 3, 4]
+    assert len(frames_of(tmp_path / "new" / "walk_poses.mp4")) == 5
+    monkeypatch.setattr("hrnetpp_lib.app.poses.Poses.describe", lambda _: signal.raise_signal(signal.SIGINT))
+    assert main(inputs) == 130
+    said = "interrupted after 1 pictures or frames; nothing is written without --output-dir\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_input_of_a_published_network_is_as_given(capsys, tmp_path, checkpoint, photograph):
+    torch.save(load_checkpoint(checkpoint)[0].state_dict(), path := tmp_path / "theirs.pth")
+    command = ["predict", str(photograph), "--runtime", "torch", "--checkpoint", str(path)]
+    assert main([*command, "--input", "96x64"]) == 0
+    assert (
+        "theirs.pth: no card, so read as HRNet-W8, coco17, input 96x64 (as given)" in capsys.readouterr().out
+    )
+    for wrong, words in ((["--input", "x"], "input 'x': give height x width"), ([], "theirs.pth: ")):
+        assert main([*command, *wrong]) == 2
+        assert re.fullmatch(rf"error: .*{words}.*\n", capsys.readouterr().err)
 
 
 def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photograph):

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hrnetpp_lib.app.photo import predict_files
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import infer, runtime
-from hrnetpp_lib.evaluate.runtime import RUNTIMES, export, prepare
+from hrnetpp_lib.evaluate.runtime import RUNTIMES, export, open_exported, prepare
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.hrnet import HRNet
-from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT, UDP
 from hrnetpp_lib.pose.heatmap import encode
 from hrnetpp_lib.pose.keypoints import AIC14
@@ -283,6 +284,43 @@ def test_an_exported_graph_has_its_card_and_stands_alone(trained, graph, tmp_pat
     (maps,) = session.run(["heatmaps"], {"images": np.ascontiguousarray(images)})
     np.testing.assert_allclose(maps, model(images).detach(), rtol=0, atol=3e-5)
     assert [each.any_name for each in (*other.inputs, *other.outputs)] == ["images", "heatmaps"]
+    for path in (graph, tmp_path / "new" / "ir", tmp_path / "new" / "ir" / "network.xml"):
+        network, same = open_exported(path)
+        assert same == card and network.runtime == ("onnxruntime" if path == graph else "openvino")
+        torch.testing.assert_close(network(images), model(images).detach(), rtol=0, atol=3e-5)
+    (tmp_path / "text.onnx").write_text("no graph")
+    (tmp_path / "text.xml").write_text("<net/>")
+    wrong = {
+        "gone.onnx": "no such file",
+        "new": "no such file",
+        "text.onnx": "is no graph that `export` wrote",
+    }
+    for name, words in (wrong | {"text.xml": "is no graph that `export` wrote"}).items():
+        with pytest.raises(HrnetppError, match=f"{name}.*{words}"):
+            open_exported(tmp_path / name)
+
+
+def test_poses_of_pictures_and_of_a_clip_are_the_same_by_every_runtime(trained, tmp_path):
+    for how in RUNTIMES:
+        needs(how)
+    frames = [F.interpolate(each[None], scale_factor=2)[0] for each in people(15, 8)[0].permute(0, 3, 1, 2)]
+    frames = [np.ascontiguousarray(frame.permute(1, 2, 0)) for frame in frames]
+    clip = cv2.VideoWriter(str(tmp_path / "walk.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25.0, (64, 128))
+    for frame in frames[3:]:
+        clip.write(frame)
+    clip.release()
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), frames[number])
+    for decoder in ("quarter_offset", "soft_argmax"):
+        path, found = tmp_path / f"{decoder}.safetensors", {}
+        save_checkpoint(trained("hrnetpp", 12), replace(CARD, decoder=decoder, alpha=12.0), path)
+        for how in RUNTIMES:
+            predict_files([tmp_path], path, output_dir=tmp_path / how, runtime=how)
+            records = json.loads((tmp_path / how / "poses.json").read_text())
+            found[how] = np.array([record["keypoints"] for record in records]).reshape(15, 17, 3)
+        assert found["torch"][..., 2].max(axis=1).min() > 0.1  # it sees something in each
+        for poses in found.values():
+            assert np.abs(poses - found["torch"])[..., :2].max() < 0.05
 
 
 def a_photograph(path: Path) -> np.ndarray:

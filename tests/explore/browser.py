@@ -6,7 +6,9 @@ The notebook runs in a copy, so that nothing of the project is written to.
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -58,6 +60,31 @@ def jupyter_lab(folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def explorers_page(folder: Path, *arguments: str) -> Iterator[str]:
+    """The command `explore` on folder/runs and folder/data; gives the address that it tells a browser."""
+    own = {name: str(folder / "jupyter" / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+    own |= {"PYTHONPATH": str(ROOT), "BROWSER": "true"}  # a program that does nothing
+    command = [sys.executable, "-m", "hrnetpp_lib", "explore", "--output", str(folder), *arguments]
+    log = folder / "voila.log"
+    with open(log, "w") as file:
+        server = subprocess.Popen(command, env=os.environ | own, stdout=file, stderr=file, cwd=folder)
+    limit = time.monotonic() + PATIENCE_S
+    try:
+        while not (address := re.search(r"http://(localhost|127.0.0.1):\d+/\S*", log.read_text())):
+            assert time.monotonic() < limit and server.poll() is None, log.read_text()
+            time.sleep(0.2)
+        yield address[0]
+    finally:
+        for one in (server.pid, *_children(server.pid)):  # as Ctrl-C does in a terminal
+            os.kill(one, signal.SIGINT)
+        server.wait(timeout=20)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @contextlib.contextmanager

@@ -1,9 +1,19 @@
-"""Notebook 10 in a real browser: its widget answers the keyboard, a menu, clicks and drags."""
+"""Notebook 10 and the page of the explorers in a real browser: they answer keyboard, menus, mouse."""
 
 import importlib.util
 
+import cv2
+import numpy as np
 import pytest
-from browser import CHROMIUM, copy_notebook, open_explorer, slider_handle
+import torch
+from browser import (
+    CHROMIUM,
+    PATIENCE_S,
+    copy_notebook,
+    explorers_page,
+    open_explorer,
+    slider_handle,
+)
 
 from hrnetpp_lib.data.layout import load_stage_data, prepare_data
 from hrnetpp_lib.model.weights import load_checkpoint, save_checkpoint
@@ -67,6 +77,53 @@ def test_the_explorer_answers_in_a_real_browser(project):
                 f"{what}: table or pictures stay"
             )
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason="needs the extra explore: voila")
+def test_the_page_shows_both_explorers_and_takes_pictures_and_networks(project, networks):
+    from playwright.sync_api import sync_playwright
+
+    (project / "mine").mkdir()
+    cv2.imwrite(
+        str(project / "mine" / "me.png"), np.random.default_rng(0).integers(0, 255, (90, 60, 3), np.uint8)
+    )
+    torch.save(networks["one"][0].state_dict(), theirs := project / "theirs_96x64.pth")
+    with explorers_page(project, "--profile", "smoke") as address, sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1280, "height": 1500})
+        page.set_default_timeout(1000 * PATIENCE_S)
+        page.goto(address)
+        whole = page.get_by_alt_text("the picture with box and pose", exact=False)
+        whole.wait_for()
+        network = page.locator(".widget-dropdown:has(.widget-label:text-is('network')) select")
+        names = ["regression", "heatmap", "plain HRNet"]
+        sync(page, lambda: network.locator("option").all_text_contents() == names)
+        fields = {"picture or folder": (project / "mine", "picture"), "network": (theirs, "network")}
+        for words, (path, menu) in fields.items():
+            before = whole.get_attribute("src")
+            field = page.get_by_placeholder(f"path of a {words}", exact=False)
+            field.fill(str(path))
+            field.press("Enter")
+            chosen = page.locator(f".widget-dropdown:has(.widget-label:text-is('{menu}')) select").first
+            name = "me.png" if menu == "picture" else theirs.name
+            sync(page, lambda c=chosen, n=name: n in c.locator("option:checked").all_text_contents())
+            sync(page, lambda b=before: whole.get_attribute("src") != b)
+        page.get_by_role("tab", name="training data").click()
+        samples = page.get_by_alt_text("six random crops of the person")
+        samples.wait_for()
+        before = samples.get_attribute("src")
+        page.get_by_role("button", name="reroll").click()
+        sync(page, lambda: samples.get_attribute("src") != before)
+        chromium.close()
+
+
+def sync(page, true) -> None:
+    """Wait until something has become true."""
+    for _ in range(10 * PATIENCE_S):
+        if true():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("nothing changes")
 
 
 def drag(page, image) -> None:

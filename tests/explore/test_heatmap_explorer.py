@@ -10,6 +10,7 @@ import pytest
 
 from hrnetpp_lib.explore.heatmap_explorer import HeatmapExplorer
 from hrnetpp_lib.explore.session import Box
+from hrnetpp_lib.model.weights import save_checkpoint
 
 
 @pytest.fixture
@@ -160,6 +161,22 @@ def test_own_pictures_by_path_and_upload_and_mistakes_become_messages(explorer, 
     explorer.path.value = str(tmp_path)
     names = ["dots.png", "me.png", "up.png", "you.png", "zzz.png"]
     assert [name for name, _ in explorer.picture.options] == names and not explorer.message.value
+
+
+def test_a_network_by_its_path_is_chosen_and_mistakes_become_messages(explorer, networks, tmp_path):
+    model, card = networks["two"]
+    save_checkpoint(model, card, tmp_path / "mine.safetensors")
+    (tmp_path / "text.onnx").write_text("no graph")
+    before = shown(explorer)
+    for name in ("gone.pth", "text.onnx"):
+        explorer.file.value = str(tmp_path / name)
+        assert name in explorer.message.value and shown(explorer) == before
+    explorer.file.value = f'"{tmp_path / "mine.safetensors"}"'
+    assert explorer.network.value == "mine.safetensors" and explorer.network.options[:2] == ("one", "two")
+    assert explorer.answer.card == card and not explorer.message.value
+    found = shown(explorer)
+    explorer.network.value = "two"
+    assert shown(explorer)["table"] == found["table"] != before["table"]
 
 
 def test_what_cannot_be_read_is_a_message_and_changes_nothing(explorer, tmp_path):
