@@ -1,4 +1,4 @@
-"""The study's trainings and what they are compared for: experiments E1 to E9, as recipes of each seed."""
+"""The study's trainings and what they are compared for: experiments E1 to E10, as recipes of each seed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -38,10 +38,13 @@ LONG = 5  # epochs of E1, from scratch
 TRIED_RATES = (0.125, 0.25, 0.5, 1.0)
 RATES = {"hrnet": 1.0, "hrnetpp": 1.0}
 MINI_RATES = (0.125, 0.25, 0.5, 1.0, 2.0)  # that E9 tries for profile mini, which has one for both networks
+SLOW = 0.25  # the factor of E10
 PAIR = (HRNET, HRNETPP)
 IN_WORDS = {HRNET: "HRNet", HRNETPP: "HRNet++"}
 _LEFT_OUT = {word: get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head")}
 _CONV3X3 = get_architecture("hrnetpp+conv3x3")
+# E10: HRNet and HRNet++, each change left out, and gates of squeeze-and-excite that start nearly open.
+SLOWED = (*PAIR, *_LEFT_OUT.values(), get_architecture("hrnetpp+se_bias3"))
 # CHOICE: E2 shrinks to 1/1.5: in a first training HRNet++ left stage 1 with 1.49 times HRNet's weights.
 _SHRUNK = replace(STAGE2, shrink_start=1.5)
 _CONTROL = replace(STAGE3, loss="heatmap_mse")
@@ -137,6 +140,8 @@ EXPERIMENTS = {one.name: one for one in (
     Experiment("E7", "photographs: profile lspet_cpu and a control", 2, _photographs, measured="table"),
     Experiment("E9", "the learning rates of profile mini (on a dev set)", 1, lambda seed: tuple(
         run for rate in MINI_RATES for one in PAIR for run in mini_heatmap_runs(one, seed, rate)), "dev"),
+    Experiment("E10", "which change needs a high learning rate? (on the dev set)", 1, lambda seed: tuple(
+        heatmap_run(one, seed, rate=SLOW) for one in SLOWED), "dev"),
     Experiment("E8", "how far apart equal trainings of profile mini end", 8, _mini, measured="table"),
 )}
 # fmt: on

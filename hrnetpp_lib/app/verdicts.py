@@ -14,6 +14,8 @@ from hrnetpp_lib.app.experiments import (
     MINI_RATES,
     PAIR,
     RATES,
+    SLOW,
+    SLOWED,
     TRIED_RATES,
     heatmap_run,
     mini_heatmap_runs,
@@ -112,6 +114,11 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
             found = tried(one, results).items()
             row = "; ".join(f"{rate:g}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}" for rate, of in found)
             lines.append(f"- {name}, {one.name}: {row}; in use: {used[one.name]:g}")
+    lines += ["", f"The same at {SLOW:g} times the report's rates, network by network (E10):", ""]
+    for one in SLOWED:
+        seeds = range(EXPERIMENTS["E10"].seeds)
+        of = _on_dev([heatmap_run(one, seed, rate=SLOW) for seed in seeds], results)
+        lines.append(f"- {one.name}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}")
     return "\n".join(lines) + "\n"
 
 

@@ -290,6 +290,15 @@ def test_many_pictures_are_done_whatever_some_of_them_are(capsys, tmp_path, chec
     assert not (tmp_path / "x" / "poses.json").exists()
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a foreground program: what a shell starts behind an & ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_what_is_done(capsys, tmp_path, checkpoint, photograph, monkeypatch):
     clip(tmp_path / "walk.mp4", 20, (64, 48))
     calls, paint = [], draw.paint_poses

@@ -52,10 +52,12 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     for number, run in enumerate(runs):
         append_result(tmp_path, made_up(run, np.full(3, number / 10), 0.5))
     append_result(tmp_path, made_up(EXPERIMENTS["E9"].runs(0)[7], np.full(3, 0.8), 0.5))
+    append_result(tmp_path, made_up(EXPERIMENTS["E10"].runs(0)[3], np.full(3, 0.9), 0.5))
     table = write_verdicts(tmp_path)
     assert "- E3, hrnet: 0.125: 0.00; 0.25: 20.00; 0.5: 40.00; 1: 60.00; in use: " in table
     assert "- E3, hrnetpp: 0.125: 10.00; 0.25: 30.00; 0.5: 50.00; 1: 70.00" in table
     assert "- E9, profile mini, hrnetpp: 0.125: -; 0.25: 80.00; 0.5: -; 1: -; 2: -; in use: " in table
+    assert "- hrnetpp-avgpool: 90.00\n- hrnetpp-skips: -\n" in table
     assert (
         f"0 of {len(CLAIMS)} claims are decided. Of the learning rates tried HRNet is best at 1 times"
         in table
