@@ -78,8 +78,8 @@ def explorers_page(folder: Path, *arguments: str) -> Iterator[str]:
             time.sleep(0.2)
         yield address[0]
     finally:
-        for one in (server.pid, *_children(server.pid)):  # as Ctrl-C does in a terminal
-            os.kill(one, signal.SIGINT)
+        for one in (*_children(server.pid), server.pid):
+            os.kill(one, signal.SIGTERM)
         server.wait(timeout=20)
 
 
