@@ -211,7 +211,9 @@ MINI = Profile(
     input_hw=(128, 96), heatmap_sigma=1.5, batch_size=32,
     # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
     # CHOICE: bf16 only where the CPU has instructions for it, side by side (train/together.py).
-    epochs=(6, 16, 6), lr_scales=(2.0, 2.0, 20.0), ablation_epochs=4, eval_every=4, precision="auto",
+    # CHOICE: stages 1 and 2 at the report's rates: on a dev set HRNet does as well at lower ones and worse at
+    # twice, HRNet++ worse at lower ones and no better at twice (figures/study/verdicts.md, E9; one seed).
+    epochs=(6, 16, 6), lr_scales=(1.0, 1.0, 20.0), ablation_epochs=4, eval_every=4, precision="auto",
 )
 LSPET = Profile(
     name="lspet", data="lspet", holdout_persons=200, boxes=None,
