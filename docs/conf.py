@@ -15,7 +15,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from myst_nb.core.render import NbElementRenderer
 from sphinx.util import logging
 
-project = "HRNet++, reproduced"
+project = "HRNet++ in ten notebooks"
 author = copyright = "The hrnetpp-lib authors"
 release = version_of("hrnetpp-lib")
 
