@@ -199,8 +199,8 @@ def test_two_lines_of_a_run_are_taken_together_and_a_damaged_one_is_named(tmp_pa
 
 
 def test_an_unknown_experiment_is_refused(capsys):
-    assert main(["study", "--run", "E9"]) == 2
-    assert "no experiment is called 'E9'; choose one of E3, E1" in capsys.readouterr().err
+    assert main(["study", "--run", "E99"]) == 2
+    assert "no experiment is called 'E99'; choose one of E3, E1" in capsys.readouterr().err
 
 
 def test_every_committed_line_is_of_a_run_as_it_is_named_today():
