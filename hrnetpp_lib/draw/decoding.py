@@ -98,7 +98,8 @@ def render_way(
             ax.imshow(crop)
     axes[1].imshow(heat_layer(heatmap, crop.shape[:2], blend=0.9))
     axes[2].imshow(mass, cmap="inferno")
-    axes[2].set(xlim=(x - _ZOOM, x + _ZOOM), ylim=(y + _ZOOM, y - _ZOOM))
+    rows = _ZOOM * crop.shape[0] / crop.shape[1]  # the crop's shape: all panels are equal
+    axes[2].set(xlim=(x - _ZOOM, x + _ZOOM), ylim=(y + rows, y - rows))
     for ax, place in ((axes[2], (x, y)), (axes[3], in_crop[shown])):
         ax.plot(*place[:2], "o", color=METHOD_COLOURS["regression"], mec="white", ms=6)
     draw_pose(axes[4], in_crop, skeleton)
