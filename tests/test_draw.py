@@ -14,7 +14,7 @@ from hrnetpp_lib import create_model, draw
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.draw import plots
-from hrnetpp_lib.evaluate.hills import Example
+from hrnetpp_lib.evaluate.hills import Landing
 from hrnetpp_lib.evaluate.statistics import Judged, judge
 from hrnetpp_lib.evaluate.table import Claim
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
@@ -69,7 +69,7 @@ JUDGED = [
     Judged("E1", "b - a", report, [0, 1, 2], {"OKS": d, "AP": d}, {}, None, {"OKS": v, "AP": v})
     for report, d, v in zip((0.2, None), PAIRS, VERDICTS, strict=True)
 ]
-EXAMPLE = Example(
+EXAMPLE = Landing(
     *("left wrist", 9, picture(128, 96), np.eye(32, 24, dtype=np.float32), pose(), pose()),
     *(np.array([4.0, 4.0]), (1.0, 0.0), 0.0),
 )

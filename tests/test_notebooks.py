@@ -85,7 +85,7 @@ def test_no_logic_that_belongs_in_the_library(path):
             assert forbidden not in cell.source
 
 
-@pytest.mark.parametrize("path", [NOTEBOOKS[i] for i in (0, 2, 3)], ids=lambda path: path.stem)
+@each_notebook
 def test_a_cell_imports_four_names_at_most(path):
     for cell in code_cells(path):
         imports = [

@@ -100,12 +100,13 @@ class Workspace:
         Returns:
             crops (h, w, 3) uint8 RGB, true keypoints (n, K, 3), and name -> n poses (K, 3) as (x, y, score).
         """
-        size, matrices = self.profile.input_hw, BoxCrops(data.val, self.profile.input_hw)
-        crops, turns = zip(*(matrices[row] for row in rows), strict=True)
+        size = self.profile.input_hw
+        boxes = BoxCrops(data.val, size)
+        crops, matrices = zip(*(boxes[row] for row in rows), strict=True)
         poses = {
             name: [
-                np.column_stack([transform_points(one.keypoints[row], turn[0]), one.scores[row]])
-                for row, turn in zip(rows, turns, strict=True)
+                np.column_stack([transform_points(one.keypoints[row], matrix[0]), one.scores[row]])
+                for row, matrix in zip(rows, matrices, strict=True)
             ]
             for name, one in found.items()
         }

@@ -1,6 +1,7 @@
 """Boxes to predict on beside the true persons: whose box each is, and what a detector missed or made up."""
 
 import numpy as np
+from pycocotools import mask
 
 from hrnetpp_lib.data.annotations import labelled_persons
 from hrnetpp_lib.data.layout import GROUND_TRUTH_BOXES, Metric, StageData
@@ -8,15 +9,6 @@ from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.pose.geometry import Size, bbox_to_center_scale, crop_matrix, transform_points
 
 _SAME = 0.5  # overlap from which on a box is a person's
-
-
-def overlap(boxes_xywh: np.ndarray, others_xywh: np.ndarray) -> np.ndarray:
-    """(N, M) intersection over union of (N, 4) and (M, 4) boxes in one frame, of positive size."""
-    boxes, others = np.asarray(boxes_xywh, float)[:, None], np.asarray(others_xywh, float)[None]
-    start = np.maximum(boxes[..., :2], others[..., :2])
-    end = np.minimum(boxes[..., :2] + boxes[..., 2:], others[..., :2] + others[..., 2:])
-    common = np.clip(end - start, 0, None).prod(axis=-1)
-    return common / (boxes[..., 2:].prod(axis=-1) + others[..., 2:].prod(axis=-1) - common)
 
 
 def persons_of_boxes(boxes: PersonTable, truth: PersonTable) -> np.ndarray:
@@ -27,7 +19,7 @@ def persons_of_boxes(boxes: PersonTable, truth: PersonTable) -> np.ndarray:
     rows = np.full(len(boxes), -1)
     for image in np.intersect1d(boxes.image_index, truth.image_index):
         mine, theirs = (np.flatnonzero(table.image_index == image) for table in (boxes, truth))
-        found = overlap(boxes.bboxes_xywh[mine], truth.bboxes_xywh[theirs])
+        found = mask.iou(boxes.bboxes_xywh[mine], truth.bboxes_xywh[theirs], np.zeros(len(theirs)))
         rows[mine] = np.where(found.max(axis=1) >= _SAME, theirs[found.argmax(axis=1)], -1)
     return rows
 

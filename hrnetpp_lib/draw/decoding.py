@@ -7,11 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hrnetpp_lib.draw.plots import METHOD_COLOURS, STYLE, draw_pose, heat_layer, new_figure
+from hrnetpp_lib.draw.plots import METHOD_COLOURS, STYLE, TRUTH_LINE, ZOOM, draw_pose, heat_layer, new_figure
 from hrnetpp_lib.pose.keypoints import Skeleton
-
-_TRUTH = {"color": "#222222", "ls": "--", "lw": 1}
-_ZOOM = 4  # cells to either side of what is read
 
 
 @mpl.rc_context(STYLE)
@@ -29,7 +26,7 @@ def render_cells(
     figure, (axes,) = new_figure(1, len(rows), 2.3, sharey=ylabel is not None)
     for ax, (title, values), x in zip(axes, rows.items(), found, strict=True):
         ax.bar(range(len(values)), values, color=METHOD_COLOURS["target"], width=0.8)
-        ax.axvline(true_x, label=f"truth {true_x:g}", **_TRUTH)
+        ax.axvline(true_x, label=f"truth {true_x:g}", **TRUTH_LINE)
         ax.axvline(x, color=METHOD_COLOURS["regression"], lw=1.5, label="what is read")
         ax.set(title=title, xlabel="cell", xticks=range(0, len(values), 2))
         ax.grid(axis="x", visible=False)
@@ -58,7 +55,7 @@ def render_marginals(
 def _sums(ax: Axes, sums: np.ndarray, found: float, true: float, name: str, line: str) -> None:
     """One marginal as bars, with the truth and its centre of mass."""
     ax.bar(range(len(sums)), sums, color=METHOD_COLOURS["target"], width=0.8)
-    ax.axvline(true, **_TRUTH)
+    ax.axvline(true, **TRUTH_LINE)
     ax.axvline(found, color=METHOD_COLOURS["regression"], lw=1.5)
     ax.set(title=f"sum of each {line}\n{name} = {found:.2f}", xlabel=f"{name} (cells)", ylim=(0, 1))
     ax.locator_params(axis="x", integer=True)
@@ -98,8 +95,8 @@ def render_way(
             ax.imshow(crop)
     axes[1].imshow(heat_layer(heatmap, crop.shape[:2], blend=0.9))
     axes[2].imshow(mass, cmap="inferno")
-    rows = _ZOOM * crop.shape[0] / crop.shape[1]  # the crop's shape: all panels are equal
-    axes[2].set(xlim=(x - _ZOOM, x + _ZOOM), ylim=(y + rows, y - rows))
+    rows = ZOOM * crop.shape[0] / crop.shape[1]  # the crop's shape: all panels are equal
+    axes[2].set(xlim=(x - ZOOM, x + ZOOM), ylim=(y + rows, y - rows))
     for ax, place in ((axes[2], (x, y)), (axes[3], in_crop[shown])):
         ax.plot(*place[:2], "o", color=METHOD_COLOURS["regression"], mec="white", ms=6)
     draw_pose(axes[4], in_crop, skeleton)

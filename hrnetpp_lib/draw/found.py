@@ -9,20 +9,21 @@ from matplotlib.figure import Figure
 
 from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.draw.plots import (
+    GROUND,
     METHOD_COLOURS,
     STYLE,
     WIDTH_IN,
+    YELLOW,
     InlineFigure,
     draw_pose,
     draw_truth,
     new_figure,
 )
-from hrnetpp_lib.evaluate.mistakes import Example
+from hrnetpp_lib.evaluate.mistakes import Mistake
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 _THRESHOLD = 0.05  # keypoints that score no more are not drawn
-_GROUND = 140  # grey on which white, black and the sides' colours can be seen
 
 
 @mpl.rc_context(STYLE)
@@ -60,11 +61,11 @@ def render_people(
         draw_pose(ax, poses[i], skeleton, _THRESHOLD, width=1.3)
         if ringed is not None:
             found, true = poses[i][ringed[i], :2], truths[i][ringed[i], :2]
-            ax.plot(*zip(true, found, strict=True), color="#F0E442", lw=1.2, zorder=3)
-            ax.plot(*found, "o", ms=9, mfc="none", mec="#F0E442", mew=1.6, zorder=3)
+            ax.plot(*zip(true, found, strict=True), color=YELLOW, lw=1.2, zorder=3)
+            ax.plot(*found, "o", ms=9, mfc="none", mec=YELLOW, mew=1.6, zorder=3)
         x, y, w, h = frames[i]
         ax.set(xlim=(x - 0.5, x + w - 0.5), ylim=(y + h - 0.5, y - 0.5))
-        ax.set(xticks=[], yticks=[], facecolor=[_GROUND / 255] * 3)  # a frame may reach out of its picture
+        ax.set(xticks=[], yticks=[], facecolor=[GROUND / 255] * 3)  # a frame may reach out of its picture
         ax.spines[:].set_visible(False)
         ax.grid(visible=False)
         ax.set_title(titles[i], fontsize=7.5)
@@ -73,7 +74,7 @@ def render_people(
     return figure
 
 
-def render_examples(examples: Sequence[Example], skeleton: Skeleton) -> Figure:
+def render_examples(examples: Sequence[Mistake], skeleton: Skeleton) -> Figure:
     """Examples of kinds of errors, as `render_people`. Raises: HrnetppError if an image cannot be read."""
     names = [skeleton.names[one.keypoint].replace("_", " ") for one in examples]
     titles = [

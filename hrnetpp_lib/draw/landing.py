@@ -10,28 +10,28 @@ from matplotlib.figure import Figure
 from hrnetpp_lib.draw.plots import (
     METHOD_COLOURS,
     STYLE,
+    TRUTH_LINE,
     WIDTH_IN,
+    YELLOW,
+    ZOOM,
     InlineFigure,
     draw_pose,
     draw_truth,
     heat_layer,
     new_figure,
 )
-from hrnetpp_lib.evaluate.hills import Example
+from hrnetpp_lib.evaluate.hills import Landing
 from hrnetpp_lib.pose.keypoints import Skeleton
 
-ZOOM = 4  # cells to each side of the highest
 _MARKS = {  # decoder -> marker, size, colour
     "arg_max": ("s", 11, METHOD_COLOURS["target"]),
     "quarter_offset": ("D", 8, METHOD_COLOURS["heatmap"]),
     "soft_argmax": ("o", 6, METHOD_COLOURS["regression"]),
 }
-_YELLOW = "#F0E442"
-_TRUTH = {"color": "#222222", "ls": "--", "lw": 1}
 
 
 @mpl.rc_context(STYLE)
-def render_landing(example: Example, skeleton: Skeleton, alpha: float) -> Figure:
+def render_landing(example: Landing, skeleton: Skeleton, alpha: float) -> Figure:
     """One keypoint in four panels: the crop, its heatmap from above and from near, the sums of its softmax.
 
     The truth is white, or a dashed line.
@@ -48,7 +48,7 @@ def render_landing(example: Example, skeleton: Skeleton, alpha: float) -> Figure
         _draw_map(ax, heatmap, places, true_xy, scale)
     y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
     left, top, side = x - ZOOM - 0.5, y - ZOOM - 0.5, 2 * ZOOM + 1
-    above.add_patch(mpl.patches.Rectangle((left, top), side, side, fill=False, ec=_YELLOW, lw=0.8))
+    above.add_patch(mpl.patches.Rectangle((left, top), side, side, fill=False, ec=YELLOW, lw=0.8))
     above.set(title="from above", xlim=(-0.5, heatmap.shape[1] - 0.5), ylim=(heatmap.shape[0] - 0.5, -0.5))
     near.set(title=f"{ZOOM} cells around the top", xlim=(left, left + side), ylim=(top + side, top))
     mass = np.exp(alpha * (heatmap - heatmap.max()).astype(np.float64))
@@ -61,14 +61,14 @@ def render_landing(example: Example, skeleton: Skeleton, alpha: float) -> Figure
     return figure
 
 
-def _draw_crop(ax: Axes, example: Example, skeleton: Skeleton) -> None:
+def _draw_crop(ax: Axes, example: Landing, skeleton: Skeleton) -> None:
     """The crop under the heatmap with both poses; the keypoint ringed."""
     ax.set_axis_off()
     ax.imshow(example.crop)
     ax.imshow(heat_layer(example.heatmap, example.crop.shape[:2]))
     draw_truth(ax, example.truth, skeleton)
     draw_pose(ax, example.pose, skeleton, 0.05, width=1.0)
-    ax.plot(*example.pose[example.keypoint, :2], "o", ms=10, mfc="none", mec=_YELLOW, mew=1.5, zorder=3)
+    ax.plot(*example.pose[example.keypoint, :2], "o", ms=10, mfc="none", mec=YELLOW, mew=1.5, zorder=3)
     height, width = example.crop.shape[:2]
     ax.set(title="the crop", xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
@@ -81,7 +81,7 @@ def _draw_map(
     ax.imshow(heatmap, cmap="Greys_r", vmin=min(0.0, float(heatmap.min())), vmax=1.4 * top)
     if heatmap.max() > heatmap.min():
         levels = np.linspace(heatmap.min(), heatmap.max(), 7)[1:-1]
-        ax.contour(heatmap, levels=levels, colors=_YELLOW, linewidths=0.5)
+        ax.contour(heatmap, levels=levels, colors=YELLOW, linewidths=0.5)
     star = {"mfc": "white", "mec": "#222222", "mew": 0.6, "ls": "", "zorder": 6}
     ax.plot(*true_xy, "*", ms=9 * scale, label="truth", **star)
     for name, xy in places.items():
@@ -106,7 +106,7 @@ def _draw_map(
 def _draw_sums(ax: Axes, sums: np.ndarray, found: Mapping[str, float], true: float, name: str) -> None:
     """The softmax's sums along one axis, as far as anything is there."""
     ax.bar(range(len(sums)), sums, color="#CCCCCC", width=0.9)
-    ax.axvline(true, **_TRUTH)
+    ax.axvline(true, **TRUTH_LINE)
     for how, place in found.items():
         ax.axvline(place, color=_MARKS[how][2], lw=1.5)
     heavy = np.flatnonzero(sums > 0.02)
@@ -123,7 +123,7 @@ def render_alphas(panels: Mapping[str, Mapping[float, float]], alpha: float) -> 
     figure, (axes,) = new_figure(1, len(panels), 2.3, sharey=True)
     for ax, (title, errors) in zip(axes, panels.items(), strict=True):
         ax.plot(list(errors), list(errors.values()), "o-", ms=3, color=METHOD_COLOURS["regression"])
-        ax.axvline(alpha, **_TRUTH)
+        ax.axvline(alpha, **TRUTH_LINE)
         ax.set(title=title, xscale="log", xlabel="alpha")
     most = max(error for errors in panels.values() for error in errors.values())
     axes[0].set(ylabel="error of soft-argmax (cells)", ylim=(0, 1.1 * max(most, 2.0)))

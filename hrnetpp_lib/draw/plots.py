@@ -16,6 +16,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
 from hrnetpp_lib.evaluate.statistics import BOUND, Judged, Verdict
 from hrnetpp_lib.evaluate.table import Claim
@@ -23,8 +24,10 @@ from hrnetpp_lib.pose.keypoints import Skeleton
 
 WIDTH_IN = 6.5
 SIDE_COLOURS = {"left": "#0072B2", "right": "#D55E00", "centre": "#222222"}
-_BOX_COLOUR = "#F0E442"
-_PLAIN_GROUND = 190  # grey on which all colours, white and black can be told
+YELLOW = "#F0E442"  # of boxes, and of what is pointed at
+TRUTH_LINE = {"color": "#222222", "ls": "--", "lw": 1}
+ZOOM = 4  # cells to each side of what is shown enlarged
+GROUND = 190  # grey on which all colours, white and black can be told
 METHOD_COLOURS = {
     **{"hrnet": "#7F7F7F", "heatmap": "#E69F00", "regression": "#009E73", "ensemble": "#CC79A7"},
     **{"target": "#56B4E9"},
@@ -61,6 +64,9 @@ class InlineFigure(Figure):
         buffer = io.BytesIO()
         with mpl.rc_context(STYLE):
             self.savefig(buffer, format="png", dpi=self.dpi)
+        # 256 colours: executed notebooks are committed, and crops are noise to a compressor.
+        few = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(buffer := io.BytesIO(), format="png", optimize=True)
         return buffer.getvalue()
 
     def _ipython_display_(self) -> None:
@@ -161,7 +167,7 @@ def paint_poses(
 
     how = {"lineType": cv2.LINE_AA, "shift": 3}
     for x, y, w, h in bboxes_xywh:
-        cv2.rectangle(painted, place(x, y), place(x + w, y + h), _rgb(_BOX_COLOUR), width, **how)
+        cv2.rectangle(painted, place(x, y), place(x + w, y + h), _rgb(YELLOW), width, **how)
     for pose in poses:
         shown, points = pose[:, 2] > threshold, [place(*point[:2]) for point in pose]
         for a, b in skeleton.limbs:
@@ -182,7 +188,7 @@ def _rgb(code: str) -> tuple[int, int, int]:
 def draw_box(ax: Axes, bbox_xywh: np.ndarray) -> None:
     """Outline a box in yellow, in the frame of the axes."""
     x, y, w, h = bbox_xywh
-    ax.add_patch(mpl.patches.Rectangle((x, y), w, h, fill=False, ec=_BOX_COLOUR, lw=1.2))
+    ax.add_patch(mpl.patches.Rectangle((x, y), w, h, fill=False, ec=YELLOW, lw=1.2))
 
 
 @mpl.rc_context(STYLE)
@@ -223,7 +229,7 @@ def hide_pictures(figure: Figure) -> None:
     for image in (image for ax in figure.axes for image in ax.images):
         pixels = np.asarray(image.get_array())
         if pixels.ndim == 3 and pixels.shape[2] == 3:  # heatmap layers have four channels, maps one
-            image.set_data(np.full_like(pixels, _PLAIN_GROUND))
+            image.set_data(np.full_like(pixels, GROUND))
 
 
 @mpl.rc_context(STYLE)

@@ -22,7 +22,7 @@ _BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
+class Landing:
     """A keypoint of a person in its true box, as a network sees it.
 
     Attributes:
@@ -93,7 +93,7 @@ def two_highest(heatmap: np.ndarray) -> tuple[tuple[float, float], float]:
 
 def pick_examples(
     model: nn.Module, card: ModelCard, table: PersonTable, people: int = 64
-) -> tuple[Example, Example]:
+) -> tuple[Landing, Landing]:
     """Two keypoints among the first so many labelled people: one sharp and right, one with two hills.
 
     Sharp and right: of the tenth that soft-argmax reads nearest to their labels, the one whose second hill is
@@ -110,7 +110,7 @@ def pick_examples(
     return min(near, key=lambda one: one.ratio), max(high, key=lambda one: one.ratio)
 
 
-def _look(model: nn.Module, card: ModelCard, table: PersonTable) -> list[Example]:
+def _look(model: nn.Module, card: ModelCard, table: PersonTable) -> list[Landing]:
     """Every labelled keypoint of a table's people."""
     stride, found = card.coordinates.stride_xy(card.input_hw), []
     batches = BoxCrops(table, card.input_hw, coordinates=card.coordinates).batches(_BATCH, 1)
@@ -125,11 +125,11 @@ def _look(model: nn.Module, card: ModelCard, table: PersonTable) -> list[Example
                 for k in np.flatnonzero(label[:, 2]):
                     heat, name = maps[i, k].numpy(), card.skeleton.names[k].replace("_", " ")
                     seen = crops[i, 0], heat, truth, pose, stride
-                    found.append(Example(name, int(k), *seen, *two_highest(heat)))
+                    found.append(Landing(name, int(k), *seen, *two_highest(heat)))
     return found
 
 
-def in_markdown(example: Example, alpha: float) -> str:
+def in_markdown(example: Landing, alpha: float) -> str:
     """What each decoder reads and how far it is from the label, in cells, as a table."""
     places, errors = example.places(alpha), example.errors(alpha)
     lines = ["| | x | y | cells from the label |", "|---|---|---|---|"]
@@ -139,7 +139,7 @@ def in_markdown(example: Example, alpha: float) -> str:
     return "\n".join([*lines, f"| label | {x:.2f} | {y:.2f} | |"])
 
 
-def say_hills(example: Example) -> str:
+def say_hills(example: Landing) -> str:
     """How many hills this heatmap has, and how high they are."""
     first, second = example.heights
     if not round(second, 2):
@@ -151,7 +151,7 @@ def say_hills(example: Example) -> str:
     )
 
 
-def say_positions(example: Example, alpha: float) -> str:
+def say_positions(example: Landing, alpha: float) -> str:
     """Which decoder comes nearest to the label, and whether the choice of decoder is what matters."""
     errors = {name.replace("_", " "): round(error, 2) for name, error in example.errors(alpha).items()}
     places = example.places(alpha).values()

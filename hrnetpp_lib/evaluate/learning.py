@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.data.overlap import labelled_truth, persons_of_boxes
+from hrnetpp_lib.evaluate.hills import two_highest
 from hrnetpp_lib.evaluate.infer import Predictions
 from hrnetpp_lib.evaluate.metrics import oks
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1
@@ -21,15 +21,10 @@ Epochs = Sequence[dict]
 Pair = dict[str, Epochs]
 
 
-def second_hill(heatmap: np.ndarray, sigma: float) -> float:
-    """Height of the second hill of a (H, W) map in shares of the first; 0 without one.
-
-    A hill's top is the highest cell within two sigmas (cells); so near tops are one hill.
-    """
-    heat = np.ascontiguousarray(heatmap, np.float32)
-    around = np.ones((2 * int(np.ceil(2 * sigma)) + 1,) * 2, np.uint8)
-    tops = np.sort(heat[(heat == cv2.dilate(heat, around)) & (heat > 0)])[::-1]
-    return float(tops[1] / tops[0]) if len(tops) > 1 else 0.0
+def second_hill(heatmap: np.ndarray) -> float:
+    """Height of the second hill of a (H, W) map in shares of the first; 0 without one."""
+    (first, second), _ = two_highest(heatmap)
+    return second / first if first > 0 else 0.0
 
 
 def spread_cells(heatmap: np.ndarray) -> int:
@@ -100,7 +95,7 @@ def say_sharpening(snapshots: Sequence[dict], keypoint: int, name: str, sigma: f
     first, last = (kept["heatmaps"][:, keypoint].astype(np.float32) for kept in (snapshots[0], snapshots[-1]))
     peaks = [round(float(np.median(maps.max(axis=(1, 2)))), 2) for maps in (first, last)]
     widths = [round(float(np.median([spread_cells(one) for one in maps]))) for maps in (first, last)]
-    double = [sum(second_hill(one, sigma) >= _HIGH for one in maps) for maps in (first, last)]
+    double = [sum(second_hill(one) >= _HIGH for one in maps) for maps in (first, last)]
     radius = np.arange(-20, 21)
     target = int((radius[:, None] ** 2 + radius**2 <= 2 * np.log(2) * sigma**2).sum())
     start, end = snapshots[0]["epoch"], snapshots[-1]["epoch"]
@@ -112,9 +107,7 @@ def say_sharpening(snapshots: Sequence[dict], keypoint: int, name: str, sigma: f
     )
 
 
-def choose_examples(
-    snapshots: Sequence[dict], keypoint: int, truth: np.ndarray, sigma: float
-) -> dict[str, int]:
+def choose_examples(snapshots: Sequence[dict], keypoint: int, truth: np.ndarray) -> dict[str, int]:
     """Two of N people, by their last map of a keypoint: the sharpest that is right, and the most divided.
 
     Right is a peak within two cells of the truth; where none is, the nearest counts. Sharp is a high peak;
@@ -124,7 +117,6 @@ def choose_examples(
         snapshots: Of `journal.read_snapshots`.
         keypoint: Its number.
         truth: (N, K, 3) true keypoints in px of the crops; the third is 0 where there is no label.
-        sigma: Of the targets, in cells.
 
     Returns:
         'sharpest' and 'most divided' -> which of the N.
@@ -133,7 +125,7 @@ def choose_examples(
     away = np.where(true[:, 2] > 0, np.linalg.norm(_peaks(maps) - true[:, :2] / _STRIDE, axis=1), 1e9)
     right = away <= max(_RIGHT_CELLS, away.min())
     sharp = int(np.argmax(np.where(right, maps.max(axis=(1, 2)), -np.inf)))
-    divided = [second_hill(one, sigma) if i != sharp else -1.0 for i, one in enumerate(maps)]
+    divided = [second_hill(one) if i != sharp else -1.0 for i, one in enumerate(maps)]
     return {"sharpest": sharp, "most divided": int(np.argmax(divided))}
 
 
@@ -192,14 +184,6 @@ def say_oks(similarity: dict[str, np.ndarray]) -> str:
         f"and {middle[0]:.1f} for {first}; {second} is nearer to the truth on {better} of them, {first} on "
         f"{worse}."
     )
-
-
-def metrics_table(metrics: dict[str, dict[str, float]]) -> str:
-    """Networks' metrics, 0..1, as a Markdown table in points."""
-    names = list(next(iter(metrics.values())))
-    rows = [[name, *(f"{100 * one[key]:.1f}" for key in names)] for name, one in metrics.items()]
-    lines = [["", *names], ["---"] + ["---:"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def say_stage_2(metrics: dict[str, dict[str, float]], boxes: str) -> str:

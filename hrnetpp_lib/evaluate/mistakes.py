@@ -15,7 +15,7 @@ Shares = Mapping[str, float]  # kind of `diagnose.LABELS` -> percent
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
+class Mistake:
     """A keypoint of one kind, and the person that it belongs to.
 
     Attributes:
@@ -55,7 +55,7 @@ def in_markdown(found: Mapping[str, Diagnosis]) -> str:
 
 def pick_examples(
     found: Diagnosis, truth: PersonTable, poses: ScoredPoses, input_hw: tuple[int, int]
-) -> list[Example]:
+) -> list[Mistake]:
     """Of each kind that occurs the keypoint with the median error in heatmap cells; of equals the first.
 
     Args:
@@ -77,7 +77,7 @@ def pick_examples(
         pose = np.column_stack([poses.keypoints[row], poses.keypoint_scores[row]])
         place = truth.image_path(person), np.concatenate([center - size / 2, size])
         error = float(errors[pair, keypoint])
-        chosen.append(Example(kind, *place, truth.keypoints[person], pose, keypoint, error))
+        chosen.append(Mistake(kind, *place, truth.keypoints[person], pose, keypoint, error))
     return chosen
 
 

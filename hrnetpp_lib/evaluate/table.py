@@ -297,6 +297,16 @@ def spread(values: Sequence[float]) -> str:
     return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
+def metrics_in_markdown(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics, 0..1, row by row as a table in percent; a dash where nobody is counted."""
+    metrics = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(metrics)} |", "|---|" + "---|" * len(metrics)]
+    for name, values in rows.items():
+        cells = (f"{100 * values[metric]:.1f}" if values[metric] >= 0 else "-" for metric in metrics)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def percent(value: float, low: float, high: float, sign: str = "") -> str:
     """A fraction with its interval, in percent, as in '50.0 [45.0, 55.0]'; sign '+' shows plus signs."""
     return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"

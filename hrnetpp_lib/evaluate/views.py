@@ -138,16 +138,6 @@ def score_rows(found: Mapping[tuple[str, bool], Predictions], data: StageData) -
     return {name + " + TTA" * tta: score(poses, data) for (name, tta), poses in rows.items()}
 
 
-def in_markdown(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Metrics, 0..1, row by row as a table in percent; a dash where nobody is counted."""
-    metrics = list(next(iter(rows.values())))
-    lines = [f"| | {' | '.join(metrics)} |", "|---|" + "---|" * len(metrics)]
-    for name, values in rows.items():
-        cells = (f"{100 * values[metric]:.1f}" if values[metric] >= 0 else "-" for metric in metrics)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def measure_steps(rows: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, tuple[float, float]]]:
     """Step of `STEPS` -> metric -> points here and in the report, of `score_rows`.
 

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch.utils.data import DataLoader, default_collate
 
-from hrnetpp_lib.data.annotations import labelled_persons
 from hrnetpp_lib.data.crops import Sample, TrainCrops, normalise, usable_workers
-from hrnetpp_lib.data.layout import Metric, StageData
+from hrnetpp_lib.data.layout import StageData
+from hrnetpp_lib.data.overlap import labelled_truth
 from hrnetpp_lib.data.persons import check_images
 from hrnetpp_lib.errors import HrnetppError, Preempted
 from hrnetpp_lib.evaluate.infer import Predictions, predict_boxes
@@ -305,8 +305,7 @@ class Training:
     @torch.no_grad()
     def _loss_on_val(self) -> float:
         """The run's loss on val's labelled persons, on their true boxes and without augmentation."""
-        run, coco = self.run, self.data.metric is Metric.COCO_AP
-        table = labelled_persons(self.data.truth) if coco else self.data.truth
+        run, table = self.run, labelled_truth(self.data)
         what = run.profile.input_hw, run.profile.heatmap_sigma, NO_AUGMENTATION, self.card.coordinates
         # A generator of its own: the global one has its part in the training.
         batches = DataLoader(TrainCrops(table, *what), run.profile.batch_size, generator=torch.Generator())

@@ -23,11 +23,6 @@ def tables(boxes: list[list], people: list[list]) -> StageData:
     return StageData(made[1], *made, Metric.AI_CHALLENGER_AP, "made_up.json")
 
 
-def test_overlap_is_the_common_area_over_that_of_both():
-    found = overlap.overlap(np.array([A, B, [5, 0, 10, 20]]), np.array([A, [100, 100, 1, 1]]))
-    np.testing.assert_allclose(found, [[1, 0], [0, 0], [100 / 300, 0]])
-
-
 def test_a_box_is_the_persons_that_it_overlaps_most_by_half_or_more():
     near = [1.0, 0, 10, 20]  # 180 of 220 px
     data = tables([[near, [6.0, 0, 10, 20]], [B], []], [[B, A], [A], [A]])

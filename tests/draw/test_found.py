@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from hrnetpp_lib import draw
 from hrnetpp_lib.draw import found
-from hrnetpp_lib.evaluate.mistakes import Example
+from hrnetpp_lib.evaluate.mistakes import Mistake
 from hrnetpp_lib.pose.keypoints import COCO17
 
 
@@ -36,7 +36,7 @@ def test_the_truth_is_white_below_the_pose_and_a_keypoint_is_ringed_with_a_line_
 
 def test_examples_are_read_from_their_files(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), picture())
-    one = Example("miss", tmp_path / "a.png", np.array([5.0, 5, 30, 40]), pose(9), pose(12), 9, 7.25)
+    one = Mistake("miss", tmp_path / "a.png", np.array([5.0, 5, 30, 40]), pose(9), pose(12), 9, 7.25)
     ax = draw.render_examples([one], COCO17).axes[0]
     assert ax.get_title() == "miss\nleft wrist, 7.2 cells" and ax.get_xlim() == (4.5, 34.5)
     assert draw.render_examples([], COCO17).axes[0].texts[0].get_text() == "nobody was found"

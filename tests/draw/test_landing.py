@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from hrnetpp_lib import draw
-from hrnetpp_lib.evaluate.hills import Example, two_highest
+from hrnetpp_lib.evaluate.hills import Landing, two_highest
 from hrnetpp_lib.pose.keypoints import COCO17
 
 
 @pytest.fixture
-def wrist() -> Example:
+def wrist() -> Landing:
     """A hill at (9.2, 16) on 24 x 32 cells, the label a cell to the right."""
     y, x = np.mgrid[:32, :24]
     heatmap = (0.8 * np.exp(-((x - 9.2) ** 2 + (y - 16) ** 2) / 4.5)).astype(np.float32)
@@ -17,7 +17,7 @@ def wrist() -> Example:
     truth = pose.copy()
     pose[9, :2], truth[9, :2] = (36.8, 64), (40.8, 64)
     seen = np.zeros((128, 96, 3), np.uint8), heatmap, truth, pose, np.array([4.0, 4.0])
-    return Example("left wrist", 9, *seen, *two_highest(heatmap))
+    return Landing("left wrist", 9, *seen, *two_highest(heatmap))
 
 
 def test_the_zoom_is_four_cells_around_the_top_and_holds_truth_and_positions(wrist):

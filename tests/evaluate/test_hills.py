@@ -21,13 +21,13 @@ def hill(height: float, x: float, y: float) -> np.ndarray:
     return height * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / 4.5)
 
 
-def example(heatmap: np.ndarray, true_xy: tuple[float, float] = (9.5, 16)) -> hills.Example:
+def example(heatmap: np.ndarray, true_xy: tuple[float, float] = (9.5, 16)) -> hills.Landing:
     pose = np.zeros((17, 3))
     truth = pose.copy()
     truth[9] = 4 * true_xy[0], 4 * true_xy[1], 2
     heatmap = heatmap.astype(np.float32)
     seen = np.zeros((128, 96, 3), np.uint8), heatmap, truth, pose, np.array([4.0, 4.0])
-    return hills.Example("left wrist", 9, *seen, *hills.two_highest(heatmap))
+    return hills.Landing("left wrist", 9, *seen, *hills.two_highest(heatmap))
 
 
 def test_two_highest_by_hand():

@@ -86,11 +86,11 @@ def test_what_still_improved_at_the_end(loss, value, verdict):
     assert "nobody can say" in learning.say_end("HRNet++", epochs[:2])
 
 
-def test_a_second_hill_is_one_beyond_two_sigmas():
-    assert learning.second_hill(hill(4, 5), 1.5) == pytest.approx(0, abs=0.01)
-    assert learning.second_hill(hill(4, 5) + hill(13, 18, 0.6), 1.5) == pytest.approx(0.6, abs=0.01)
-    assert learning.second_hill(hill(4, 5) + hill(6, 5, 0.9), 1.5) < 0.01
-    assert learning.second_hill(np.zeros((4, 5)), 1.5) == 0
+def test_a_second_hill_is_one_four_cells_away():
+    assert learning.second_hill(hill(4, 5)) == pytest.approx(0, abs=0.01)
+    assert learning.second_hill(hill(4, 5) + hill(13, 18, 0.6)) == pytest.approx(0.6, abs=0.01)
+    assert learning.second_hill(hill(4, 5) + hill(6, 5, 0.9)) < 0.01
+    assert learning.second_hill(np.zeros((4, 5))) == 0
     assert learning.spread_cells(hill(4, 5)) == 9 and learning.spread_cells(-np.ones((4, 5))) == 20
 
 
@@ -118,15 +118,15 @@ def test_examples_are_the_sharpest_right_map_and_the_most_divided():
     maps = [hill(4, 5, 0.5), hill(12, 5, 0.9), hill(4, 5, 0.7), hill(4, 5) + hill(14, 18, 0.8)]
     truth = np.zeros((4, 2, 3))
     truth[:, 1] = [4 * 4 + 2, 4 * 5, 2]  # half a cell from the hill at (4, 5)
-    assert learning.choose_examples(snapshots(maps[:3]), 1, truth[:3], 1.5) == {
+    assert learning.choose_examples(snapshots(maps[:3]), 1, truth[:3]) == {
         "sharpest": 2,
         "most divided": 0,
     }
-    assert learning.choose_examples(snapshots(maps), 1, truth, 1.5) == {"sharpest": 3, "most divided": 0}
+    assert learning.choose_examples(snapshots(maps), 1, truth) == {"sharpest": 3, "most divided": 0}
     truth[3, 1, 2] = 0  # without a label nobody knows that it is right
-    assert learning.choose_examples(snapshots(maps), 1, truth, 1.5) == {"sharpest": 2, "most divided": 3}
+    assert learning.choose_examples(snapshots(maps), 1, truth) == {"sharpest": 2, "most divided": 3}
     truth[:, 1, :2] = 0  # none is right: the nearest
-    assert learning.choose_examples(snapshots(maps), 1, truth, 1.5)["sharpest"] == 2
+    assert learning.choose_examples(snapshots(maps), 1, truth)["sharpest"] == 2
 
 
 def test_maps_of_a_crop_count_those_near_the_truth():
@@ -159,11 +159,3 @@ def test_a_persons_oks_is_that_of_the_most_confident_box():
 def test_ranked_goes_from_the_best_to_the_worst():
     assert learning.ranked(np.array([0.1, 0.9, 0.5, 0.7, 0.3]), 3).tolist() == [1, 2, 0]
     assert learning.ranked(np.array([0.2, 0.4]), 4).tolist() == [1, 1, 0, 0]
-
-
-def test_metrics_become_a_table_in_points():
-    table = learning.metrics_table({"HRNet": {"AP": 0.1234, "AP50": 1.0}, "HRNet++": {"AP": 0, "AP50": 0.5}})
-    assert table.splitlines() == [
-        *("|  | AP | AP50 |", "| --- | ---: | ---: |"),
-        *("| HRNet | 12.3 | 100.0 |", "| HRNet++ | 0.0 | 50.0 |"),
-    ]

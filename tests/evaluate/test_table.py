@@ -15,7 +15,15 @@ from hrnetpp_lib.evaluate import table
 from hrnetpp_lib.evaluate.metrics import COCO_METRICS
 from hrnetpp_lib.evaluate.score import resample, score
 from hrnetpp_lib.evaluate.statistics import judge
-from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1, Claim, TableRow, assemble, in_markdown
+from hrnetpp_lib.evaluate.table import (
+    METRICS,
+    PAPER_TABLE_1,
+    Claim,
+    TableRow,
+    assemble,
+    in_markdown,
+    metrics_in_markdown,
+)
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.recipe import SMOKE, replace
 
@@ -212,3 +220,9 @@ def test_git_revision_of_a_clean_and_a_changed_checkout_and_of_no_checkout(tmp_p
     assert table.git_revision(tmp_path) == head[:12]
     (tmp_path / "file").write_text("two")
     assert table.git_revision(tmp_path) == f"{head[:12]}-dirty"
+
+
+def test_metrics_become_a_table_in_points_with_a_dash_for_nobody():
+    rows = {"HRNet": {"AP": 0.1234, "APM": 1.0}, "HRNet++": {"AP": 0.0, "APM": -1.0}}
+    lines = ["| | AP | APM |", "|---|---|---|", "| HRNet | 12.3 | 100.0 |", "| HRNet++ | 0.0 | - |"]
+    assert metrics_in_markdown(rows).splitlines() == lines

@@ -14,7 +14,7 @@ from hrnetpp_lib.data.layout import Metric, StageData
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.evaluate import views
 from hrnetpp_lib.evaluate.infer import TTA_VIEWS, Predictions
-from hrnetpp_lib.evaluate.table import METRICS
+from hrnetpp_lib.evaluate.table import METRICS, metrics_in_markdown
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.keypoints import COCO17
 
@@ -113,7 +113,7 @@ def test_rows_are_scored_and_ensembles_are_averages(monkeypatch):
 def test_steps_and_their_sentences_agree_with_the_table(values):
     rows = {name: dict(zip(METRICS, values[6 * i :], strict=False)) for i, name in enumerate(ROWS)}
     steps, table = views.measure_steps(rows), {}
-    for line in views.in_markdown(rows).splitlines()[2:]:
+    for line in metrics_in_markdown(rows).splitlines()[2:]:
         name, *cells = line.strip("| ").split(" | ")
         table[name] = dict(zip(METRICS, map(float, cells), strict=True))
     for step, (to, start) in views.STEPS.items():
@@ -133,4 +133,4 @@ def test_the_reports_steps_are_those_of_its_table_and_a_metric_without_people_is
     assert [steps[name]["AP"] for name in views.STEPS] == [(0, 0.2), (0, 0.3), (0, 0.0), (0, 0.1)]
     assert steps["TTA, regression"]["AP50"] == (0, -0.3) and "APM" not in steps["ensemble"]
     assert views.say_tta(steps).endswith("moved by 0.0 (report 0.0) for large ones.")
-    assert " - |" in views.in_markdown(rows)
+    assert " - |" in metrics_in_markdown(rows)
