@@ -10,15 +10,12 @@ import pytest
 
 from hrnetpp_lib.app.plan import notebook_runs
 from hrnetpp_lib.app.reproduce import reproduce
-from hrnetpp_lib.evaluate import hills, mistakes, views
+from hrnetpp_lib.evaluate import ablation, hills, mistakes, views
 from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1
 from hrnetpp_lib.files import project_root, read_json
 from hrnetpp_lib.recipe import SMOKE
 
 NOTEBOOKS = sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))
-# With exercises and described figures.
-TAUGHT = [path for path in NOTEBOOKS if path.stem[:2] not in ("06", "08")]
-each_taught = pytest.mark.parametrize("path", TAUGHT, ids=lambda path: path.stem)
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -94,7 +91,7 @@ def test_a_cell_imports_four_names_at_most(path):
         assert sum(len(node.names) for node in imports) <= 4
 
 
-@each_taught
+@each_notebook
 def test_two_exercises_are_asked_first_answered_folded_and_checked(path):
     cells = read(path).cells
     asked = [i for i, cell in enumerate(cells) if "**Predict first:**" in cell.source]
@@ -141,7 +138,7 @@ def test_a_copy_is_executed_shows_every_figure_and_holds_no_error_or_warning(smo
     assert shown == sum(cell.source.count("ws.show(") for cell in cells) > 0
 
 
-@each_taught
+@each_notebook
 def test_figures_have_an_alternative_text_and_a_caption(smoke, path):
     outputs = [cell.outputs for cell in code_cells(smoke / "notebooks/executed/smoke" / path.name)]
     figures = [found for found in outputs if any("image/png" in out.get("data", {}) for out in found)]
@@ -174,6 +171,11 @@ def test_what_the_stages_say_of_their_trainings_agrees_with_their_results(smoke)
 
 
 SAID = {  # notebook -> what its captions must say of the numbers in its results
+    "06": lambda of: [
+        ablation.say_switches({name: metrics["AP"] for name, metrics in of["metrics"].items()}),
+        ablation.say_alphas({float(alpha): metrics["AP"] for alpha, metrics in of["alpha"].items()}),
+    ],
+    "08": lambda of: [f"* {claim}" for claim in of["claims"]],
     "07": lambda of: [say(of[key]) for say, key in SAY_OF_VIEWS],
     "09": lambda of: [
         mistakes.say_kinds(of["shares"]["heatmap"], "heatmap"),

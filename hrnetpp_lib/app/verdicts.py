@@ -130,7 +130,7 @@ def in_words(claims: Iterable[Judged], results: dict[str, Result]) -> str:
     for one in PAIR:
         tried = {rate: found for rate, found in _tried(one, results).items() if found}
         means = {rate: float(np.mean(found)) for rate, found in tried.items()}
-        if len(means) == len(TRIED_RATES):
+        if len(means) == len(TRIED_RATES[one.name]):
             best = max(means, key=means.get)
             lines.append(
                 f"Of the learning rates tried {IN_WORDS[one]} is best at {best:g} times the report's: mean "
@@ -149,7 +149,7 @@ def _tried(architecture: Architecture, results: dict[str, Result]) -> dict[float
     seeds = range(EXPERIMENTS["E3"].seeds)
     return {
         rate: _on_dev([heatmap_run(architecture, seed, rate=rate) for seed in seeds], results)
-        for rate in TRIED_RATES
+        for rate in TRIED_RATES[architecture.name]
     }
 
 

@@ -37,6 +37,26 @@ _DATA_IN_WORDS = {
 }
 
 
+# What a profile's Table 1 can say about the report.
+_SCOPE = {
+    "smoke": "It proves that the code runs. Its numbers mean nothing.",
+    "mini": (
+        "It trains a narrow, shallow network on drawn people at 128x96: there skip paths, pooling and "
+        "head weigh more than in W48, and nothing starts from ImageNet."
+    ),
+    "lspet_cpu": (
+        "It is what two cores learn from photographs: a small network at 128x96, random weights, 4,000 "
+        "training persons, true boxes, no face keypoints, and labels that agree with a second labelling of "
+        "the same people to 0.73 when averaged over COCO's thresholds."
+    ),
+    "lspet": (
+        "It trains the full W32 at 256x192 on photographs of sports: the report's network in kind, with "
+        "4,000 training persons, random weights and true boxes."
+    ),
+    "coco": "It is the report's own setting: its numbers speak about the report.",
+}
+
+
 _SETS_IN_WORDS = {
     "synthetic": {
         "coco": "synthetic people in COCO's format",
@@ -233,6 +253,10 @@ class Workspace:
                 f"{seen}on photographs they are **poor**, and show how a network fails on what it never saw."
             )
         return f"{seen}on other photographs of the kind they are at home."
+
+    def say_scope(self) -> str:
+        """What this profile's Table 1 can say about the report, in markdown."""
+        return f"Profile `{self.profile.name}`. {_SCOPE[self.profile.name]}"
 
     def write_training_log(self, runs: Iterable[Run]) -> None:
         """The metrics of every epoch of those runs in figures/<profile>/training_log.jsonl, a line each."""

@@ -163,6 +163,19 @@ def assemble(
     return rows, _claims({method: found["AP"] for method, found in draws.metrics.items()}, trainings)
 
 
+def say_claims(claims: Sequence[Claim]) -> str:
+    """How many of the report's steps these networks take too, and what is decided over trainings."""
+    alike = sum(round(claim.here, 1) > 0 for claim in claims if claim.paper > 0.05)
+    steps, trained = sum(claim.paper > 0.05 for claim in claims), claims[0].verdict.pairs
+    known = f"Of {trained} training{'s' * (trained != 1)} that the study knows of this recipe"
+    decided = [f"{c.better} - {c.worse} {c.verdict.words}" for c in claims if c.verdict.more_pairs == 0]
+    return (
+        f"In this run {alike} of the {steps} steps that go up in the report go up in these networks, too. "
+        f"{known}, {len(decided)} of {len(claims)} steps are decided"
+        + (f": {'; '.join(decided)}." if decided else ".")
+    )
+
+
 def _claims(aps: Mapping[str, float], trainings: Sequence[Training]) -> list[Claim]:
     """The report's steps, with the AP of each row here, 0..1."""
     methods = list(PARTS)

@@ -10,7 +10,7 @@ from test_verdicts import made_up
 
 from hrnetpp_lib.__main__ import main
 from hrnetpp_lib.app import experiments, study
-from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS, all_runs
+from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS, RATES, all_runs
 from hrnetpp_lib.app.study import append_result, read_results
 from hrnetpp_lib.data.layout import load_stage_data, prepare_data
 from hrnetpp_lib.errors import HrnetppError
@@ -71,7 +71,7 @@ def test_the_cost_of_a_study():
     crops = {name: sum(map(study._crops, one.runs(0))) for name, one in EXPERIMENTS.items()}
     stage_1, short = 2 * 7500, 24_000
     assert crops["E1"] == 2 * 60_000 and crops["E5"] == 60_000 + 2 * 12_000
-    assert crops["E2"] == 2 * (3 * short + stage_1) and crops["E3"] == 8 * short
+    assert crops["E2"] == 2 * (3 * short + stage_1) and crops["E3"] == 12 * short
     assert crops["E7"] == sum(
         epochs * persons for epochs, persons in ((2 * 60, 4900), (2 * 150 + 2 * 20 + 2 * 15, 4000))
     )
@@ -79,7 +79,11 @@ def test_the_cost_of_a_study():
 
 def test_rates_are_tried_about_the_profiles(monkeypatch):
     runs = EXPERIMENTS["E3"].runs(0)
-    assert sorted({run.stage.lr_start for run in runs}) == [1.25e-4, 2.5e-4, 5e-4, 1e-3]
+    rates = {name: [r.stage.lr_start for r in runs if r.architecture.name == name] for name in RATES}
+    assert rates == {
+        "hrnet": [3.125e-5, 6.25e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3],
+        "hrnetpp": [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3],
+    }
     monkeypatch.setitem(experiments.RATES, "hrnetpp", 4.0)
     plain, plus_plus = EXPERIMENTS["E1"].runs(0)
     assert (plain.stage.lr_start, plus_plus.stage.lr_start) == (1e-3, 4e-3)
@@ -138,7 +142,7 @@ def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(small_study, 
     assert main(["study", "--output", str(root)]) == 0
     printed = capsys.readouterr().out
     assert "E1  heatmaps: HRNet++ over HRNet: 2 of 2 runs measured; all trained" in printed
-    assert "(on the dev set): 0 of 8 runs measured; 64 crops to train, about 0.0 hours in 2 pr" in printed
+    assert "(on the dev set): 0 of 12 runs measured; 96 crops to train, about 0.0 hours in 2 pr" in printed
     assert "50 crops/s of a process, without reading them: study, fp32, hrnet" in printed
 
 
@@ -165,7 +169,7 @@ def test_rates_are_tried_on_dev_and_the_same_networks_are_measured_on_test_when_
     root, trained, _ = small_study
     study.run_study(["E3", "E4"], root, 1.0)
     found, both = read_results(root), {run.name for run in EXPERIMENTS["E4"].runs(0)[:2]}
-    assert len(trained) == len({*trained}) == len(found) == 8 + 7 - 2
+    assert len(trained) == len({*trained}) == len(found) == 12 + 7 - 2
     tried = {run.name for run in EXPERIMENTS["E3"].runs(0)}
     assert {name for name, one in found.items() if "dev" in one.sets} == tried > both
     assert {name for name, one in found.items() if "test" in one.sets} == found.keys() - tried | both

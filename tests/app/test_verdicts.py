@@ -50,12 +50,15 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
 def test_the_rate_is_looked_for_on_dev(tmp_path):
     runs = EXPERIMENTS["E3"].runs(1)
     for number, run in enumerate(runs):
-        append_result(tmp_path, made_up(run, np.full(3, number / 10), 0.5))
+        append_result(tmp_path, made_up(run, np.full(3, number / 20), 0.5))
     append_result(tmp_path, made_up(EXPERIMENTS["E9"].runs(0)[7], np.full(3, 0.8), 0.5))
     append_result(tmp_path, made_up(EXPERIMENTS["E10"].runs(0)[3], np.full(3, 0.9), 0.5))
     table = write_verdicts(tmp_path)
-    assert "- E3, hrnet: 0.125: 0.00; 0.25: 20.00; 0.5: 40.00; 1: 60.00; in use: " in table
-    assert "- E3, hrnetpp: 0.125: 10.00; 0.25: 30.00; 0.5: 50.00; 1: 70.00" in table
+    assert (
+        "- E3, hrnet: 0.03125: 0.00; 0.0625: 5.00; 0.125: 10.00; 0.25: 15.00; 0.5: 20.00; 1: 25.00; in"
+        in table
+    )
+    assert "- E3, hrnetpp: 0.125: 30.00; 0.25: 35.00; 0.5: 40.00; 1: 45.00; 2: 50.00; 4: 55.00" in table
     assert "- E9, profile mini, hrnetpp: 0.125: -; 0.25: 80.00; 0.5: -; 1: -; 2: -; in use: " in table
     assert "- hrnetpp-avgpool: 90.00\n- hrnetpp-skips: -\n" in table
     assert (
@@ -63,7 +66,7 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
         in table
     )
     said = (
-        "HRNet++ is best at 1 times the report's: mean OKS 70.0 on the dev set (1 seed), 70.0 at the report's"
+        "HRNet++ is best at 4 times the report's: mean OKS 55.0 on the dev set (1 seed), 45.0 at the report's"
     )
     assert f"{said} (1 seed)." in table
 

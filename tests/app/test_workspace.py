@@ -25,7 +25,7 @@ from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.published import FILES
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
 from hrnetpp_lib.pose.keypoints import COCO17
-from hrnetpp_lib.recipe import HRNET, HRNETPP, Run, get_profile, three_stages
+from hrnetpp_lib.recipe import HRNET, HRNETPP, PROFILES, Run, get_profile, three_stages
 from hrnetpp_lib.train.loop import build_model, checkpoint_path
 
 NOISE = np.random.default_rng(0).integers(0, 256, (96, 72, 3)).astype(np.uint8)
@@ -175,3 +175,9 @@ def test_results_are_read_back_and_what_is_missing_is_named(tmp_path):
         ws.results("04")
     with pytest.raises(HrnetppError, match="joints.mat"):
         open_workspace("lspet_cpu", tmp_path)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_says_what_its_numbers_are_worth(tmp_path, profile):
+    said = workspace(profile, tmp_path).say_scope()
+    assert said.startswith(f"Profile `{profile}`. It ") and said.endswith(".")

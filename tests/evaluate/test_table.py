@@ -142,6 +142,24 @@ def test_claims_read_like_this():
     assert text == "a - b: report +0.2, these networks -0.5; not decided; no two pairs yet"
 
 
+def test_what_is_said_of_all_claims_by_hand():
+    sure, unsure = judge([[2.0, 2.1, 2.2, 1.9, 2.05], [1.0, -4.0, 5.0, 0.5, -2.0]])
+    level = Claim("c", "b", 0.0, 1.0, (), unsure)  # the report's step does not go up
+    claims = [
+        Claim("a", "b", 0.2, 0.04, (), unsure),
+        Claim("b", "d", 0.2, 1.5, (), sure),
+        level,
+        Claim("e", "f", 0.1, -3.0, (), unsure),
+    ]
+    said = table.say_claims(claims)
+    assert said.startswith("In this run 1 of the 3 steps that go up in the report go up in these networks, ")
+    assert said.endswith(
+        "Of 5 trainings that the study knows of this recipe, 1 of 4 steps are decided: b - d larger."
+    )
+    alone = table.say_claims([replace(level, verdict=judge([[0.4]])[0])])
+    assert alone.endswith("Of 1 training that the study knows of this recipe, 0 of 1 steps are decided.")
+
+
 def test_the_reports_table():
     assert METRICS == ("AP", "AP50", "AP75", "APM", "APL", "AR")  # and the numbers, written down again
     assert list(PAPER_TABLE_1.items()) == [
