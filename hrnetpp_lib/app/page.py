@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from hrnetpp_lib.train.loop import checkpoint_path
 def serve_page(
     profile: Profile, root: Path, pictures: Sequence[str | Path] = (), checkpoints: Sequence[Path] = ()
 ) -> None:
-    """Open the page of `build_page` in the browser, and serve it until Ctrl-C: here, to who has its token.
+    """Open the page of `build_page` in the browser; serve it, to who has its token, until Ctrl-C or SIGTERM.
 
     Raises: HrnetppError if voila is missing, or as `build_page`, before anything is served.
     """
@@ -42,11 +43,15 @@ def serve_page(
         command = [sys.executable, "-m", "voila", str(path), "--show_tracebacks=True", "--token"]
         # The kernel of this environment, whatever others are known to the user's Jupyter.
         with subprocess.Popen(command, env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}) as server:
+            # Who ends this command alone, not its terminal, would leave the server behind.
+            before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
             try:
                 status = server.wait()
             except KeyboardInterrupt:  # the server got it, too
                 return
-    if status:
+            finally:
+                signal.signal(signal.SIGTERM, before)
+    if status not in (0, -signal.SIGTERM):
         raise HrnetppError(f"voila ended with status {status}; what it said is above")
 
 

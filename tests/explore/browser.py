@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -78,9 +77,10 @@ def explorers_page(folder: Path, *arguments: str) -> Iterator[str]:
             time.sleep(0.2)
         yield address[0]
     finally:
-        for one in (*_children(server.pid), server.pid):
-            os.kill(one, signal.SIGTERM)
-        server.wait(timeout=20)
+        served = _children(server.pid)
+        server.terminate()
+        assert server.wait(timeout=20) == 0 or served == [], log.read_text()
+        assert not [one for one in served if Path(f"/proc/{one}").exists()]
 
 
 def _children(pid: int) -> list[int]:
