@@ -87,17 +87,17 @@ def evaluate(options: argparse.Namespace) -> None:
     """COCO metrics of a checkpoint on the profile's val set, with what they were measured on."""
     profile = get_profile(options.profile)
     from hrnetpp_lib.data.layout import load_coco, prepare_data
-    from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, pick_device, predict_boxes, prepare
+    from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, open_network, predict_boxes
     from hrnetpp_lib.evaluate.score import score
     from hrnetpp_lib.evaluate.table import beside_published
 
-    model, card = _load(options)
+    how = (options.runtime, options.precision, _input_hw(options))
+    network, card = open_network(options.checkpoint, *how)
     data = load_coco(profile, prepare_data(profile, options.output / "data", val_only=True), val_only=True)
     if (mine := len(card.skeleton)) != (wanted := len(data.val.skeleton)):
         what = f"predicts {mine} keypoints ({card.skeleton.name}), COCO has {wanted}"
         raise HrnetppError(f"{options.checkpoint}: {what}; give a checkpoint of stage 2 or 3")
     flip, views = not options.no_flip, TTA_VIEWS if options.tta else SINGLE_VIEW
-    network = prepare(model.to(pick_device()), card, options.runtime, options.precision)
     metrics = score(predict_boxes(network, card, data.val, flip, views), data)
     print(f"checkpoint {options.checkpoint}" + (f" ({card.run})" if card.run else ""))
     print(f"profile {profile.name}, data {profile.data}, boxes {data.boxes}, ", end="")
@@ -115,13 +115,6 @@ def _input_hw(options: argparse.Namespace) -> tuple[int, int] | None:
     from hrnetpp_lib.model.published import parse_size
 
     return None if options.input is None else parse_size(options.input)
-
-
-def _load(options: argparse.Namespace) -> tuple:
-    """Network and card of --checkpoint, its input as --input says."""
-    from hrnetpp_lib.model.weights import load_checkpoint
-
-    return load_checkpoint(options.checkpoint, _input_hw(options))
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -152,8 +145,9 @@ def detect(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write a checkpoint's network as a graph for other programs, its model card in it."""
     from hrnetpp_lib.evaluate.runtime import export
+    from hrnetpp_lib.model.weights import load_checkpoint
 
-    model, card = _load(options)
+    model, card = load_checkpoint(options.checkpoint, _input_hw(options))
     export(model, card, options.format, options.output)
     print(f"written: {options.output} ({options.format}, {card.run or options.checkpoint.name})")
 
@@ -256,7 +250,8 @@ def build_parser() -> argparse.ArgumentParser:
     option("--set", "a notebook parameter", reproduce, metavar="NAME=VALUE", **repeated)
     _add_train_options(option)
     text = "a model.safetensors, or a published pose checkpoint of HRNet (official, mmpose)"
-    option("--checkpoint", text, evaluate, export, type=Path, required=True)
+    option("--checkpoint", text, export, type=Path, required=True)
+    option("--checkpoint", f"{text}, or what `export` wrote", evaluate, type=Path, required=True)
     text = "height x width of a published network's input; default: its name's, or the usual one"
     option("--input", text, evaluate, predict, export, metavar="384x288")
     text = "auto (default: the fastest here), torch, openvino or onnxruntime (extra fast)"

@@ -30,7 +30,7 @@ from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import infer
 from hrnetpp_lib.files import project_root
-from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
+from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import Size
 from hrnetpp_lib.pose.keypoints import Skeleton
 from hrnetpp_lib.recipe import read_recipe, three_stages
@@ -49,7 +49,7 @@ def parse_boxes(text: str) -> np.ndarray:
         if not boxes or any(len(box) != 4 for box in boxes):
             raise ValueError("a box has four numbers")
     except ValueError as error:
-        remedy = "write x,y,w,h for each, with spaces between boxes"
+        remedy = "write x,y,w,h for each, with spaces between; a json goes to --detections"
         raise HrnetppError(f"boxes {text!r}: {error}; {remedy}") from error
     return np.array(boxes)
 
@@ -101,11 +101,10 @@ def _open_network(
     flip: bool = True,
     input_hw: Size | None = None,
 ) -> _Network:
-    path, device = Path(checkpoint) if checkpoint else default_checkpoint(project_root()), infer.pick_device()
-    model, card = load_checkpoint(path, input_hw)
-    prepared = infer.prepare(model.to(device), card, runtime, precision)
-    how = ", ".join(filter(None, (card.run, card.decoder, card.skeleton.name, prepared.described)))
-    return _Network(prepared, card, f"{path} ({how})", _CROPS_A_BATCH.get(device.type, 32), flip)
+    path = Path(checkpoint) if checkpoint else default_checkpoint(project_root())
+    network, card = infer.open_network(path, runtime, precision, input_hw)
+    how = ", ".join(filter(None, (card.run, card.decoder, card.skeleton.name, network.described)))
+    return _Network(network, card, f"{path} ({how})", _CROPS_A_BATCH.get(network.device.type, 32), flip)
 
 
 def predict(
@@ -124,7 +123,7 @@ def predict(
 
     Args:
         image: A path, or (height, width, 3) uint8 RGB; or a list of these, for a list of poses.
-        checkpoint: A file that `load_checkpoint` takes; by default that of `default_checkpoint`.
+        checkpoint: A file that `infer.open_network` takes; by default that of `default_checkpoint`.
         boxes_xywh: (N, 4) persons in image px, for a list one such array a picture; by default one box, the
             whole image.
         detector: Name of a detector of the transformers library that finds the persons instead.

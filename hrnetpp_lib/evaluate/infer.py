@@ -17,9 +17,10 @@ from torch import Tensor
 from hrnetpp_lib.data.crops import BoxCrops, View, crops_of_box, normalise
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.runtime import PreparedNetwork, is_exported, open_exported
 from hrnetpp_lib.evaluate.runtime import prepare as prepare  # it is used by this name
 from hrnetpp_lib.files import check_file, whole_file
-from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
 from hrnetpp_lib.pose.geometry import invert_matrix, transform_points
 from hrnetpp_lib.pose.heatmap import decode, flip_averages, flip_back
 from hrnetpp_lib.pose.softargmax import soft_argmax
@@ -80,6 +81,29 @@ class Predictions:
 def pick_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_network(
+    path: Path, runtime: str = "auto", precision: str = "fp32", input_hw: tuple[int, int] | None = None
+) -> tuple[PreparedNetwork, ModelCard]:
+    """A checkpoint's network, prepared, or a graph that `export` wrote; and its card.
+
+    Args:
+        path: A file that `load_checkpoint` takes, or one that `runtime.open_exported` takes.
+        runtime, precision: As of `prepare`; the device is `pick_device`'s.
+        input_hw: Of a published network's input, as of `load_checkpoint`.
+
+    Raises: HrnetppError if the file cannot be used, or a graph would have to change.
+    """
+    if not is_exported(path):
+        model, card = load_checkpoint(path, input_hw)
+        return prepare(model.to(pick_device()), card, runtime, precision), card
+    network, card = open_exported(path)
+    asked = runtime in ("auto", network.runtime) and precision == "fp32" and input_hw in (None, card.input_hw)
+    if not asked:
+        how = "{}, input {}x{}".format(network.described, *card.input_hw)
+        raise HrnetppError(f"{path}: is a graph for {how}; ask for these, or give the checkpoint it is of")
+    return network, card
 
 
 def forward(model: torch.nn.Module, crops: Tensor, card: ModelCard, flip: bool = True) -> Tensor:

@@ -167,13 +167,18 @@ class _Facts(msgspec.Struct):
     run: str
 
 
+def is_exported(path: Path) -> bool:
+    """Whether a path can only be that of a graph as `export` writes it, and of no checkpoint."""
+    return os.path.isdir(path) or path.suffix in (".onnx", ".xml")
+
+
 def open_exported(path: Path) -> tuple[PreparedNetwork, ModelCard]:
     """A graph that `export` wrote, an ONNX file or OpenVINO's folder, ready to be asked; and its card.
 
     Raises: HrnetppError if it is not there, not one of these, or its runtime is not installed.
     """
-    runtime = "onnxruntime" if path.suffix == ".onnx" else "openvino"
     file = path / "network.xml" if os.path.isdir(path) else path
+    runtime = "onnxruntime" if file.suffix == ".onnx" else "openvino"
     check_file(file, "give the file or the folder that `export` wrote")
     if missing := _missing((runtime,)):
         raise HrnetppError(f"{path}: needs {', '.join(missing)}; {_EXTRA}")

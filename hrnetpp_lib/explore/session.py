@@ -16,7 +16,7 @@ from hrnetpp_lib.data.persons import CocoTruth, PersonTable
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, points_to_image, prepare, raw_heatmaps
 from hrnetpp_lib.evaluate.metrics import keypoint_similarity
-from hrnetpp_lib.evaluate.runtime import open_exported
+from hrnetpp_lib.evaluate.runtime import is_exported, open_exported
 from hrnetpp_lib.model.weights import ModelCard, load_checkpoint
 from hrnetpp_lib.pose.geometry import BOX_PADDING, transform_points
 from hrnetpp_lib.pose.heatmap import decode
@@ -167,7 +167,7 @@ def _opened(network: Network) -> tuple[torch.nn.Module, ModelCard]:
     if isinstance(network, tuple):
         return network[0].eval(), network[1]
     path = Path(os.path.expanduser(network))
-    if os.path.isdir(path) or path.suffix in (".onnx", ".xml"):
+    if is_exported(path):
         return open_exported(path)
     model, card = load_checkpoint(path)
     return prepare(model, card, "torch"), card

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hrnetpp_lib.app.photo import predict_files
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import infer, runtime
-from hrnetpp_lib.evaluate.runtime import RUNTIMES, export, open_exported, prepare
+from hrnetpp_lib.evaluate.runtime import FORMATS, RUNTIMES, export, open_exported, prepare
 from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.weights import ModelCard, save_checkpoint
@@ -300,6 +300,16 @@ def test_an_exported_graph_has_its_card_and_stands_alone(trained, graph, tmp_pat
             open_exported(tmp_path / name)
 
 
+def test_a_graph_is_asked_for_what_it_is(graph):
+    network, card = infer.open_network(graph, "onnxruntime", "fp32", (64, 32))
+    assert network.runtime == "onnxruntime" and card.input_hw == (64, 32)
+    for otherwise in (("openvino",), ("auto", "bf16"), ("auto", "fp32", (32, 64))):
+        with pytest.raises(
+            HrnetppError, match="graph for runtime onnxruntime, precision fp32, input 64x32; ask"
+        ):
+            infer.open_network(graph, *otherwise)
+
+
 def test_poses_of_pictures_and_of_a_clip_are_the_same_by_every_runtime(trained, tmp_path):
     for how in RUNTIMES:
         needs(how)
@@ -311,11 +321,17 @@ def test_poses_of_pictures_and_of_a_clip_are_the_same_by_every_runtime(trained, 
     clip.release()
     for number in range(3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), frames[number])
+    pictures = [*(tmp_path / f"{number}.png" for number in range(3)), tmp_path / "walk.avi"]
     for decoder in ("quarter_offset", "soft_argmax"):
         path, found = tmp_path / f"{decoder}.safetensors", {}
-        save_checkpoint(trained("hrnetpp", 12), replace(CARD, decoder=decoder, alpha=12.0), path)
-        for how in RUNTIMES:
-            predict_files([tmp_path], path, output_dir=tmp_path / how, runtime=how)
+        model, card = trained("hrnetpp", 12), replace(CARD, decoder=decoder, alpha=12.0)
+        save_checkpoint(model, card, path)
+        networks = {how: (path, how) for how in RUNTIMES}
+        for format in FORMATS:
+            export(model, card, format, tmp_path / f"{decoder}_{format}" / "graph.onnx")
+            networks[format] = (tmp_path / f"{decoder}_{format}" / "graph.onnx", "auto")
+        for how, (network, asked) in networks.items():
+            predict_files(pictures, network, output_dir=tmp_path / how, runtime=asked)
             records = json.loads((tmp_path / how / "poses.json").read_text())
             found[how] = np.array([record["keypoints"] for record in records]).reshape(15, 17, 3)
         assert found["torch"][..., 2].max(axis=1).min() > 0.1  # it sees something in each
