@@ -8,14 +8,13 @@ import numpy as np
 
 from hrnetpp_lib import draw
 from hrnetpp_lib.app.experiments import (
+    CHANGED,
     CLAIMS,
     EXPERIMENTS,
     IN_WORDS,
     MINI_RATES,
     PAIR,
     RATES,
-    SLOW,
-    SLOWED,
     TRIED_RATES,
     heatmap_run,
     mini_heatmap_runs,
@@ -109,16 +108,13 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
     """What the learning rates are chosen by, and those in use."""
     lines = ["Mean OKS on a dev set, seed by seed, by the factor on the report's learning rates:", ""]
     in_mini = dict.fromkeys(RATES, MINI.lr_scales[1])
-    for name, tried, used in (("E3", _tried, RATES), ("E9, profile mini", _tried_by_mini, in_mini)):
-        for one in PAIR:
+    asked = (("E3", PAIR, _tried, RATES), ("E10", CHANGED, _tried, RATES))
+    for name, networks, tried, used in (*asked, ("E9, profile mini", PAIR, _tried_by_mini, in_mini)):
+        for one in networks:
             found = tried(one, results).items()
-            row = "; ".join(f"{rate:g}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}" for rate, of in found)
-            lines.append(f"- {name}, {one.name}: {row}; in use: {used[one.name]:g}")
-    lines += ["", f"The same at {SLOW:g} times the report's rates, network by network (E10):", ""]
-    for one in SLOWED:
-        seeds = range(EXPERIMENTS["E10"].seeds)
-        of = _on_dev([heatmap_run(one, seed, rate=SLOW) for seed in seeds], results)
-        lines.append(f"- {one.name}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}")
+            cells = [f"{rate:g}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}" for rate, of in found]
+            cells += [f"in use: {used[one.name]:g}"] if one.name in used else []
+            lines.append(f"- {name}, {one.name}: {'; '.join(cells)}")
     return "\n".join(lines) + "\n"
 
 
@@ -145,7 +141,7 @@ def _seeds(found: list[float]) -> str:
 
 
 def _tried(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
-    """Mean OKS on dev by E3's rates."""
+    """Mean OKS on dev by the rates of E3 and E10."""
     seeds = range(EXPERIMENTS["E3"].seeds)
     return {
         rate: _on_dev([heatmap_run(architecture, seed, rate=rate) for seed in seeds], results)

@@ -53,6 +53,7 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
         append_result(tmp_path, made_up(run, np.full(3, number / 20), 0.5))
     append_result(tmp_path, made_up(EXPERIMENTS["E9"].runs(0)[7], np.full(3, 0.8), 0.5))
     append_result(tmp_path, made_up(EXPERIMENTS["E10"].runs(0)[3], np.full(3, 0.9), 0.5))
+    append_result(tmp_path, made_up(EXPERIMENTS["E10"].runs(0)[16], np.full(3, 0.7), 0.5))
     table = write_verdicts(tmp_path)
     assert (
         "- E3, hrnet: 0.03125: 0.00; 0.0625: 5.00; 0.125: 10.00; 0.25: 15.00; 0.5: 20.00; 1: 25.00; in"
@@ -60,7 +61,8 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     )
     assert "- E3, hrnetpp: 0.125: 30.00; 0.25: 35.00; 0.5: 40.00; 1: 45.00; 2: 50.00; 4: 55.00" in table
     assert "- E9, profile mini, hrnetpp: 0.125: -; 0.25: 80.00; 0.5: -; 1: -; 2: -; in use: " in table
-    assert "- hrnetpp-avgpool: 90.00\n- hrnetpp-skips: -\n" in table
+    assert "- E10, hrnetpp-avgpool: 0.0625: 90.00; 0.25: -; 2: -; in use: " in table
+    assert "- E10, hrnetpp+se_bias3: 0.0625: -; 0.25: 70.00; 2: -\n" in table
     assert (
         f"0 of {len(CLAIMS)} claims are decided. Of the learning rates tried HRNet is best at 1 times"
         in table
