@@ -212,7 +212,7 @@ MINI = Profile(
     # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
     # CHOICE: bf16 only where the CPU has instructions for it, side by side (train/together.py).
     # CHOICE: stages 1 and 2 at the report's rates. On a dev set twice those cost HRNet 3.3 points of OKS and
-    # gave HRNet++ 0.9; lower ones helped neither (figures/study/verdicts.md, E9; one seed).
+    # gave HRNet++ 0.9; lower ones helped neither (figures/study/verdicts.md, E9; seed 0).
     epochs=(6, 16, 6), lr_scales=(1.0, 1.0, 20.0), ablation_epochs=4, eval_every=4, precision="auto",
 )
 LSPET = Profile(

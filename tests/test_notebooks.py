@@ -175,7 +175,12 @@ SAID = {  # notebook -> what its captions must say of the numbers in its results
         ablation.say_switches({name: metrics["AP"] for name, metrics in of["metrics"].items()}),
         ablation.say_alphas({float(alpha): metrics["AP"] for alpha, metrics in of["alpha"].items()}),
     ],
-    "08": lambda of: [f"* {claim}" for claim in of["claims"]],
+    "08": lambda of: [
+        *(f"* {claim}" for claim in of["claims"]),
+        "In this run {} of the 4 steps".format(
+            sum(bool(re.search(r"report \+0\.[1-9], these networks \+(?!0\.0)", one)) for one in of["claims"])
+        ),
+    ],
     "07": lambda of: [say(of[key]) for say, key in SAY_OF_VIEWS],
     "09": lambda of: [
         mistakes.say_kinds(of["shares"]["heatmap"], "heatmap"),

@@ -10,7 +10,6 @@ from hrnetpp_lib import draw
 from hrnetpp_lib.app.experiments import (
     CHANGED,
     CLAIMS,
-    EXPERIMENTS,
     IN_WORDS,
     MINI_RATES,
     PAIR,
@@ -44,7 +43,7 @@ _ROWS = (
 
 def verdicts(results: dict[str, Result]) -> list[Judged]:
     """Every claim with its differences by seed, their intervals, and the verdicts on OKS and on AP."""
-    seeds, pairs = sorted({result.recipe.seed for result in results.values()}), []
+    seeds, pairs = _known(results), []
     for claim in CLAIMS:
         of_claim = {seed: [_measured(results, *arm) for arm in claim.arms(seed)] for seed in seeds}
         pairs.append({seed: pair for seed, pair in of_claim.items() if None not in pair})
@@ -70,6 +69,11 @@ def verdicts(results: dict[str, Result]) -> list[Judged]:
         )
         for row, (claim, of_claim, by_name) in enumerate(zip(CLAIMS, pairs, differences, strict=True))
     ]
+
+
+def _known(results: dict[str, Result]) -> list[int]:
+    """The seeds of all trainings there are."""
+    return sorted({result.recipe.seed for result in results.values()})
 
 
 def _differences(figure: Callable[[Measure], float | None], pairs: Iterable[list[Measure]]) -> list[float]:
@@ -141,19 +145,17 @@ def _seeds(found: list[float]) -> str:
 
 
 def _tried(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
-    """Mean OKS on dev by the rates of E3 and E10."""
-    seeds = range(EXPERIMENTS["E3"].seeds)
+    """Mean OKS on dev by the rates of E3 and E10, of all seeds that are known."""
     return {
-        rate: _on_dev([heatmap_run(architecture, seed, rate=rate) for seed in seeds], results)
+        rate: _on_dev([heatmap_run(architecture, seed, rate=rate) for seed in _known(results)], results)
         for rate in TRIED_RATES[architecture.name]
     }
 
 
 def _tried_by_mini(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
-    """Mean OKS on dev by E9's rates."""
-    seeds = range(EXPERIMENTS["E9"].seeds)
+    """Mean OKS on dev by E9's rates, of all seeds that are known."""
     return {
-        rate: _on_dev([mini_heatmap_runs(architecture, seed, rate)[1] for seed in seeds], results)
+        rate: _on_dev([mini_heatmap_runs(architecture, seed, rate)[1] for seed in _known(results)], results)
         for rate in MINI_RATES
     }
 
@@ -186,7 +188,7 @@ def write_verdicts(root: Path) -> str:
 def trainings(results: dict[str, Result], profile: Profile) -> list[Training]:
     """Table 1's rows in every known training of a profile's recipe, of whatever seed and precision."""
     found = []
-    for seed in sorted({result.recipe.seed for result in results.values()}):
+    for seed in _known(results):
         for precision in ("fp32", "bf16"):
             runs = table_runs(replace(profile, precision=precision), seed)
             measured = {

@@ -168,8 +168,8 @@ class _Facts(msgspec.Struct):
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a path can only be that of a graph as `export` writes it, and of no checkpoint."""
-    return os.path.isdir(path) or path.suffix in (".onnx", ".xml")
+    """Whether a path is that of a graph as `export` writes it: by its ending, or by what the folder holds."""
+    return path.suffix in (".onnx", ".xml") or (path / "network.xml").is_file()
 
 
 def open_exported(path: Path) -> tuple[PreparedNetwork, ModelCard]:
