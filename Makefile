@@ -10,7 +10,7 @@ reproduce: .venv/ready
 	$(BIN)/python -m hrnetpp_lib reproduce --profile $(PROFILE)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # OFFICIAL=DIR, a checkout of the official HRNet code, measures it beside ours.
 bench: .venv/ready

@@ -51,12 +51,20 @@ def test_hash_follows_what_decides_the_weights_and_nothing_else():
 
 # Of the last stage (it contains those before it), of a chain of plain HRNets with seed 3, of an ablation.
 HASHES = {
-    "smoke": ("bc15340f2d", "e3d61857fc", "efabe63aaa"),
-    "mini": ("3ff27e3421", "16b31e2399", "ca5e2236ed"),
-    "lspet_cpu": ("37650a634e", "fd0889e44e", "7e28bfc476"),
+    "smoke": ("bc15340f2d", "e3d61857fc", "1b04c5c78a"),
+    "mini": ("75f09302af", "a46980fe58", "ca5e2236ed"),
+    "lspet_cpu": ("f44a3a2e2d", "fb859a1296", "9b826439e7"),
     "lspet": ("432b8faaff", "30468f86cf", "9d4c57327e"),
     "coco": ("d1ae0b09b6", "039041e516", "15adcba110"),
 }
+
+
+def test_plain_hrnet_has_rates_of_its_own_but_among_the_ablations():
+    for architecture, start, end in ((HRNET, 2.5e-4, 1.25e-5), (recipe.HRNETPP, 2e-3, 1e-4)):
+        first, second, _ = recipe.three_stages(MINI, architecture)
+        assert first.stage.lr_start == pytest.approx(start)
+        assert second.stage.lr_end == pytest.approx(end)
+    assert {(run.stage.lr_start, run.stage.lr_end) for run in recipe.ablation_runs(MINI)} == {(1e-3, 5e-5)}
 
 
 def test_the_runs_of_today_are_found_again(monkeypatch):
@@ -71,7 +79,7 @@ def test_the_runs_of_today_are_found_again(monkeypatch):
         assert (chains[0][2].hash, chains[1][2].hash, chains[2][3].hash) == HASHES[profile.name]
         texts += [run.describe() for chain in chains for run in chain]
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()
-    assert digest == "99eb1e1b8f9bdfebc39e7798b9e3f2f88d2bc706c4b6d6e260bd53d126b15cc0"
+    assert digest == "8ebea70332ecca8da6e41a855b7c901f827d3045e43a304d9d10624a7936fcda"
 
 
 def test_of_precision_auto_a_run_is_in_bf16_where_that_is_fast(monkeypatch):

@@ -23,7 +23,7 @@ from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.statistics import Judged, Verdict, judge, paired_interval, two_level_interval
 from hrnetpp_lib.evaluate.table import PARTS, Training
 from hrnetpp_lib.files import whole_file, write_json
-from hrnetpp_lib.recipe import MINI, Architecture, Profile, Run, table_runs
+from hrnetpp_lib.recipe import MINI, STAGE2, Architecture, Profile, Run, resolve, table_runs
 
 FIGURES = {  # of a `Measure`, as they are compared
     "OKS": lambda m: 100 * m.oks,
@@ -111,7 +111,7 @@ def in_markdown(claims: Iterable[Judged]) -> str:
 def rates_in_markdown(results: dict[str, Result]) -> str:
     """What the learning rates are chosen by, and those in use."""
     lines = ["Mean OKS on a dev set, seed by seed, by the factor on the report's learning rates:", ""]
-    in_mini = dict.fromkeys(RATES, MINI.lr_scales[1])
+    in_mini = {one.name: resolve(STAGE2, MINI, one).stage.lr_start / STAGE2.lr_start for one in PAIR}
     asked = (("E3", PAIR, _tried, RATES), ("E10", CHANGED, _tried, RATES))
     for name, networks, tried, used in (*asked, ("E9, profile mini", PAIR, _tried_by_mini, in_mini)):
         for one in networks:

@@ -74,7 +74,7 @@ def test_the_cost_of_a_study():
     assert crops["E1"] == 2 * 60_000 and crops["E5"] == 60_000 + 2 * 12_000
     assert crops["E2"] == 2 * (3 * short + stage_1) and crops["E3"] == 12 * short
     assert crops["E7"] == sum(
-        epochs * persons for epochs, persons in ((2 * 60, 4900), (2 * 150 + 2 * 20 + 2 * 15, 4000))
+        epochs * persons for epochs, persons in ((2 * 15, 4900), (2 * 60 + 2 * 8 + 2 * 4, 4000))
     )
 
 
