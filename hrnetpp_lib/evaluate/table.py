@@ -19,6 +19,7 @@ from hrnetpp_lib.evaluate.statistics import Verdict, judge, paired_interval
 from hrnetpp_lib.files import whole_file, write_json
 from hrnetpp_lib.model import published
 from hrnetpp_lib.model.weights import ModelCard
+from hrnetpp_lib.recipe import get_profile
 
 METRICS = COCO_METRICS[:6]
 
@@ -245,10 +246,12 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
     Ours are never on the report's scale unless the profile is the report's own; the heading says so.
     """
     number, reported = len(rows[0].trainings), PAPER_TABLE_1 | {PUBLISHED: _PUBLISHED_FIGURES}
+    rates = get_profile(profile_name).hrnet_lr_scale
     lines = [
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,",
-        "trained and tested on the same data and boxes as the other rows.",
+        "trained and tested on the same data and boxes as the other rows."
+        + (f" Its learning rates are {rates:g} times theirs: each network's suit it." if rates != 1 else ""),
         *(_PUBLISHED_IN_WORDS if any(row.method == PUBLISHED for row in rows) else ()),
         "In square brackets 95%: of AP over samples of the validation images, which says nothing about",
         f"another training; of differences over trainings. Of {number} trainings: mean ± standard deviation.",

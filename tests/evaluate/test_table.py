@@ -177,7 +177,8 @@ def test_the_table_by_hand():
     assert in_markdown("mini", "7 persons", [row(), row("Original HRNet-W48", (), APM=-1.0)]) == (
         "Each cell: report (COCO val2017, 384x288) / **ours, profile `mini`** (7 persons).\n"
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,\n"
-        "trained and tested on the same data and boxes as the other rows.\n"
+        "trained and tested on the same data and boxes as the other rows. "
+        "Its learning rates are 0.125 times theirs: each network's suit it.\n"
         "In square brackets 95%: of AP over samples of the validation images, which says nothing about\n"
         "another training; of differences over trainings. Of 2 trainings: mean ± standard deviation.\n"
         "\n"
