@@ -247,6 +247,9 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
     """
     number, reported = len(rows[0].trainings), PAPER_TABLE_1 | {PUBLISHED: _PUBLISHED_FIGURES}
     rates = get_profile(profile_name).hrnet_lr_scale
+    columns = [*METRICS, "ours: AP", "exact flip shift"]
+    columns += [f"{number} trainings: AP", "exact flip shift", "minus first row"] if number else []
+    over_trainings = f"; of differences over trainings. Of {number} trainings: mean ± standard deviation."
     lines = [
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,",
@@ -254,19 +257,19 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
         + (f" Its learning rates are {rates:g} times theirs: each network's suit it." if rates != 1 else ""),
         *(_PUBLISHED_IN_WORDS if any(row.method == PUBLISHED for row in rows) else ()),
         "In square brackets 95%: of AP over samples of the validation images, which says nothing about",
-        f"another training; of differences over trainings. Of {number} trainings: mean ± standard deviation.",
+        "another training" + (over_trainings if number else "."),
         "",
-        f"| method | {' | '.join(METRICS)} | ours: AP | exact flip shift "
-        f"| {number} trainings: AP | exact flip shift | minus first row |",
-        "|---|" + "---|" * (len(METRICS) + 5),
+        f"| method | {' | '.join(columns)} |",
+        "|---|" + "---|" * len(columns),
     ]
     for row in rows:
         ours = [100 * row.metrics[metric] for metric in METRICS]
         pairs = zip(reported[row.method], ours, strict=True)
         cells = [f"{paper:.1f} / " + (f"**{value:.1f}**" if value >= 0 else "-") for paper, value in pairs]
         cells += [percent(row.metrics["AP"], *row.interval), f"{100 * row.exact_shift:.1f}"]
-        cells += [*map(spread, zip(*row.trainings, strict=True))] or ["", ""]
-        cells += ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*row.difference) if row.difference else ""]
+        if number:
+            cells += [*map(spread, zip(*row.trainings, strict=True))] or ["", ""]
+            cells += ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*row.difference) if row.difference else ""]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -193,6 +193,12 @@ def test_the_table_by_hand():
     )
 
 
+def test_a_table_without_other_trainings_has_no_columns_for_them():
+    lines = in_markdown("coco", "7 persons", [row(trainings=())]).splitlines()
+    assert lines[4] == "another training."
+    assert [line.count("|") for line in lines[6:]] == [10, 10, 10] and "trainings" not in lines[6]
+
+
 def test_results_are_written_with_their_provenance(tmp_path):
     rows = [row(), row("ensemble + TTA")]
     table.write_results(tmp_path / "new", "mini", "7 persons", rows, [{"name": "stage2"}])
