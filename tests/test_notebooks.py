@@ -109,6 +109,16 @@ def test_links_lead_somewhere(path):
             assert (path.parent / target).is_file(), target
 
 
+def test_committed_figures_are_those_of_the_present_notebooks():
+    named = {
+        name
+        for path in NOTEBOOKS
+        for name in re.findall(r'"(fig\d\d_\w+)"', path.read_text("utf8").replace("\\", ""))
+    }
+    for folder in ("mini", "lspet_cpu"):
+        assert {path.stem for path in (project_root() / "figures" / folder).glob("*.png")} == named
+
+
 # --------------------------------------------------------------------------- all of them, on `smoke`
 
 
