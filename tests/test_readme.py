@@ -131,7 +131,7 @@ def test_every_profile_is_on_the_ladder_and_readme_is_short():
 
 def test_what_is_said_on_photographs_was_measured():
     section = README.split("## On photographs")[1].split("\n## ")[0]
-    said = re.search(r"\(AP (\S+), heatmaps (\S+), regression\s(\S+)\)", section).groups()
+    said = re.search(r"\(AP\s(\S+),\sheatmaps\s(\S+),\sregression\s(\S+)\)", section).groups()
     rows = json.loads((ROOT / "figures" / "lspet_cpu" / "results.json").read_text())["rows"]
     assert list(said) == [f"{100 * row['metrics']['AP']:.1f}" for row in rows[:3]]
 
