@@ -254,7 +254,7 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,",
         "trained and tested on the same data and boxes as the other rows."
-        + (f" Its learning rates are {rates:g} times theirs: each network's suit it." if rates != 1 else ""),
+        + (f" Its learning rates are {rates:g} times theirs." if rates != 1 else ""),
         *(_PUBLISHED_IN_WORDS if any(row.method == PUBLISHED for row in rows) else ()),
         "In square brackets 95%: of AP over samples of the validation images, which says nothing about",
         "another training" + (over_trainings if number else "."),

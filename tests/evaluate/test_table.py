@@ -178,7 +178,7 @@ def test_the_table_by_hand():
         "Each cell: report (COCO val2017, 384x288) / **ours, profile `mini`** (7 persons).\n"
         "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,\n"
         "trained and tested on the same data and boxes as the other rows. "
-        "Its learning rates are 0.125 times theirs: each network's suit it.\n"
+        "Its learning rates are 0.125 times theirs.\n"
         "In square brackets 95%: of AP over samples of the validation images, which says nothing about\n"
         "another training; of differences over trainings. Of 2 trainings: mean ± standard deviation.\n"
         "\n"
