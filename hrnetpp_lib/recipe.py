@@ -229,8 +229,8 @@ LSPET_CPU = replace(  # what two CPU cores train in two hours
     LSPET, name="lspet_cpu", holdout_persons=100, workers=0,
     # CHOICE: W16 with three blocks a branch: nearly in proportion as deep as the report's, 7 MB in 16 bits.
     network=NetworkSize(16, blocks_per_branch=3, modules=(1, 2, 2), stem_channels=32, layer1_blocks=1),
-    # CHOICE: the learning rates are mini's, others were not tried to the end on photographs; in bf16 where the
-    # CPU has instructions for it.
+    # CHOICE: the learning rates are mini's, others were not tried to the end on photographs; in bf16 where
+    # the CPU has instructions for it.
     input_hw=(128, 96), heatmap_sigma=1.5, batch_size=32, epochs=(15, 60, 8), lr_scales=MINI.lr_scales,
     hrnet_lr_scale=MINI.hrnet_lr_scale, ablation_epochs=4, eval_every=5, precision="auto",
 )
