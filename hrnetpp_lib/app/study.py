@@ -229,7 +229,7 @@ def describe_study(root: Path, seeds: int = 0) -> Iterator[str]:
 
 
 def run_study(names: Iterable[str], root: Path, hours: float, seeds: int = 0) -> None:
-    """Train and measure what experiments lack, a run on each core.
+    """Train and measure what experiments lack, all of one seed before the next, a run on each core.
 
     Nothing begins that would not end within the hours. Networks trained before are found, and measured; one
     that is lost is trained again where another starts from it. Whatever ends the program, its trainings save.
@@ -238,6 +238,7 @@ def run_study(names: Iterable[str], root: Path, hours: float, seeds: int = 0) ->
     """
     results = read_results(root)
     asked = dict.fromkeys(task for name in names for task in _missing(EXPERIMENTS[name], seeds, results))
+    asked = sorted(asked, key=lambda task: task.run.seed)  # wherever the hours end, whole pairs are there
     work = _Work(_with_starts(asked, root), root, time.monotonic() + 3600 * hours)
     for profile in {task.run.profile.name: task.run.profile for task in work.todo}.values():
         open_sets(profile, root)  # rendered before several want it

@@ -191,6 +191,14 @@ def test_lost_networks_are_trained_again_only_where_something_starts_from_them(s
     assert trained.count(plain.name) == 1 and trained.count(plus_plus.name) == 2 and len(trained) == 5
 
 
+def test_a_seed_is_whole_in_all_experiments_before_the_next_begins(small_study, monkeypatch):
+    monkeypatch.setattr(study, "processes_at_once", lambda runs: 1)
+    root, trained, _ = small_study
+    study.run_study(["E1", "E5"], root, 1.0, seeds=2)
+    found = read_results(root)
+    assert [found[name].recipe.seed for name in trained] == [0] * 4 + [1] * 4 and len(found) == 8
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on(small_study):
     root, trained, fails = small_study
     plain, plus_plus = EXPERIMENTS["E1"].runs(0)
