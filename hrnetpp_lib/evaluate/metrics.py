@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ try:  # ten times as fast, of the same names
 except ImportError:
     hotcoco = None
 
+_ONE_PRINTS = threading.Lock()  # of two threads that redirect stdout, the last leaves the first one's
 _POSES_AT_ONCE = 1024  # as many as a processor's cache holds
 COCO_METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
@@ -214,7 +216,7 @@ def _records(columns: dict[str, np.ndarray]) -> list[dict]:
 
 def _evaluate(coco: type, coco_eval: type, truth: dict, found: list[dict], kind: str) -> COCOeval:
     """All that is COCO, by one of two libraries that share their names; it may write into the records."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _ONE_PRINTS, contextlib.redirect_stdout(io.StringIO()):
         reference = coco()
         reference.dataset = truth
         reference.createIndex()

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -148,6 +150,14 @@ def test_coco_ap_by_hand(capsys):
     expected = {"AP": 0.5, "AP50": 1, "AP75": 0, "APM": 0.5, "APL": -1}
     expected |= {"AR": 0.5, "AR50": 1, "AR75": 0, "ARM": 0.5, "ARL": -1}
     assert metrics == pytest.approx(expected)
+
+
+def test_threads_that_evaluate_together_leave_the_standard_output_as_it_was():
+    truth, before = truth_of(), sys.stdout
+    found = [result_of(truth["annotations"][0])] * 50
+    with ThreadPoolExecutor(8) as pool:
+        aps = {metrics["AP"] for metrics in pool.map(lambda _: coco_ap(truth, found), range(40))}
+    assert sys.stdout is before and list(aps) == [pytest.approx(1)]
 
 
 def test_coco_ap_over_two_persons_and_twenty_results():
