@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from hrnetpp_lib.evaluate.views import points
+from hrnetpp_lib.evaluate.views import in_percent, points
 from hrnetpp_lib.model.anatomy import count_macs
 
 _NAMES = {"hrnet": "plain HRNet", "hrnetpp": "HRNet++"}
@@ -28,14 +28,14 @@ def in_markdown(
     for name, network in networks.items():
         parameters = sum(each.numel() for each in network.parameters()) / 1e6
         macs = count_macs(network, input_hw) / 1e9
-        cells = f"{_points(aps[name]):.1f} | {losses[name]:.2e} | {parameters:.2f} | {macs:.3f}"
+        cells = f"{in_percent(aps[name]):.1f} | {losses[name]:.2e} | {parameters:.2f} | {macs:.3f}"
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
 def say_switches(aps: Mapping[str, float]) -> str:
     """How plain HRNet, HRNet++ and plain HRNet with one change each ended, of AP, 0..1, by name."""
-    ours = {name: _points(ap) for name, ap in aps.items()}
+    ours = {name: in_percent(ap) for name, ap in aps.items()}
     plain, best = ours["hrnet"], max(ours, key=ours.get)
     single = {name.partition("+")[2]: ours[name] for name in ours if name.startswith("hrnet+")}
     steps = ", ".join(
@@ -51,14 +51,10 @@ def say_switches(aps: Mapping[str, float]) -> str:
 
 def say_alphas(aps: Mapping[float, float]) -> str:
     """How the report's alpha and the scaled one ended, of AP, 0..1, by alpha, the report's first."""
-    (report, first), (scaled, second) = ((alpha, _points(ap)) for alpha, ap in aps.items())
+    (report, first), (scaled, second) = ((alpha, in_percent(ap)) for alpha, ap in aps.items())
     moved = points(second - first)
     verdict = "the same AP" if moved == "0.0" else f"{moved} points"
     return (
         f"In this run stage 3 with alpha {scaled:g} ends at AP {second:.1f}, with the report's {report:g} at "
         f"{first:.1f}: {verdict}."
     )
-
-
-def _points(share: float) -> float:
-    return round(100 * float(share), 1)

@@ -10,6 +10,7 @@ from hrnetpp_lib.evaluate.hills import two_highest
 from hrnetpp_lib.evaluate.infer import Predictions
 from hrnetpp_lib.evaluate.metrics import oks
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1
+from hrnetpp_lib.evaluate.views import in_percent
 
 # Key of an epoch -> what to call it.
 _LOSSES = {"loss": "training loss", "val_loss": "loss on val, where nothing is augmented,"}
@@ -52,7 +53,7 @@ def title_losses(pair: Pair) -> str:
 def say_metric(pair: Pair) -> str:
     """Who ends ahead in the metric of val, and by how much."""
     (first, plain), (second, ours) = ((name, _scored(epochs)[-1]) for name, epochs in pair.items())
-    values = [_points(end["value"]) for end in (plain, ours)]
+    values = [in_percent(end["value"]) for end in (plain, ours)]
     return (
         f"In this run {second} ends at {ours['metric']} {values[1]:.1f}, {first} at {values[0]:.1f}, on "
         f"{ours['boxes']}: {_ahead((first, second), values)}."
@@ -61,7 +62,7 @@ def say_metric(pair: Pair) -> str:
 
 def title_metric(pair: Pair) -> str:
     """The same for a figure."""
-    return _ahead(tuple(pair), [_points(_scored(epochs)[-1]["value"]) for epochs in pair.values()])
+    return _ahead(tuple(pair), [in_percent(_scored(epochs)[-1]["value"]) for epochs in pair.values()])
 
 
 def say_end(name: str, epochs: Epochs) -> str:
@@ -72,7 +73,7 @@ def say_end(name: str, epochs: Epochs) -> str:
     before, last = scored[-2:]
     key = _measured(before, last)[-1]
     (earlier, loss), (low, value) = (
-        [f(epoch[what]) for epoch in (before, last)] for f, what in ((_rounded, key), (_points, "value"))
+        [f(epoch[what]) for epoch in (before, last)] for f, what in ((_rounded, key), (in_percent, "value"))
     )
     better = [what for what, holds in (("loss", loss < earlier), (last["metric"], value > low)) if holds]
     only = f"only its {better[0]} still improved" if better else "neither improved any more"
@@ -178,7 +179,7 @@ def say_oks(similarity: dict[str, np.ndarray]) -> str:
     """How two networks' poses of the same N persons compare person by person, by their (N,) OKS in 0..1."""
     (first, plain), (second, ours) = similarity.items()
     better, worse = int((ours > plain).sum()), int((ours < plain).sum())
-    middle = [_points(np.median(values)) for values in (plain, ours)]
+    middle = [in_percent(np.median(values)) for values in (plain, ours)]
     return (
         f"In this run, on {len(ours)} persons with a box, the median OKS is {middle[1]:.1f} for {second} "
         f"and {middle[0]:.1f} for {first}; {second} is nearer to the truth on {better} of them, {first} on "
@@ -188,7 +189,7 @@ def say_oks(similarity: dict[str, np.ndarray]) -> str:
 
 def say_stage_2(metrics: dict[str, dict[str, float]], boxes: str) -> str:
     """The heatmap model's AP beside plain HRNet's, and beside the report's own step."""
-    values = [_points(one["AP"]) for one in metrics.values()]
+    values = [in_percent(one["AP"]) for one in metrics.values()]
     theirs = PAPER_TABLE_1["HRNet++ (heatmap)"][0] - PAPER_TABLE_1["Original HRNet-W48"][0]
     names = tuple(metrics)
     return (
@@ -199,10 +200,6 @@ def say_stage_2(metrics: dict[str, dict[str, float]], boxes: str) -> str:
 
 def _scored(epochs: Epochs) -> list[dict]:
     return [epoch for epoch in epochs if "value" in epoch]
-
-
-def _points(share: float) -> float:
-    return round(100 * float(share), 1)
 
 
 def _rounded(loss: float) -> float:

@@ -180,6 +180,11 @@ def say_ensemble(steps: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
     )
 
 
+def in_percent(share: float) -> float:
+    """A share of 1 in percent, rounded as it is printed."""
+    return round(100 * float(share), 1)
+
+
 def points(difference: float) -> str:
     """A difference of rounded percentages with its sign; 0.0 has none."""
     return f"{difference:+.1f}" if abs(difference) > 0.05 else "0.0"

@@ -275,10 +275,13 @@ def save_checkpoint(model: HRNet, card: ModelCard, path: Path) -> None:
     header = json.dumps({"card": json.dumps(content), "hrnet": json.dumps(model.config)})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with whole_file(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
         try:
             save_file(tensors, part, metadata={_HEADER_KEY: header})
         except SafetensorError as error:  # so it reports a full disk
             raise OSError(str(error)) from error
+        part.chmod(mode)  # the library's own lets nobody read it but the owner
 
 
 def load_checkpoint(path: Path | str, input_hw: Size | None = None) -> tuple[HRNet, ModelCard]:

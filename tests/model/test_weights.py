@@ -85,6 +85,8 @@ def test_checkpoint_round_trip(tmp_path, switches):
     assert same(copy.state_dict(), model.state_dict(), model.state_dict())
     assert all(parameter.requires_grad for parameter in copy.parameters())
     assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode  # for whom other files are, too
 
 
 def test_bytes_of_a_checkpoint_stay_what_they_were(tmp_path):
