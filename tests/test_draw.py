@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -282,6 +283,8 @@ def test_a_forest_has_claims_from_the_top_dots_of_trainings_and_their_mean():
     figure = draw.render_verdicts(JUDGED)
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["E1  b - a"] * 2
+    none = replace(JUDGED[1], seeds=[])
+    assert draw.render_verdicts([JUDGED[0], none]).axes[0].get_yticks().tolist() == [0]
     assert left.yaxis_inverted() and right.yaxis_inverted()
     dots = [line for line in right.lines if line.get_marker() == "."]
     assert [line.get_xdata().tolist() for line in dots] == [PAIRS[0], []]

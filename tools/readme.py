@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from hrnetpp_lib.app.study import read_results
-from hrnetpp_lib.app.verdicts import in_words, verdicts
+from hrnetpp_lib.app.verdicts import decided_in_words, in_words, verdicts
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent, spread
 from hrnetpp_lib.files import project_root, read_json
@@ -115,9 +115,10 @@ def render_page(page: str, text: str, root: Path) -> str:
 
 
 def state_of_the_study(root: Path) -> list[str]:
-    """What the committed results of the study say, as a line."""
+    """What the committed results of the study say: how far it is, and a line for each claim decided."""
     results = read_results(root)
-    return [in_words(verdicts(results), results)]
+    claims = verdicts(results)
+    return [in_words(claims, results), "", *(f"* {line}" for line in decided_in_words(claims))]
 
 
 PARTS = {

@@ -124,9 +124,9 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
 
 def in_words(claims: Iterable[Judged], results: dict[str, Result]) -> str:
     """How far the study is, and what the learning rate weighs, in a few sentences."""
-    found = {one.claim: one.verdicts["OKS"] for one in claims}
-    decided = [f"{claim}: {verdict.words}" for claim, verdict in found.items() if verdict.more_pairs == 0]
-    lines = ["; ".join([f"{len(decided)} of {len(found)} claims are decided", *decided]) + "."]
+    claims = list(claims)
+    without = sum(not one.seeds for one in claims)
+    lines = [f"{len(_decided(claims))} of {len(claims)} claims are decided, {without} have no trainings yet."]
     for one in PAIR:
         tried = {rate: found for rate, found in _tried(one, results).items() if found}
         means = {rate: float(np.mean(found)) for rate, found in tried.items()}
@@ -138,6 +138,21 @@ def in_words(claims: Iterable[Judged], results: dict[str, Result]) -> str:
                 f"report's ({_seeds(tried[1.0])})."
             )
     return " ".join(lines)
+
+
+def decided_in_words(claims: Iterable[Judged]) -> list[str]:
+    """A line for each claim that is decided, by mean OKS."""
+    return [
+        f"{one.claim}: **{one.verdicts['OKS'].words}**, OKS {_in_brackets(one.verdicts['OKS'], None)}, "
+        f"AP {_in_brackets(one.verdicts['AP'], None)}"
+        + (f" (report {one.report:+.1f})" if one.report is not None else "")
+        + f"; {len(one.seeds)} pairs"
+        for one in _decided(claims)
+    ]
+
+
+def _decided(claims: Iterable[Judged]) -> list[Judged]:
+    return [one for one in claims if one.verdicts["OKS"].more_pairs == 0]
 
 
 def _seeds(found: list[float]) -> str:

@@ -371,8 +371,12 @@ def render_claims(claims: Sequence[Claim]) -> Figure:
 
 @mpl.rc_context(STYLE)
 def render_verdicts(claims: Sequence[Judged]) -> Figure:
-    """What each claim is worth, in points: mean OKS on true boxes left, AP on detected ones right."""
-    figure, axes = new_figure(1, 2, 1.0 + 0.22 * len(claims), sharey=True)
+    """What each claim is worth, in points: mean OKS on true boxes left, AP on detected ones right.
+
+    Claims without a pair of trainings are left out.
+    """
+    claims = [one for one in claims if one.seeds]
+    figure, axes = new_figure(1, 2, 1.2 + 0.22 * len(claims), sharey=True)
     labels = [f"{one.experiment}  {one.claim}" for one in claims]
     for ax, name in zip(axes[0], ("OKS", "AP"), strict=True):
         report = [one.report if name == "AP" else None for one in claims]
@@ -384,7 +388,7 @@ def render_verdicts(claims: Sequence[Judged]) -> Figure:
             report,
         )
         ax.set(xlabel=f"difference in {name} (points)")
-    axes[0, 1].legend(loc="best")
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
 
@@ -395,12 +399,13 @@ def _forest(
     verdicts: Sequence[Verdict],
     report: Sequence[float | None],
 ) -> None:
-    """A row a claim: a dot a pair of trainings, their mean in its 95% interval, full where a verdict fell."""
+    """A row a claim: mean in its 95% interval, full where a verdict fell; below, a dot a pair."""
     ax.axvspan(-BOUND, BOUND, color="#eeeeee", lw=0)
     ax.axvline(0, color="#222222", lw=0.8)
     colour = METHOD_COLOURS["regression"]
     for row, (values, verdict) in enumerate(zip(differences, verdicts, strict=True)):
-        ax.plot(values, [row] * len(values), ".", ms=4, c=colour, alpha=0.4, label="a pair" * (not row))
+        dots = [row + 0.25] * len(values)
+        ax.plot(values, dots, ".", ms=4, c=colour, alpha=0.4, label="a pair" * (not row))
         if verdict.mean is not None:
             fill = colour if verdict.more_pairs == 0 else "white"
             ranges = [[verdict.mean - verdict.low], [verdict.high - verdict.mean]]

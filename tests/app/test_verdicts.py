@@ -10,7 +10,7 @@ import pytest
 from hrnetpp_lib.__main__ import main
 from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS
 from hrnetpp_lib.app.study import Result, append_result, read_results
-from hrnetpp_lib.app.verdicts import trainings, verdicts, write_verdicts
+from hrnetpp_lib.app.verdicts import decided_in_words, trainings, verdicts, write_verdicts
 from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.table import PARTS
 from hrnetpp_lib.files import project_root
@@ -44,6 +44,11 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
     assert (tmp_path / "figures" / "study" / "verdicts.png").stat().st_size > 10_000
     table = (tmp_path / "figures" / "study" / "verdicts.md").read_text()
     assert table in capsys.readouterr().out and "| E1 | HRNet++ - HRNet, heatmaps | +0.2 | 5 | +20." in table
+    judged = verdicts(read_results(tmp_path))
+    assert f"1 of {len(CLAIMS)} claims are decided, {len(CLAIMS) - 1} have no trainings yet." in table
+    (line,) = decided_in_words(judged)
+    assert line.startswith("HRNet++ - HRNet, heatmaps: **larger**, OKS +20.") and line.endswith("; 5 pairs")
+    assert "], AP +0.0" in line and "] (report +0.2); 5" in line
     assert "| larger |" in table and sum(line[:3] == "| E" for line in table.splitlines()) == len(CLAIMS)
 
 
@@ -64,8 +69,8 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     assert "- E10, hrnetpp-avgpool: 0.0625: 90.00; 0.25: -; 2: -; in use: " in table
     assert "- E10, hrnetpp+se_bias3: 0.0625: -; 0.25: 70.00; 2: -\n" in table
     assert (
-        f"0 of {len(CLAIMS)} claims are decided. Of the learning rates tried HRNet is best at 1 times"
-        in table
+        f"0 of {len(CLAIMS)} claims are decided, {len(CLAIMS) - 2} have no trainings yet. Of the "
+        "learning rates tried HRNet is best at 1 times" in table
     )
     said = (
         "HRNet++ is best at 4 times the report's: mean OKS 55.0 on the dev set (1 seed), 45.0 at the report's"
