@@ -18,7 +18,6 @@ from hrnetpp_lib.recipe import (
     Profile,
     Run,
     TrainStage,
-    ablation_runs,
     get_architecture,
     resolve,
     three_stages,
@@ -101,12 +100,10 @@ def _all_stages(profile: Profile, seed: int) -> tuple[Run, ...]:
 
 
 def _photographs(seed: int) -> tuple[Run, ...]:
-    """All stages, stage 3's control, and either network from scratch as notebook 6 trains it."""
+    """All stages and stage 3's control."""
     profile = replace(LSPET_CPU, precision="bf16")
     *before, second, third = _all_stages(profile, seed)
-    control = resolve(_CONTROL, profile, HRNETPP, seed, second)
-    plain, *_, plus_plus = ablation_runs(profile, seed)
-    return *before, second, third, control, plain, plus_plus
+    return *before, second, third, resolve(_CONTROL, profile, HRNETPP, seed, second)
 
 
 def mini_heatmap_runs(architecture: Architecture, seed: int, rate: float) -> tuple[Run, Run]:
@@ -230,8 +227,6 @@ CLAIMS = (
     Claim("E6", "regression: exact - official flip shift", None, _decoded("soft_exact", "soft")),
     Claim("E6", "heatmaps: exact - official flip shift", None, lambda seed: tuple(
         (_long(HRNETPP, seed), way) for way in ("quarter_exact", "quarter"))),
-    Claim("E7", "photographs: HRNet++ - HRNet, as notebook 6 trains them", 0.2, lambda seed: _maxima(
-        _photographs(seed)[7], _photographs(seed)[6])),
     Claim("E7", "photographs: HRNet++ - HRNet, from stage 1", 0.2, lambda seed: _maxima(
         _photographs(seed)[3], _photographs(seed)[1])),
     Claim("E7", "photographs, stage 3: L1 - MSE", 0.2, lambda seed: (

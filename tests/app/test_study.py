@@ -73,9 +73,7 @@ def test_the_cost_of_a_study():
     stage_1, short = 2 * 7500, 24_000
     assert crops["E1"] == 2 * 60_000 and crops["E5"] == 60_000 + 2 * 12_000
     assert crops["E2"] == 2 * (3 * short + stage_1) and crops["E3"] == 12 * short
-    assert crops["E7"] == sum(
-        epochs * persons for epochs, persons in ((2 * 15, 4900), (2 * 60 + 2 * 8 + 2 * 4, 4000))
-    )
+    assert crops["E7"] == 2 * 15 * 4900 + (2 * 60 + 2 * 8) * 4000
 
 
 def test_rates_are_tried_about_the_profiles(monkeypatch):
