@@ -77,7 +77,7 @@ EXAMPLE = Landing(
 ARGUMENTS = {
     "render_images": lambda tmp: (IMAGES, POSES, COCO17, BOXES, ["one", "two", "three"], 2),
     "render_heatmaps": lambda tmp: ([picture()] * 7, [np.eye(12, 9)] * 7, [str(i) for i in range(7)], 3),
-    "render_curves": lambda tmp: ({"a": records(True), "b": records(False)}, {"a": "red", "b": "#00FF00"}),
+    "render_curves": lambda tmp: (records(True), "red", "cells", "it rose"),
     "render_bars": lambda tmp: (["x", "y", "z"], [0.5, 1.25, 0.0], ["red", "green", "blue"], "AP", 2),
     "render_labels": lambda tmp: (table(tmp), "COCO"),
     "render_gallery": lambda tmp: (IMAGES, POSES, COCO17, BOXES, ["one", "two", "three"], 2),
@@ -252,24 +252,39 @@ def test_plain_ground_hides_pictures_and_nothing_else():
     for drawn in (figure, heatmaps):
         ax = drawn.axes[0]
         layers = [np.array(layer.get_array()) for layer in ax.images[1:]]
-        segments = [s.copy() for c in ax.collections[:1] for s in c.get_segments()]
+        lines = [path.vertices.copy() for c in ax.collections for path in c.get_paths()]
         draw.hide_pictures(drawn)
         hidden = np.asarray(ax.images[0].get_array())
         assert hidden.shape == photograph.shape
         assert hidden.dtype == np.uint8 and hidden.std() == 0
         np.testing.assert_array_equal(layers, [layer.get_array() for layer in ax.images[1:]])
-        np.testing.assert_array_equal(segments, [s for c in ax.collections[:1] for s in c.get_segments()])
+        still = [path.vertices for c in ax.collections for path in c.get_paths()]
+        assert lines and all(np.array_equal(a, b) for a, b in zip(lines, still, strict=True))
     # A map is no picture.
     figure = draw.render_shift([np.eye(8)], ["blob"])
     draw.hide_pictures(figure)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), np.eye(8))
 
 
+def test_a_heatmap_lies_over_its_crop_in_grey_with_a_line_at_half_of_its_peak():
+    heatmap, crop = np.zeros((4, 6)), picture(16, 24)
+    heatmap[1, 4] = 0.2
+    ax = draw.render_heatmaps([crop], [heatmap], ["low"]).axes[0]
+    grey, layer = (np.asarray(image.get_array()) for image in ax.images)
+    assert np.ptp(grey.astype(int), axis=2).max() == 0 and abs(grey.mean() - crop.mean()) < 1
+    assert layer.shape == (16, 24, 4)
+    ((x, y),) = [path.vertices.mean(axis=0) for path in ax.collections[0].get_paths()]
+    assert abs(x - 17.5) < 0.5 and abs(y - 5.5) < 0.5  # the middle of that cell in px of the crop
+    assert not draw.render_heatmaps([crop], [0 * heatmap], ["none"]).axes[0].collections
+
+
 def test_a_flat_curve_of_the_metric_lies_below_the_frame():
     flat = [{"epoch": e, "loss": 1.0 / e, "metric": "AP", "value": 0.3} for e in (10, 20)]
-    metric_ax = draw.render_curves({"a": flat}, {"a": "red"}).axes[1]
-    assert metric_ax.get_ylim() == pytest.approx((0, 0.33))
+    loss_ax, metric_ax = draw.render_curves(flat, "red", "cells", "it stayed").axes
+    assert metric_ax.get_ylim() == pytest.approx((0, 34.5)) and loss_ax.get_ylim()[0] == 0
     assert all(tick == int(tick) for tick in metric_ax.get_xticks())
+    low = [epoch | {"value": 0.001} for epoch in flat]  # small differences shall look small
+    assert draw.render_curves(low, "red", "cells", "").axes[1].get_ylim() == (0, 10)
 
 
 def test_bars_are_in_the_given_order_from_the_top():
@@ -277,6 +292,7 @@ def test_bars_are_in_the_given_order_from_the_top():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
     assert ax.yaxis_inverted() and ax.get_xlabel() == "AP" and ax.get_xlim()[1] > 2.0
     assert [text.get_text() for text in ax.texts] == ["1.0", "2.0"]
+    assert draw.render_bars(["a"], [0.2], ["red"], "AP", least=10).axes[0].get_xlim()[1] == 11
 
 
 def test_a_forest_has_claims_from_the_top_dots_of_trainings_and_their_mean():
@@ -285,6 +301,7 @@ def test_a_forest_has_claims_from_the_top_dots_of_trainings_and_their_mean():
     assert [label.get_text() for label in left.get_yticklabels()] == ["E1  b - a"] * 2
     none = replace(JUDGED[1], seeds=[])
     assert draw.render_verdicts([JUDGED[0], none]).axes[0].get_yticks().tolist() == [0]
+    assert draw.render_verdicts([none]).axes[0].get_yticks().tolist() == []  # as of a study that begins
     assert left.yaxis_inverted() and right.yaxis_inverted()
     dots = [line for line in right.lines if line.get_marker() == "."]
     assert [line.get_xdata().tolist() for line in dots] == [PAIRS[0], []]

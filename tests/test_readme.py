@@ -45,7 +45,7 @@ def test_the_table_has_a_column_per_profile_with_results(tmp_path):
     assert lines[3] == f"| method | report: AP | {ours} | [`lspet`](figures/lspet/table_1.md): AP |"
     assert lines[4] == f"| {' | '.join(['---'] * 7)} |"
     cells = "50.0 [40.0, 60.0] | 40.0 ± 0.0 | 50.0 ± 0.0 |  | 50.0 [40.0, 60.0]"
-    assert lines[5] == f"| Original HRNet-W48 | 76.3 | {cells} |"
+    assert lines[5] == f"| HRNet | 76.3 | {cells} |"
     cells = "50.0 [40.0, 60.0] | 51.0 ± 1.4 | 63.0 ± 4.2 | +11.0 [+0.0, +20.0] | 50.0 [40.0, 60.0]"
     assert lines[6] == f"| HRNet++ (heatmap) | 76.5 | {cells} |"
     assert len(lines) == 11

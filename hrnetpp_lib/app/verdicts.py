@@ -115,9 +115,12 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
     asked = (("E3", PAIR, _tried, RATES), ("E10", CHANGED, _tried, RATES))
     for name, networks, tried, used in (*asked, ("E9, profile mini", PAIR, _tried_by_mini, in_mini)):
         for one in networks:
-            found = tried(one, results).items()
-            cells = [f"{rate:g}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}" for rate, of in found]
-            cells += [f"in use: {used[one.name]:g}"] if one.name in used else []
+            found = tried(one, results)
+            cells = [
+                f"{rate:g}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}" for rate, of in found.items()
+            ]
+            untried = "" if all(found.values()) else " until all are tried"
+            cells += [f"in use: {used[one.name]:g}{untried}"] if one.name in used else []
             lines.append(f"- {name}, {one.name}: {'; '.join(cells)}")
     return "\n".join(lines) + "\n"
 

@@ -252,7 +252,7 @@ class Workspace:
             return (
                 f"{seen}on photographs they are **poor**, and show how a network fails on what it never saw."
             )
-        return f"{seen}on other photographs of the kind they are at home."
+        return f"{seen}other photographs of the kind are what they were trained for; how well, says Table 1."
 
     def say_scope(self) -> str:
         """What this profile's Table 1 can say about the report, in markdown."""
@@ -297,4 +297,6 @@ def open_workspace(profile_name: str, root: str | Path, show_photographs: bool =
     Raises: HrnetppError if the profile is unknown or its data are missing.
     """
     profile, root = get_profile(profile_name), Path(root)
+    if profile.data != "synthetic" and not show_photographs:
+        print("Photographs are not ours to publish: in every figure a plain ground takes their place.")
     return Workspace(profile, root, prepare_data(profile, root / "data"), show_photographs)

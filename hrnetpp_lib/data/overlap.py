@@ -1,5 +1,7 @@
 """Boxes to predict on beside the true persons: whose box each is, and what a detector missed or made up."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from pycocotools import mask
 
@@ -8,6 +10,7 @@ from hrnetpp_lib.data.layout import GROUND_TRUTH_BOXES, Metric, StageData
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.pose.geometry import Size, bbox_to_center_scale, crop_matrix, transform_points
 
+_WHOLE = "a box each"
 _SAME = 0.5  # overlap from which on a box is a person's
 
 
@@ -62,13 +65,20 @@ def example_images(data: StageData, number: int) -> dict[int, str]:
             "a box on nobody": (mine < 0).any(),
         }
         if not any(kinds.values()):
-            whole[image] = "a box each"
+            whole[image] = _WHOLE
         for kind in (kind for kind, holds in kinds.items() if holds):
             if image not in found and kind not in found.values():
                 found[image] = kind
         if len(whole) >= number and len(found) == len(kinds):
             break
     return dict([*list(whole.items())[: max(1, number - len(found))], *found.items()][:number])
+
+
+def say_examples(examples: Mapping[int, str]) -> str:
+    """What is to be seen in the images of `example_images`."""
+    if set(examples.values()) == {_WHOLE}:
+        return "the first pictures of val, where all is well"
+    return "a picture where all is well, and the first of val with each kind of fault that there is"
 
 
 def say_boxes(data: StageData) -> str:

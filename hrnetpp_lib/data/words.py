@@ -18,7 +18,7 @@ def say_persons(table: PersonTable) -> str:
     alone = 100 * (crowds == 1).mean()
     return (
         f"{len(table)} labelled persons in {len(crowds)} pictures, {alone:.0f}% of which show one alone; a "
-        f"person's box is {middle:.0f} px high in the middle, {low:.0f} to {high:.0f} px for nine in ten."
+        f"person's box is {middle:.0f} px high (median), {low:.0f} to {high:.0f} px for nine in ten."
     )
 
 
@@ -41,8 +41,8 @@ def title_labels(table: PersonTable) -> str:
     """Which keypoints are labelled least, for a figure."""
     seen = (table.keypoints[:, :, 2] > 0).mean(axis=0)
     if never := int((seen == 0).sum()):
-        of_others = 100 * seen[seen > 0].mean()
-        return f"{never} of {len(seen)} keypoints are never labelled, the others for {of_others:.0f}%"
+        others = f"the others for {100 * seen[seen > 0].mean():.0f}% of the persons"
+        return f"{never} of {len(seen)} keypoints are never labelled, {others}"
     name = table.skeleton.names[np.argmin(seen)].replace("_", " ")
     return f"labelled least: the {name}, for {100 * seen.min():.0f}% of the persons"
 

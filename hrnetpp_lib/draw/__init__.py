@@ -41,7 +41,6 @@ from hrnetpp_lib.draw.plots import (
     paint_poses,
     render_bars,
     render_claims,
-    render_curves,
     render_error_kinds,
     render_heatmaps,
     render_histograms,
@@ -53,6 +52,7 @@ from hrnetpp_lib.draw.plots import (
 )
 from hrnetpp_lib.draw.training import (
     render_beside,
+    render_curves,
     render_maps,
     render_sharpening,
     render_training,

@@ -79,8 +79,8 @@ def _draw_map(
     """The heatmap in greys with its contours, and where the decoders and the truth are."""
     top = max(0.2, float(heatmap.max()))
     ax.imshow(heatmap, cmap="Greys_r", vmin=min(0.0, float(heatmap.min())), vmax=1.4 * top)
-    if heatmap.max() > heatmap.min():
-        levels = np.linspace(heatmap.min(), heatmap.max(), 7)[1:-1]
+    if heatmap.max() > max(0.0, heatmap.min()):
+        levels = np.linspace(max(0.0, heatmap.min()), heatmap.max(), 7)[1:-1]
         ax.contour(heatmap, levels=levels, colors=YELLOW, linewidths=0.5)
     star = {"mfc": "white", "mec": "#222222", "mew": 0.6, "ls": "", "zorder": 6}
     ax.plot(*true_xy, "*", ms=9 * scale, label="truth", **star)

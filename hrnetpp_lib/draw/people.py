@@ -63,7 +63,7 @@ def render_gallery(
             for pose in poses[i]:
                 draw_pose(ax, pose, skeleton)
             for box in true_boxes[i] if len(true_boxes) else ():
-                _outline(ax, box, _WHITE)
+                _outline(ax, box, _WHITE, lw=3.2)  # to be seen under a box that is equal
             for box in boxes[i]:
                 draw_box(ax, box)
             ax.set(xlim=(-0.5, images[i].shape[1] - 0.5), ylim=(images[i].shape[0] - 0.5, -0.5))
@@ -72,11 +72,13 @@ def render_gallery(
     return figure
 
 
-def _outline(ax: mpl.axes.Axes, bbox_xywh: Sequence[float], colour: str, ls: str = "-") -> None:
+def _outline(
+    ax: mpl.axes.Axes, bbox_xywh: Sequence[float], colour: str, ls: str = "-", lw: float = 1.4
+) -> None:
     """A box with a dark rim, to be seen on any ground."""
     x, y, w, h = bbox_xywh
-    box = mpl.patches.Rectangle((x, y), w, h, fill=False, ec=colour, lw=1.4, ls=ls)
-    box.set_path_effects(white_rim(2.4))
+    box = mpl.patches.Rectangle((x, y), w, h, fill=False, ec=colour, lw=lw, ls=ls)
+    box.set_path_effects(white_rim(lw + 1))
     ax.add_patch(box)
 
 

@@ -224,6 +224,23 @@ def heat_layer(heatmap: np.ndarray, hw: tuple[int, int], blend: float = 0.6) -> 
     return layer
 
 
+def draw_heat(ax: Axes, crop: np.ndarray, heatmap: np.ndarray) -> None:
+    """A (H, W) heatmap over its crop, (h, w, 3) uint8 in grey, with a line at half of its peak."""
+    ax.imshow(np.repeat(crop.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8))
+    ax.imshow(heat_layer(heatmap, crop.shape[:2]))
+    if heatmap.min() < heatmap.max() / 2:
+        xs, ys = (
+            (np.arange(n) + 0.5) * size / n - 0.5
+            for n, size in [*zip(heatmap.shape, crop.shape, strict=False)][::-1]
+        )
+        ax.contour(xs, ys, heatmap, [heatmap.max() / 2], colors="white", linewidths=0.7)
+
+
+def mark_truth(ax: Axes, xy: np.ndarray) -> None:
+    """A white cross where a keypoint is labelled."""
+    ax.plot(*xy, "+", color="white", ms=7, mew=1.6, path_effects=white_rim(2.8))
+
+
 def hide_pictures(figure: Figure) -> None:
     """Put a plain ground in the place of a figure's pictures; what is drawn over them stays."""
     for image in (image for ax in figure.axes for image in ax.images):
@@ -234,14 +251,23 @@ def hide_pictures(figure: Figure) -> None:
 
 @mpl.rc_context(STYLE)
 def render_heatmaps(
-    crops: Sequence[np.ndarray], heatmaps: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6
+    crops: Sequence[np.ndarray],
+    heatmaps: Sequence[np.ndarray],
+    titles: Sequence[str],
+    columns: int = 6,
+    truth: Sequence[np.ndarray] = (),
 ) -> Figure:
-    """Crops, so many to a row, (h, w, 3) uint8 RGB, each with its (H, W) heatmap over it and its title."""
+    """Crops, so many to a row, (h, w, 3) uint8 RGB, each in grey with its (H, W) heatmap and its title.
+
+    `truth`: of each (3,), x and y in px of the crop and 0 where there is no label: a white cross.
+    """
     figure, axes = _image_grid(len(crops), columns, crops[0].shape[0] / crops[0].shape[1], 0.22)
     for ax, crop, heatmap, title in zip(axes, crops, heatmaps, titles, strict=False):
-        ax.imshow(crop)
-        ax.imshow(heat_layer(heatmap, crop.shape[:2]))
+        draw_heat(ax, crop, heatmap)
         ax.set_title(title, fontsize=7)
+    for ax, (x, y, labelled) in zip(axes, truth, strict=False):
+        if labelled:
+            mark_truth(ax, (x, y))
     return figure
 
 
@@ -259,29 +285,6 @@ def render_shift(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def render_curves(records: dict[str, list[dict]], colours: dict[str, str]) -> Figure:
-    """Losses and validation metric against epochs, a colour per method: of `journal.read_metrics`."""
-    figure, axes = new_figure(1, 2, 2.3)
-    every = [epoch for epochs in records.values() for epoch in epochs if "value" in epoch]
-    for ax, key in zip(axes[0], ("loss", "value"), strict=True):
-        for name, epochs in records.items():
-            points = [(epoch["epoch"], epoch[key]) for epoch in epochs if key in epoch]
-            ax.plot(*np.reshape(points, (-1, 2)).T, "o-", ms=3, c=colours[name], label=name)
-    loss_ax, metric_ax = axes[0]
-    for name, epochs in records.items():
-        points = [(epoch["epoch"], epoch["val_loss"]) for epoch in epochs if "val_loss" in epoch]
-        loss_ax.plot(*np.reshape(points, (-1, 2)).T, "s:", ms=3, c=colours[name], mfc="none")
-    loss_ax.set(xlabel="epoch", ylabel="mean loss (squares: val, not augmented)", yscale="log")
-    # Room above: a flat curve would lie on the frame.
-    top = 1.1 * max((epoch["value"] for epoch in every), default=0) or 1
-    metric = every[-1]["metric"] if every else "metric"
-    metric_ax.set(xlabel="epoch", ylabel=f"{metric} on val", ylim=(0, top))
-    metric_ax.locator_params(axis="x", integer=True)
-    metric_ax.legend()
-    return figure
-
-
-@mpl.rc_context(STYLE)
 def render_bars(
     labels: Sequence[str],
     values: Sequence[float],
@@ -289,14 +292,15 @@ def render_bars(
     xlabel: str,
     digits: int = 3,
     title: str = "",
+    least: float = 0.1,
 ) -> Figure:
-    """Horizontal bars, first label on top, their values at the end."""
+    """Horizontal bars, first label on top, their values at the end; the axis reaches `least` at least."""
     figure, ((ax,),) = new_figure(1, 1, 0.4 + 0.28 * len(labels) + 0.2 * bool(title))
     bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65)
     ax.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*values, 0.1)), title=title)
+    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*values, least)), title=title)
     ax.grid(axis="y", visible=False)
     return figure
 
@@ -356,7 +360,7 @@ def render_histograms(
 @mpl.rc_context(STYLE)
 def render_claims(claims: Sequence[Claim]) -> Figure:
     """Steps between rows of Table 1, in points of AP: the report's, and ours, a dot a training."""
-    figure, ((ax,),) = new_figure(1, 1, 0.8 + 0.45 * len(claims))
+    figure, ((ax,),) = new_figure(1, 1, 1.0 + 0.45 * len(claims))
     labels = [f"{c.better}\nminus {c.worse}" for c in claims]
     _forest(
         ax, labels, [c.differences for c in claims], [c.verdict for c in claims], [c.paper for c in claims]
@@ -365,7 +369,7 @@ def render_claims(claims: Sequence[Claim]) -> Figure:
         [c.here for c in claims], range(len(claims)), "d", mfc="none", mec="#222222", label="these networks"
     )
     ax.set(xlabel="difference in COCO AP (points)")
-    ax.legend(loc="best")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return figure
 
 
@@ -405,7 +409,7 @@ def _forest(
     colour = METHOD_COLOURS["regression"]
     for row, (values, verdict) in enumerate(zip(differences, verdicts, strict=True)):
         dots = [row + 0.25] * len(values)
-        ax.plot(values, dots, ".", ms=4, c=colour, alpha=0.4, label="a pair" * (not row))
+        ax.plot(values, dots, ".", ms=4, c=colour, alpha=0.4, label="a pair" * (not row and len(values) > 0))
         if verdict.mean is not None:
             fill = colour if verdict.more_pairs == 0 else "white"
             ranges = [[verdict.mean - verdict.low], [verdict.high - verdict.mean]]
@@ -413,7 +417,7 @@ def _forest(
         if report[row] is not None:
             ax.plot(report[row], row, "x", color="#222222", ms=6, label="report" * (not row))
     ax.set_yticks(range(len(labels)), labels, fontsize=7)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.set_ylim(max(len(labels), 1) - 0.5, -0.5)
 
 
 @mpl.rc_context(STYLE)

@@ -11,21 +11,16 @@ from hrnetpp_lib.draw.plots import (
     METHOD_COLOURS,
     STYLE,
     WIDTH_IN,
+    draw_heat,
     draw_pose,
     draw_truth,
-    heat_layer,
+    mark_truth,
     new_figure,
-    white_rim,
 )
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 _PAIR = METHOD_COLOURS["hrnet"], METHOD_COLOURS["heatmap"]  # plain HRNet, HRNet++
 _LEAST_SPAN = 10.0  # of an axis of percent or points: smaller differences shall look small
-
-
-def _mark_truth(ax: Axes, xy: np.ndarray) -> None:
-    """A white cross where a keypoint is labelled."""
-    ax.plot(*xy, "+", color="white", ms=7, mew=1.6, path_effects=white_rim(2.8))
 
 
 @mpl.rc_context(STYLE)
@@ -73,6 +68,32 @@ def render_training(pair: dict[str, Sequence[dict]], titles: tuple[str, str]) ->
     return figure
 
 
+@mpl.rc_context(STYLE)
+def render_curves(epochs: Sequence[dict], colour: str, unit: str, title: str) -> Figure:
+    """Loss and val's metric of one training over the epochs.
+
+    Args:
+        epochs: Of `journal.read_metrics`.
+        colour: Of its curves.
+        unit: Of the loss.
+        title: Of the metric.
+    """
+    figure, ((losses, metric),) = new_figure(1, 2, 2.4)
+    scored = [epoch for epoch in epochs if "value" in epoch]
+    losses.plot(*_points(epochs, "loss", 1), "-", lw=1.3, c=colour)
+    on_val = _points([epoch for epoch in scored if "val_loss" in epoch], "val_loss", 1)
+    losses.plot(*on_val, "s:", ms=3.5, c=colour, mfc="white")
+    losses.set(title="loss\n(squares: on val)", ylabel=unit, ylim=(0, None))
+    values = _points(scored, "value", 100)
+    metric.plot(*values, "o-", ms=3.5, c=colour)
+    metric.set(title=f"{scored[-1]['metric']} on val:\n{title}", ylabel="points")
+    metric.set_ylim(0, max(_LEAST_SPAN, 1.15 * values[1].max()))
+    for ax in (losses, metric):
+        ax.set(xlabel="epoch", xlim=(0, 1.03 * epochs[-1]["epoch"]))
+        ax.locator_params(axis="x", integer=True, nbins=5)
+    return figure
+
+
 def _points(epochs: Sequence[dict], key: str, factor: float) -> tuple[list, np.ndarray]:
     return [epoch["epoch"] for epoch in epochs], factor * np.array([epoch[key] for epoch in epochs], float)
 
@@ -105,10 +126,9 @@ def render_sharpening(
 
 def _show_map(ax: Axes, crop: np.ndarray, heatmap: np.ndarray, true: np.ndarray) -> None:
     ax.set_axis_off()
-    ax.imshow(crop)
-    ax.imshow(heat_layer(heatmap, crop.shape[:2]))
+    draw_heat(ax, crop, heatmap)
     if true[2] > 0:
-        _mark_truth(ax, true[:2])
+        mark_truth(ax, true[:2])
     ax.set(xlim=(-0.5, crop.shape[1] - 0.5), ylim=(crop.shape[0] - 0.5, -0.5))
 
 

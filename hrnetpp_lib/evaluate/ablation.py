@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from hrnetpp_lib.evaluate.views import in_percent, points
+from hrnetpp_lib.evaluate.table import in_percent, points
 from hrnetpp_lib.model.anatomy import count_macs
 
+_LEARNT = 1.0  # point of AP that a network has at least, if it learnt anything
 _NAMES = {"hrnet": "plain HRNet", "hrnetpp": "HRNet++"}
 
 
@@ -42,6 +43,11 @@ def say_switches(aps: Mapping[str, float]) -> str:
         f"{name} {points(ap - plain)}" for name, ap in sorted(single.items(), key=lambda each: -each[1])
     )
     spread = max(ours.values()) - min(ours.values())
+    if ours[best] < _LEARNT:
+        return (
+            f"In this run all of them end below {_LEARNT:g} point of AP: so short a training teaches nothing "
+            "here, and no bar says anything of a change."
+        )
     return (
         f"In this run HRNet++ scores AP {ours['hrnetpp']:.1f} and plain HRNet {plain:.1f}; one change alone "
         f"moves plain HRNet by: {steps}. The highest is {_NAMES.get(best, best)}, {spread:.1f} points above "

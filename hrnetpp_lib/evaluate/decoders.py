@@ -8,6 +8,7 @@ from torch import nn
 from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.evaluate.infer import predict_boxes
 from hrnetpp_lib.evaluate.score import score
+from hrnetpp_lib.evaluate.table import in_percent, points
 from hrnetpp_lib.model.weights import ModelCard
 
 _NETWORKS, (_QUARTER, _SOFT) = ("heatmap", "regression"), ("quarter_offset", "soft_argmax")
@@ -23,12 +24,12 @@ def score_decoders(model: nn.Module, card: ModelCard, data: StageData) -> dict[s
 def say_decoders(aps: dict[str, dict[str, float]]) -> str:
     """What stage 3's training and its decoder did, of 'heatmap' and 'regression' -> decoder -> AP, 0..1."""
     # Differences of rounded numbers, so that they agree with those in the figure, and add up.
-    before, after = ({name: round(100 * ap, 1) for name, ap in aps[key].items()} for key in _NETWORKS)
+    before, after = ({name: in_percent(ap) for name, ap in aps[key].items()} for key in _NETWORKS)
     return (
-        f"In this run stage 3 moved AP by {_points(after[_SOFT] - before[_QUARTER])}: its training by "
-        f"{_points(after[_QUARTER] - before[_QUARTER])} (both networks read by the quarter offset), and then "
-        f"soft-argmax by {_points(after[_SOFT] - after[_QUARTER])}. The heatmap model itself, read by "
-        f"soft-argmax, moves by {_points(before[_SOFT] - before[_QUARTER])}."
+        f"In this run stage 3 moved AP by {points(after[_SOFT] - before[_QUARTER])}: its training by "
+        f"{points(after[_QUARTER] - before[_QUARTER])} (both networks read by the quarter offset), and then "
+        f"soft-argmax by {points(after[_SOFT] - after[_QUARTER])}. The heatmap model itself, read by "
+        f"soft-argmax, moves by {points(before[_SOFT] - before[_QUARTER])}."
     )
 
 
@@ -45,14 +46,9 @@ def say_peaks(before: np.ndarray, after: np.ndarray) -> str:
 
 def say_scores(own: float, swapped: float) -> str:
     """What the regression model's scores are worth: its AP, 0..1, by its own and by the heatmap model's."""
-    own, swapped = (round(100 * ap, 1) for ap in (own, swapped))
+    own, swapped = map(in_percent, (own, swapped))
     verdict = "as well as" if own == swapped else "better than" if own > swapped else "worse than"
     return (
         f"In this run the regression model's own scores rank people {verdict} the heatmap model's do on the "
         f"same poses: AP {own:.1f} against {swapped:.1f}."
     )
-
-
-def _points(difference: float) -> str:
-    """A difference of rounded APs, in points."""
-    return f"{difference:+.1f}" if abs(difference) > 0.05 else "0.0"

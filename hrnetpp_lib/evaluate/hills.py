@@ -143,10 +143,10 @@ def say_hills(example: Landing) -> str:
     """How many hills this heatmap has, and how high they are."""
     first, second = example.heights
     if not round(second, 2):
-        return f"In this run it has one hill, {first:.2f} high."
+        return f"In this run it has one hill, {first:.3f} high."
     share = 100 * example.ratio
     return (
-        f"In this run its highest hill is {first:.2f} high, the next {second:.2f} ({share:.0f}% of it) and "
+        f"In this run its highest hill is {first:.3f} high, the next {second:.3f} ({share:.0f}% of it) and "
         f"{example.apart:.1f} cells away."
     )
 

@@ -9,11 +9,11 @@ from hrnetpp_lib.data.overlap import labelled_truth, persons_of_boxes
 from hrnetpp_lib.evaluate.hills import two_highest
 from hrnetpp_lib.evaluate.infer import Predictions
 from hrnetpp_lib.evaluate.metrics import oks
-from hrnetpp_lib.evaluate.table import PAPER_TABLE_1
-from hrnetpp_lib.evaluate.views import in_percent
+from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, in_percent
 
 # Key of an epoch -> what to call it.
 _LOSSES = {"loss": "training loss", "val_loss": "loss on val, where nothing is augmented,"}
+_FLAT = 0.01  # of a loss: it has to fall by more to count as improved
 _HIGH = 0.5  # of the highest hill: from there on a second one counts
 _STRIDE = 4  # input px per cell
 _RIGHT_CELLS = 2.0  # so near to the truth a peak is right
@@ -65,8 +65,13 @@ def title_metric(pair: Pair) -> str:
     return _ahead(tuple(pair), [in_percent(_scored(epochs)[-1]["value"]) for epochs in pair.values()])
 
 
+def title_end(epochs: Epochs) -> str:
+    """Where one training ends in the metric of val, for a figure."""
+    return f"it ends at {in_percent(_scored(epochs)[-1]['value']):.1f}"
+
+
 def say_end(name: str, epochs: Epochs) -> str:
-    """Whether a training still improved between its last two evaluations, by loss on val and by metric."""
+    """Whether a training still improved between its last two evaluations: loss (by 1%) and metric on val."""
     scored = _scored(epochs)
     if len(scored) < 2:
         return f"{name} was scored on val once, so that nobody can say whether it still improved."
@@ -75,7 +80,11 @@ def say_end(name: str, epochs: Epochs) -> str:
     (earlier, loss), (low, value) = (
         [f(epoch[what]) for epoch in (before, last)] for f, what in ((_rounded, key), (in_percent, "value"))
     )
-    better = [what for what, holds in (("loss", loss < earlier), (last["metric"], value > low)) if holds]
+    better = [
+        what
+        for what, holds in (("loss", loss < (1 - _FLAT) * earlier), (last["metric"], value > low))
+        if holds
+    ]
     only = f"only its {better[0]} still improved" if better else "neither improved any more"
     verdict = "both still improved" if len(better) == 2 else only
     return (
@@ -112,7 +121,8 @@ def choose_examples(snapshots: Sequence[dict], keypoint: int, truth: np.ndarray)
     """Two of N people, by their last map of a keypoint: the sharpest that is right, and the most divided.
 
     Right is a peak within two cells of the truth; where none is, the nearest counts. Sharp is a high peak;
-    divided the map whose second hill is highest beside its first.
+    divided the map whose second hill is highest beside its first. Where no second hill is half as high, the
+    other one is that of the lowest peak.
 
     Args:
         snapshots: Of `journal.read_snapshots`.
@@ -120,14 +130,18 @@ def choose_examples(snapshots: Sequence[dict], keypoint: int, truth: np.ndarray)
         truth: (N, K, 3) true keypoints in px of the crops; the third is 0 where there is no label.
 
     Returns:
-        'sharpest' and 'most divided' -> which of the N.
+        'sharpest', and 'most divided' or 'lowest peak' -> which of the N.
     """
     maps, true = snapshots[-1]["heatmaps"][:, keypoint].astype(np.float32), truth[:, keypoint]
     away = np.where(true[:, 2] > 0, np.linalg.norm(_peaks(maps) - true[:, :2] / _STRIDE, axis=1), 1e9)
     right = away <= max(_RIGHT_CELLS, away.min())
-    sharp = int(np.argmax(np.where(right, maps.max(axis=(1, 2)), -np.inf)))
+    peaks = maps.max(axis=(1, 2))
+    sharp = int(np.argmax(np.where(right, peaks, -np.inf)))
     divided = [second_hill(one) if i != sharp else -1.0 for i, one in enumerate(maps)]
-    return {"sharpest": sharp, "most divided": int(np.argmax(divided))}
+    if max(divided) >= _HIGH:
+        return {"sharpest": sharp, "most divided": int(np.argmax(divided))}
+    others = [peak if i != sharp else np.inf for i, peak in enumerate(peaks)]
+    return {"sharpest": sharp, "lowest peak": int(np.argmin(others))}
 
 
 def _peaks(maps: np.ndarray) -> np.ndarray:
@@ -190,7 +204,7 @@ def say_oks(similarity: dict[str, np.ndarray]) -> str:
 def say_stage_2(metrics: dict[str, dict[str, float]], boxes: str) -> str:
     """The heatmap model's AP beside plain HRNet's, and beside the report's own step."""
     values = [in_percent(one["AP"]) for one in metrics.values()]
-    theirs = PAPER_TABLE_1["HRNet++ (heatmap)"][0] - PAPER_TABLE_1["Original HRNet-W48"][0]
+    theirs = PAPER_TABLE_1["HRNet++ (heatmap)"][0] - PAPER_TABLE_1["HRNet"][0]
     names = tuple(metrics)
     return (
         f"In this run, on {boxes}, {names[1]} scores AP {values[1]:.1f} and {names[0]} {values[0]:.1f}: "

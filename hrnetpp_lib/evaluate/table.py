@@ -23,9 +23,10 @@ from hrnetpp_lib.recipe import get_profile
 
 METRICS = COCO_METRICS[:6]
 
-# The report's Table 1: COCO val2017, 384x288, boxes of person AP 59.6, in percent.
+# The report's Table 1: COCO val2017, 384x288, boxes of person AP 59.6, in percent. Its first row is called
+# "Original HRNet-W48" there, which ours is not.
 PAPER_TABLE_1 = {
-    "Original HRNet-W48": (76.3, 90.8, 82.9, 72.3, 83.4, 81.2),
+    "HRNet": (76.3, 90.8, 82.9, 72.3, 83.4, 81.2),
     "HRNet++ (heatmap)": (76.5, 90.9, 83.0, 72.7, 83.5, 81.4),
     "HRNet++ (regression)": (76.7, 90.9, 82.9, 72.8, 83.8, 81.5),
     "HRNet++ (regression) + TTA": (76.9, 90.6, 82.8, 73.2, 83.8, 81.7),
@@ -34,7 +35,7 @@ PAPER_TABLE_1 = {
 }
 # The networks that each row averages over, and whether each of them looks at the five views.
 PARTS = {
-    "Original HRNet-W48": (("hrnet", False),),
+    "HRNet": (("hrnet", False),),
     "HRNet++ (heatmap)": (("heatmap", False),),
     "HRNet++ (regression)": (("regression", False),),
     "HRNet++ (regression) + TTA": (("regression", True),),
@@ -108,7 +109,7 @@ class Claim:
         known = ""
         if of.mean is not None:
             known = f"over {of.pairs} trainings {of.mean:+.1f} [{of.low:+.1f}, {of.high:+.1f}]: "
-        text = f"report {self.paper:+.1f}, these networks {self.here:+.1f}; {known}{of.words}"
+        text = f"report {self.paper:+.1f}, these networks {points(self.here)}; {known}{of.words}"
         return f"{self.better} - {self.worse}: {text}"
 
 
@@ -185,7 +186,7 @@ def _claims(aps: Mapping[str, float], trainings: Sequence[Training]) -> list[Cla
     claims = []
     for (better, worse), differences, verdict in zip(steps, over, judge(over), strict=True):
         paper = PAPER_TABLE_1[better][0] - PAPER_TABLE_1[worse][0]
-        here = 100 * (aps[better] - aps[worse])
+        here = in_percent(aps[better]) - in_percent(aps[worse])  # of what the table prints
         claims.append(Claim(better, worse, paper, here, tuple(differences), verdict))
     return claims
 
@@ -252,7 +253,7 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
     over_trainings = f"; of differences over trainings. Of {number} trainings: mean ± standard deviation."
     lines = [
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
-        "Original HRNet: the report's is the published one; ours is a plain HRNet of the profile's size,",
+        "HRNet: the report's is the published \"Original HRNet-W48\"; ours is plain, of the profile's size,",
         "trained and tested on the same data and boxes as the other rows."
         + (f" Its learning rates are {rates:g} times theirs." if rates != 1 else ""),
         *(_PUBLISHED_IN_WORDS if any(row.method == PUBLISHED for row in rows) else ()),
@@ -329,3 +330,13 @@ def metrics_in_markdown(rows: Mapping[str, Mapping[str, float]]) -> str:
 def percent(value: float, low: float, high: float, sign: str = "") -> str:
     """A fraction with its interval, in percent, as in '50.0 [45.0, 55.0]'; sign '+' shows plus signs."""
     return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def in_percent(share: float) -> float:
+    """A share of 1 in percent, rounded as it is printed."""
+    return round(100 * float(share), 1)
+
+
+def points(difference: float) -> str:
+    """A difference of rounded percentages with its sign; 0.0 has none."""
+    return f"{difference:+.1f}" if abs(difference) > 0.05 else "0.0"

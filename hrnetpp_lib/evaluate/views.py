@@ -13,7 +13,7 @@ from hrnetpp_lib.data.layout import StageData
 from hrnetpp_lib.evaluate.diagnose import px_per_cell
 from hrnetpp_lib.evaluate.infer import TTA_VIEWS, Predictions, average, poses_of_crops, predict_boxes
 from hrnetpp_lib.evaluate.score import score
-from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1
+from hrnetpp_lib.evaluate.table import METRICS, PAPER_TABLE_1, points
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT, OFFICIAL, transform_points
 
@@ -178,16 +178,6 @@ def say_ensemble(steps: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
         f"In this run the heatmap model, averaged in, moved the regression model's AP by {_beside(plain)} "
         f"without TTA and by {_beside(tta)} with it."
     )
-
-
-def in_percent(share: float) -> float:
-    """A share of 1 in percent, rounded as it is printed."""
-    return round(100 * float(share), 1)
-
-
-def points(difference: float) -> str:
-    """A difference of rounded percentages with its sign; 0.0 has none."""
-    return f"{difference:+.1f}" if abs(difference) > 0.05 else "0.0"
 
 
 def _beside(pair: tuple[float, float]) -> str:

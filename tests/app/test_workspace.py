@@ -161,7 +161,7 @@ def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):
     monkeypatch.setitem(FILES, theirs.name, replace(FILES[theirs.name], digest=sha256(theirs)))
     ws.table_1()
     rows = read_json(ws.figures / "results.json", dict)["rows"]
-    assert [row["method"] for row in rows[:2]] == ["Original HRNet-W48", "published HRNet-W48"]
+    assert [row["method"] for row in rows[:2]] == ["HRNet", "published HRNet-W48"]
     assert rows[1]["runs"] == {theirs.stem: sha256(theirs)} and len(rows) == 7
     poses = sorted((ws.runs / theirs.stem).iterdir())
     assert [Predictions.load(path).input_hw for path in poses] == [(384, 288)] * 2

@@ -40,7 +40,9 @@ def test_examples_are_the_first_of_each_kind_and_then_whole_ones():
         3: "a person without a box",
     }
     assert examples == wanted
+    assert "with each kind of fault" in overlap.say_examples(examples)
     assert overlap.example_images(tables([[A]] * 3, [[A]] * 3), 2) == dict.fromkeys((0, 1), "a box each")
+    assert overlap.say_examples({0: "a box each"}) == "the first pictures of val, where all is well"
 
 
 @pytest.mark.parametrize(

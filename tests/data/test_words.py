@@ -23,7 +23,7 @@ def people(visibilities: list[float]) -> words.PersonTable:
 def test_persons_are_counted_by_the_pictures_that_have_some():
     said = words.say_persons(people([2] * 17))
     assert "3 labelled persons in 2 pictures, 50% of which show one alone" in said
-    assert "110 px high in the middle, 101 to 191 px" in said
+    assert "110 px high (median), 101 to 191 px" in said
 
 
 def test_labels_name_the_least_and_what_is_never_labelled():
@@ -36,7 +36,9 @@ def test_labels_name_the_least_and_what_is_never_labelled():
     assert (
         "for 67% of the persons" in said and "for 100%; 6% of all keypoints are labelled but hidden" in said
     )
-    assert words.title_labels(table) == "2 of 17 keypoints are never labelled, the others for 98%"
+    assert (
+        words.title_labels(table) == "2 of 17 keypoints are never labelled, the others for 98% of the persons"
+    )
     whole = people([2] * 17)
     whole.keypoints[:2, 9, 2] = 0
     assert words.say_labels(whole).startswith("The left wrist is labelled least, for 33%")

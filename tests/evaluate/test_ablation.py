@@ -26,6 +26,9 @@ def test_the_highest_is_called_by_its_name(best, words):
 def test_the_sentence_agrees_with_a_table_of_one_digit(values):
     aps = dict(zip(APS, values, strict=True))
     said, shown = ablation.say_switches(aps), {name: round(100 * ap, 1) for name, ap in aps.items()}
+    if max(shown.values()) < 1:
+        assert said.startswith("In this run all of them end below 1 point of AP")
+        return
     assert f"scores AP {shown['hrnetpp']:.1f} and plain HRNet {shown['hrnet']:.1f};" in said
     assert f"{max(shown.values()) - min(shown.values()):.1f} points above the lowest" in said
     step = shown["hrnet+se"] - shown["hrnet"]

@@ -97,11 +97,11 @@ def test_what_is_said_of_positions_agrees_with_the_table(x, y, height, second, t
 
 
 def test_what_is_said_of_hills():
-    assert hills.say_hills(example(hill(0.8, 9, 16))) == "In this run it has one hill, 0.80 high."
+    assert hills.say_hills(example(hill(0.8, 9, 16))) == "In this run it has one hill, 0.800 high."
     said = hills.say_hills(example(np.maximum(hill(0.8, 9, 16), hill(0.4, 9, 24))))
-    assert said.endswith("0.80 high, the next 0.40 (50% of it) and 8.0 cells away.")
+    assert said.endswith("0.800 high, the next 0.400 (50% of it) and 8.0 cells away.")
     low = SimpleNamespace(heights=(0.3, 0.001), ratio=0, apart=5)
-    assert hills.say_hills(low).endswith("one hill, 0.30 high.")
+    assert hills.say_hills(low).endswith("one hill, 0.300 high.")
 
 
 def test_what_is_said_of_alphas():

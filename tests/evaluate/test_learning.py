@@ -71,6 +71,7 @@ def test_whoever_is_ahead_is_said_to_be(losses, values):
         (0.9, 0.3, "only its loss still improved"),
         (1.1, 0.4, "only its COCO AP still improved"),
         (1.0, 0.3, "neither improved any more"),
+        (0.998, 0.3, "neither improved any more"),
     ],
 )
 def test_what_still_improved_at_the_end(loss, value, verdict):
@@ -84,6 +85,7 @@ def test_what_still_improved_at_the_end(loss, value, verdict):
     )
     assert said.endswith(f"30.0 -> {100 * value:.1f}: {verdict}.")
     assert "nobody can say" in learning.say_end("HRNet++", epochs[:2])
+    assert learning.title_end(epochs) == f"it ends at {100 * value:.1f}"
 
 
 def test_a_second_hill_is_one_four_cells_away():
@@ -120,9 +122,9 @@ def test_examples_are_the_sharpest_right_map_and_the_most_divided():
     truth[:, 1] = [4 * 4 + 2, 4 * 5, 2]  # half a cell from the hill at (4, 5)
     assert learning.choose_examples(snapshots(maps[:3]), 1, truth[:3]) == {
         "sharpest": 2,
-        "most divided": 0,
+        "lowest peak": 0,
     }
-    assert learning.choose_examples(snapshots(maps), 1, truth) == {"sharpest": 3, "most divided": 0}
+    assert learning.choose_examples(snapshots(maps), 1, truth) == {"sharpest": 3, "lowest peak": 0}
     truth[3, 1, 2] = 0  # without a label nobody knows that it is right
     assert learning.choose_examples(snapshots(maps), 1, truth) == {"sharpest": 2, "most divided": 3}
     truth[:, 1, :2] = 0  # none is right: the nearest
