@@ -299,6 +299,9 @@ def test_a_forest_has_claims_from_the_top_dots_of_trainings_and_their_mean():
     figure = draw.render_verdicts(JUDGED)
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["E1  b - a"] * 2
+    assert (
+        left.get_xscale() == right.get_xscale() == "symlog"
+    )  # tenths and tens of points are both to be seen
     none = replace(JUDGED[1], seeds=[])
     assert draw.render_verdicts([JUDGED[0], none]).axes[0].get_yticks().tolist() == [0]
     assert draw.render_verdicts([none]).axes[0].get_yticks().tolist() == []  # as of a study that begins

@@ -391,7 +391,11 @@ def render_verdicts(claims: Sequence[Judged]) -> Figure:
             [one.verdicts[name] for one in claims],
             report,
         )
-        ax.set(xlabel=f"difference in {name} (points)")
+        # Claims reach from tenths to tens of points, and the interval of two pairs further.
+        ax.set_xscale("symlog", linthresh=BOUND, linscale=1.0)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.tick_params(axis="x", labelsize=6.5)
+        ax.set(xlabel=f"difference in {name} (points),\nlogarithmic beyond {BOUND:g}")
     figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
