@@ -92,8 +92,8 @@ def evaluate(options: argparse.Namespace) -> None:
     from hrnetpp_lib.evaluate.table import beside_published
 
     how = (options.runtime, options.precision, _input_hw(options))
-    network, card = open_network(options.checkpoint, *how)
     data = load_coco(profile, prepare_data(profile, options.output / "data", val_only=True), val_only=True)
+    network, card = open_network(options.checkpoint, *how)  # after the data, since it may take a while
     if (mine := len(card.skeleton)) != (wanted := len(data.val.skeleton)):
         what = f"predicts {mine} keypoints ({card.skeleton.name}), COCO has {wanted}"
         raise HrnetppError(f"{options.checkpoint}: {what}; give a checkpoint of stage 2 or 3")

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -61,10 +62,15 @@ def read_json(path: Path, kind: type[Content], remedy: str = "check the path") -
 
 def decode_json(text: bytes | str, kind: type[Content], name: Path | str, remedy: str) -> Content:
     """As `read_json`, for text in memory. Raises: HrnetppError that begins with `name` and says the place."""
+    text = text.removeprefix(b"\xef\xbb\xbf") if isinstance(text, bytes) else text  # editors on Windows
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:  # a ValidationError is a DecodeError
         reason = " ".join(str(error).split())[:300]  # it may quote what the file says
+        place = re.search(r"malformed.*\(byte (\d+)\)", reason)
+        around = str(text[max(0, int(place[1]) - 4) : int(place[1]) + 8]) if place else ""
+        if re.search("nan|inf", around, re.IGNORECASE):
+            reason += ": json has no NaN or infinity"
         raise HrnetppError(f"{name}: {reason}; {remedy}") from None
 
 

@@ -93,7 +93,8 @@ BAD_JSON = {
     "half": (b'{"size": 1,', "truncated"),
     "no json": (b"size: 3", "malformed"),
     "not utf-8": (b'{"size": 3, "name": "\xff"}', "utf-8"),
-    "NaN": (b'{"size": NaN}', "malformed"),
+    "NaN": (b'{"size": NaN}', "malformed.*json has no NaN or infinity"),
+    "infinity": (b'{"size": -Infinity}', "malformed.*json has no NaN or infinity"),
     "a number too large for any float": (b'{"size": 3, "name": 1e999}', "name"),
     "a text for a number": (b'{"size": "3"}', r"Expected `int`, got `str` - at `\$.size`"),
     "a broken number": (b'{"size": 3.5}', r"\$.size"),
@@ -118,6 +119,7 @@ def test_json_of_another_kind_is_refused_with_its_place(tmp_path, text, reason):
 
 def test_text_in_memory_and_its_name():
     assert decode_json('{"size": 3}', Card, "answer", REMEDY) == Card(3)
+    assert decode_json(b'\xef\xbb\xbf{"size": 3}', Card, "answer", REMEDY) == Card(3)  # a byte order mark
     with pytest.raises(HrnetppError, match=rf"^answer: .*; {REMEDY}$"):
         decode_json('{"size": "\udc80"}', Card, "answer", REMEDY)
     with pytest.raises(HrnetppError, match="^answer: .*unknown field `a b`"):

@@ -24,6 +24,7 @@ _SURE = 0.3
 # What a file of boxes keeps of each picture: box AP looks at as many, and low scores only add to it.
 _ANY, _MOST_BOXES = 0.01, 100
 _SECONDS_BETWEEN_LINES = 10.0
+_MEND = "is it COCO ground truth? Correct it or get it again"
 _IMAGES_A_BATCH = {"cpu": 4, "cuda": 32}
 
 
@@ -48,7 +49,9 @@ class Detector:
 
         The images go through the network in one batch, whatever their sizes.
         """
-        inputs = self.processor(images=list(images), return_tensors="pt").to(self.device)
+        # Said, since a picture 1 or 3 px high would pass for one whose channels come first.
+        layout = {"input_data_format": "channels_last", "return_tensors": "pt"}
+        inputs = self.processor(images=list(images), **layout).to(self.device)
         sizes = [image.shape[:2] for image in images]
         found = self.processor.post_process_object_detection(
             self.network(**inputs), threshold=threshold, target_sizes=sizes
@@ -77,7 +80,9 @@ def open_detector(model: str, device: str = "cpu") -> Detector:
         processor = AutoImageProcessor.from_pretrained(model)
         network = AutoModelForObjectDetection.from_pretrained(model).to(device).eval()
     except (OSError, ValueError, ImportError) as error:
-        remedy = "pip install 'hrnetpp-lib[detect]'; check the name and the network, or give a local folder"
+        remedy = "check the name and the connection, or give a local folder"
+        if isinstance(error, ImportError):
+            remedy = "pip install 'hrnetpp-lib[detect]'"
         raise HrnetppError(f"detector {model}: cannot be loaded ({error}); {remedy}") from error
     labels = [int(label) for label, name in network.config.id2label.items() if name == "person"]
     if len(labels) != 1:
@@ -97,6 +102,18 @@ class _Looked(msgspec.Struct):
     image_id: int
     file_name: str
     boxes: list[tuple[float, float, float, float, float]]  # x, y, w, h, score
+
+
+class _OfImage(msgspec.Struct):
+    """What is needed of a true box to choose it."""
+
+    image_id: int
+
+
+class _Truth(msgspec.Struct):
+    """COCO ground truth, or the list of pictures alone that there is of COCO's test images."""
+
+    annotations: list[_OfImage] | None = None
 
 
 class _Record(msgspec.Struct):
@@ -123,10 +140,12 @@ def detect(
         inputs: Photographs, folders and patterns, see `pictures.find_files`.
         output: A json; its records have image_id, category_id 1, bbox, score, file_name and the detector.
         detector: As of `open_detector`. On the GPU if there is one.
-        annotations: COCO ground truth: says the image ids by file name, and what the box AP is.
+        annotations: COCO ground truth: says the image ids by file name and, if it has boxes, their AP.
 
     Raises: HrnetppError if a file cannot be used, at the end; or if another detector has begun `output`.
     """
+    if not output.name or output.is_dir():
+        raise HrnetppError(f"{output}: is a folder; give the name of a json in it")
     failures = Failures()
     found = find_files(inputs, failures.add)
     failures.begin(len(found) + len(failures))
@@ -136,6 +155,7 @@ def detect(
     if not paths:
         failures.end()
     ids = read_image_ids(annotations) if annotations else {}
+    has_boxes = annotations and read_json(annotations, _Truth, _MEND).annotations is not None
     opened, journal = open_detector(detector, str(pick_device())), output.with_name(f"{output.name}.progress")
     if not journal.exists():
         _begin(journal, output, detector)
@@ -151,7 +171,7 @@ def detect(
     boxes = _write(journal, output, detector, ids)
     journal.unlink()
     print(f"written: {output}, {boxes} boxes of persons in {len(done)} pictures")
-    if annotations:
+    if has_boxes:
         print(_box_ap(annotations, output, done))
     failures.end()
 
@@ -232,10 +252,14 @@ def _write(journal: Path, output: Path, detector: str, ids: dict[str, int]) -> i
 
 def _box_ap(annotations: Path, output: Path, names: set[str]) -> str:
     """The box AP on those true pictures that were looked at, in words."""
-    truth, ids = read_json(annotations, dict), read_image_ids(annotations)
+    truth, ids = read_json(annotations, dict, _MEND), read_image_ids(annotations)
     known = {ids[name] for name in names & ids.keys()}
     if not known:
         raise HrnetppError(f"{annotations}: lists none of the pictures that were looked at; is it of others?")
     for part, key in (("images", "id"), ("annotations", "image_id")):
         truth[part] = [record for record in truth[part] if record[key] in known]
-    return f"person box AP {100 * bbox_ap(truth, output):.1f} on {len(known)} pictures of {annotations}"
+    try:
+        ap = 100 * bbox_ap(truth, output)
+    except HrnetppError as error:
+        raise HrnetppError(f"{annotations}: {error}") from None
+    return f"person box AP {ap:.1f} on {len(known)} pictures of {annotations}"

@@ -1,6 +1,7 @@
 """Photographs, folders and clips in, poses out: which network, which boxes, and how far it has come."""
 
 import contextlib
+import re
 import signal
 import threading
 import time
@@ -33,7 +34,7 @@ from hrnetpp_lib.files import project_root
 from hrnetpp_lib.model.weights import ModelCard
 from hrnetpp_lib.pose.geometry import Size
 from hrnetpp_lib.pose.keypoints import Skeleton
-from hrnetpp_lib.recipe import read_recipe, three_stages
+from hrnetpp_lib.recipe import SMOKE, read_recipe, three_stages
 
 PACKAGED = Path("weights", "lspet_cpu_hrnetpp.safetensors")  # trained on photographs
 _CROPS_A_BATCH = {"cpu": 32, "cuda": 256}
@@ -58,7 +59,9 @@ def default_checkpoint(root: Path) -> Path:
     """The HRNet++ regression network in root/runs that was finished last, the end of a profile's own chain.
 
     Ablations are no candidates. Without one, the network for photographs that comes with the package, which
-    is said. Raises: HrnetppError if there is none; names a command that trains one.
+    is said; profile smoke's counts only where the package came without.
+
+    Raises: HrnetppError if there is none; names a command that trains one.
     """
     found = []
     for path in root.glob("runs/*/stage3_*/model.safetensors"):
@@ -66,10 +69,14 @@ def default_checkpoint(root: Path) -> Path:
             run = read_recipe(path.parent / "recipe.json")
             if path.parent.name == three_stages(run.profile, seed=run.seed)[-1].name:
                 found.append(path)
+    packaged = packaged_checkpoint(Path(__file__).resolve().parents[1])
+    if packaged:
+        found = [path for path in found if path.parent.parent.name != SMOKE.name]
     if found:
         return max(found, key=lambda path: path.stat().st_mtime_ns)
-    if packaged := packaged_checkpoint(Path(__file__).resolve().parents[1]):
-        print(f"{root / 'runs'}: nothing trained, so the packaged network; its limits: {packaged.parent}")
+    if packaged:
+        what = "nothing trained (but smoke), so the packaged network"
+        print(f"{root / 'runs'}: {what}; its limits: {packaged.parent}")
         return packaged
     raise HrnetppError(
         f"{root / 'runs'}: no finished HRNet++ regression network; give a checkpoint, or train one with "
@@ -205,6 +212,7 @@ def predict_files(
     paths = find_files(inputs, failures.add)
     if boxes_xywh is not None and (len(paths) + len(failures) != 1 or any(map(is_clip, paths))):
         raise HrnetppError("boxes are for one picture; for several, or a clip, give a file of detections")
+    paths = _not_ours(paths, output_dir)
     failures.begin(len(paths) + len(failures))
     if not paths:
         failures.end()
@@ -217,9 +225,21 @@ def predict_files(
     finder = _choose_boxes(boxes_of, detector)
     print(f"network {network.described}, boxes {origin}", flush=True)
     with contextlib.closing(read_frames(paths, failures.add, upright=not detections)) as frames:
-        estimates = _estimate(network, _boxed(frames, *finder, failures.add))
+        estimates = _estimate(network, _boxed(frames, *finder, failures.add, detections))
         _write(estimates, network.card.skeleton, paths, output_dir, failures)
     failures.end()
+
+
+def _not_ours(paths: list[Path], output_dir: Path | None) -> list[Path]:
+    """The files but for those that an earlier run drew into the same folder."""
+    if not output_dir or not (output_dir / "poses.json").is_file():
+        return paths
+    drawn = [p for p in paths if p.parent.samefile(output_dir) and re.search(r"_poses(_\d+)?$", p.stem)]
+    if drawn:
+        print(
+            f"{output_dir}: {len(drawn)} pictures or clips that an earlier run drew are left out", flush=True
+        )
+    return [path for path in paths if path not in drawn]
 
 
 def _write(
@@ -296,17 +316,22 @@ def _choose_boxes(boxes_of: Callable[[Frame], Boxes] | None, detector: str | Non
 
 
 def _boxed(
-    frames: Iterable[Frame], find: _FindBoxes, at_once: int, complain: Complain
+    frames: Iterable[Frame], find: _FindBoxes, at_once: int, complain: Complain, file: Path | None = None
 ) -> Iterator[tuple[Frame, np.ndarray, np.ndarray]]:
-    """Each picture with its boxes (N, 4) and their scores (N,); those with a box outside are left out."""
+    """Each picture with boxes (N, 4) and their scores (N,); boxes without area in it are left out, and said.
+
+    `file`: That the boxes are of, if they are of one.
+    """
     for group in in_groups(frames, at_once):
         for frame, (boxes, scores) in zip(group, find(group), strict=True):
-            try:
-                boxes = infer.check_boxes(boxes, frame.pixels)
-            except HrnetppError as error:
-                complain(HrnetppError(f"{frame.name}: {error}"))
-            else:
-                yield frame, boxes, scores
+            boxes = infer.as_boxes(boxes)
+            fits = infer.boxes_that_fit(boxes, frame.pixels)
+            of, size = f" of {file}" if file else "", "{1}x{0}".format(*frame.pixels.shape)
+            for box in boxes[~fits].tolist():
+                wrong = f"box {box}{of} has no area in the image of {size} px; give x, y and positive w, h"
+                complain(HrnetppError(f"{frame.name}: {wrong}"))
+            if fits.any() or not len(boxes):
+                yield frame, boxes[fits], scores[fits]
 
 
 def _estimate(

@@ -195,7 +195,9 @@ def _frames_of_clip(path: Path) -> Iterator[Frame]:
             yield Frame(path, first_id + number, pixels, number, (stated, rate))
             number += 1
     if not number:
-        raise HrnetppError(f"{path}: has no frame that OpenCV can decode; convert it to .mp4")
+        raise HrnetppError(
+            f"{path}: has no frame that OpenCV can decode; is it whole? Copy it again, or convert it to .mp4"
+        )
     if number < 0.9 * stated:  # not all formats state it to the frame
         raise HrnetppError(f"{path}: ends after {number} of {stated} frames; is it whole? Copy it again")
 

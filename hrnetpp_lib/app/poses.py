@@ -90,8 +90,8 @@ class Poses:
                 "category_id": category,
                 "keypoints": np.round(pose, 3).ravel().tolist(),
                 "score": float(score),
-                "bbox": np.round(box, 2).tolist(),
-                "bbox_score": float(box_score),
+                "box_xywh": np.round(box, 2).tolist(),  # "bbox" would be where pycocotools takes areas from
+                "box_score": float(box_score),
                 "keypoint_set": self.skeleton.name,
             }
             for pose, score, box, box_score in rows
@@ -99,7 +99,10 @@ class Poses:
 
 
 def _encoded(rgb: np.ndarray, suffix: str) -> bytes:
-    return cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    is_done, encoded = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    if not is_done:
+        raise HrnetppError(f"OpenCV writes no {suffix} of {rgb.shape[1]}x{rgb.shape[0]} px")
+    return encoded.tobytes()
 
 
 class PoseFiles:
@@ -120,8 +123,13 @@ class PoseFiles:
             self._results.write(msgspec.json.encode(record | beside))
             self._first = False
         if frame.number is None:
+            try:
+                drawn = _encoded(poses.draw(), ".jpg")
+            except HrnetppError as error:  # its poses can still be had
+                self._complain(HrnetppError(f"{frame.path}: not drawn, its poses are written ({error})"))
+                return
             with whole_file(self._new(frame.path, ".jpg")) as part:
-                part.write_bytes(_encoded(poses.draw(), ".jpg"))
+                part.write_bytes(drawn)
             return
         if frame.path != self._clip_path:
             self.end_clip()

@@ -3,7 +3,7 @@
 <data>/coco/annotations/person_keypoints_{train,val}2017.json
 <data>/coco/{train2017,val2017}/*.jpg, or all of them in <data>/coco/images/
 <data>/coco/person_detection_results/<boxes>.json
-<data>/coco/weights/{hrnet_w48-8ef0771d,pose_hrnet_w48_384x288}.pth; Table 1 has a row of the second, if there
+<data>/weights/{hrnet_w48-8ef0771d,pose_hrnet_w48_384x288}.pth; Table 1 has a row of the second, if there
 <data>/ai_challenger/ai_challenger_keypoint_{train_20170902,validation_20170911}/...
 """
 

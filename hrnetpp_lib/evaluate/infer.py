@@ -277,6 +277,8 @@ def as_boxes(bboxes_xywh: np.ndarray) -> np.ndarray:
         boxes = np.asarray(bboxes_xywh, np.float64)
     except (TypeError, ValueError) as error:
         raise HrnetppError(f"bboxes_xywh: {error}; give (N, 4) numbers") from None
+    if boxes.shape == (0,):  # an empty list
+        return boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise HrnetppError(f"bboxes_xywh must be (N, 4), got {boxes.shape}")
     return boxes
@@ -316,15 +318,24 @@ def check_boxes(bboxes_xywh: np.ndarray, image: np.ndarray) -> np.ndarray:
     Raises: HrnetppError if the image or the boxes are of another shape or type, or a box has none.
     """
     boxes = as_boxes(bboxes_xywh)
+    fits = boxes_that_fit(boxes, image)
+    if not fits.all():
+        height, width = image.shape[:2]
+        wrong = f"box {boxes[~fits][0].tolist()} has no area in the image of {width}x{height} px"
+        raise HrnetppError(f"{wrong}; give x, y and positive w, h")
+    return boxes
+
+
+def boxes_that_fit(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """(N,) which of (N, 4) boxes have some area in an image, (height, width, 3) uint8 RGB.
+
+    Raises: HrnetppError if the image is of another shape or type.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise HrnetppError(f"image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
     fits = (np.abs(boxes) < 1e6).all(axis=1) & (boxes[:, 2:] > 1e-3).all(axis=1)  # false for NaN, too
-    fits &= (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, :2] > -boxes[:, 2:]).all(axis=1)
-    if not fits.all():
-        wrong = f"box {boxes[~fits][0].tolist()} has no area in the image of {width}x{height} px"
-        raise HrnetppError(f"{wrong}; give x, y and positive w, h")
-    return boxes
+    return fits & (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, :2] > -boxes[:, 2:]).all(axis=1)
 
 
 def predict_images(

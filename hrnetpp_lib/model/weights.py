@@ -148,7 +148,15 @@ def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {published.official_name(name): tensor for name, tensor in content.items()}
     if len(tensors) < len(content):
         raise HrnetppError(f"{path}: holds names twice, with and without a prefix; save one state_dict alone")
+    if _HEADER_KEY not in (metadata or {}):
+        tensors = _counters(tensors) | tensors
     return tensors, metadata or {}
+
+
+def _counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BN's counts of batches, which files of old PyTorch versions lack; nothing computes with them."""
+    ends = [name.removesuffix("running_var") for name in tensors if name.endswith(".running_var")]
+    return {f"{start}num_batches_tracked": torch.tensor(0) for start in ends}
 
 
 class _Ignored:

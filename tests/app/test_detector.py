@@ -40,9 +40,10 @@ class Fake(dict):
     def eval(self):
         return self
 
-    def __call__(self, images=None, return_tensors="pt", pixel_values=None):
+    def __call__(self, images=None, return_tensors="pt", pixel_values=None, input_data_format=None):
         assert return_tensors == "pt" and not torch.is_grad_enabled()
         if pixel_values is None:
+            assert input_data_format == "channels_last"
             return Fake(pixel_values=torch.zeros(len(images), 3, 8, 8))
         self.asked.append(len(pixel_values))
         return "raw outputs"
@@ -257,3 +258,30 @@ def test_real_detectors_write_what_the_readers_and_pycocotools_take(
     by_name = read_person_boxes(output)
     assert set(by_name) <= {path.name for path in folder.glob("*.jpg")}
     assert {r["image_id"] for r in records} <= {image_id(path) for path in folder.glob("*.jpg")}
+
+
+def test_real_detectors_look_at_pictures_of_one_or_three_px(real_detector):
+    detector = open_detector(str(real_detector))
+    for shape in ((1, 1, 3), (3, 50, 3), (1, 90, 3)):
+        ((boxes, scores),) = detector.find([np.full(shape, 90, np.uint8)], 0.0)
+        assert len(boxes) == len(scores) and (boxes[:, :2] + boxes[:, 2:] <= shape[1::-1]).all()
+
+
+def test_a_list_of_pictures_alone_says_the_ids_and_broken_truth_is_told_before(
+    transformers, folder, tmp_path, capsys
+):
+    output, truth = tmp_path / "b.json", tmp_path / "truth.json"
+    images = [{"id": 70 + n, "file_name": f"{n}.png", "width": 90, "height": 50} for n in range(9)]
+    images = {"images": images, "categories": [{"id": 1, "name": "person"}]}
+    command = ["detect", str(folder), "--output", str(output), "--annotations", str(truth)]
+    for broken in ({}, {"image_id": None}):
+        write_json(truth, images | {"annotations": [broken]})
+        assert main(command) == 2
+        assert str(truth) in (said := capsys.readouterr().err) and "image_id" in said
+        assert not output.exists()
+    write_json(truth, images)
+    assert main(command) == 2  # one of the pictures is torn
+    assert "person box AP" not in capsys.readouterr().out
+    assert {one["image_id"] for one in json.loads(output.read_text())} == {70, 71, 72, 73, 75, 76, 77, 78}
+    assert main(["detect", str(folder), "--output", str(tmp_path)]) == 2
+    assert "is a folder; give the name of a json in it" in capsys.readouterr().err

@@ -149,7 +149,10 @@ def test_what_is_packaged_comes_after_what_was_trained(checkpoint, photograph, t
     monkeypatch.setattr("hrnetpp_lib.app.photo.packaged_checkpoint", lambda package: checkpoint)
     predict(photograph)
     assert f"by {checkpoint} (tiny-coco17" in capsys.readouterr().out
-    trained = finished(tmp_path, three_stages(SMOKE)[2], checkpoint, 9)
+    finished(tmp_path, three_stages(SMOKE)[2], checkpoint, 5)  # which proves that the code runs, no more
+    predict(photograph)
+    assert f"by {checkpoint} (" in capsys.readouterr().out
+    trained = finished(tmp_path, three_stages(replace(SMOKE, name="mine"))[2], checkpoint, 9)
     predict(photograph)
     assert f"by {trained} (" in capsys.readouterr().out
 
@@ -339,6 +342,19 @@ def test_the_input_of_a_published_network_is_as_given(capsys, tmp_path, checkpoi
         assert re.fullmatch(rf"error: .*{words}.*\n", capsys.readouterr().err)
 
 
+def test_what_an_earlier_run_drew_is_no_input_of_the_next(capsys, tmp_path, checkpoint, photograph):
+    for name in ("a.png", "mine_poses.png"):
+        cv2.imwrite(str(tmp_path / name), cv2.imread(str(photograph)))
+    command = ["predict", str(tmp_path), "--checkpoint", str(checkpoint), "--output-dir", str(tmp_path)]
+    assert main(command) == 0 and "left out" not in capsys.readouterr().out
+    first = (tmp_path / "poses.json").read_bytes()
+    assert {one["file_name"] for one in json.loads(first)} == {"a.png", "mine_poses.png"}
+    (tmp_path / "mine_poses.png").unlink()
+    assert main(command) == 0
+    assert "2 pictures or clips that an earlier run drew are left out" in capsys.readouterr().out
+    assert {one["file_name"] for one in json.loads((tmp_path / "poses.json").read_bytes())} == {"a.png"}
+
+
 def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photograph):
     for name in ("12.png", "a.png", "b.png", "nobody.png"):
         cv2.imwrite(str(tmp_path / name), cv2.imread(str(photograph)))
@@ -348,6 +364,7 @@ def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photo
         record | {"image_id": 12, "category_id": 3},
         record | {"image_id": 12, "file_name": "val/a.png", "score": 0.125, "bbox": BOXES[1].tolist()},
         record | {"image_id": 3, "file_name": "b.png", "bbox": [330, 0, 5, 5]},
+        record | {"image_id": 12, "file_name": "a.png", "bbox": [3, 4, 0, 5]},
         record | {"image_id": 4, "file_name": "elsewhere.png"},
     ]
     write_json(tmp_path / "boxes.json", boxes)
@@ -362,9 +379,10 @@ def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photo
     assert main([*command, "--detections", str(tmp_path / "boxes.json")]) == 2
     out, err = capsys.readouterr()
     assert "nobody.png: nobody found" in out and f"boxes of {tmp_path / 'boxes.json'}" in out
-    assert "b.png: box [330.0, 0.0, 5.0, 5.0] has no area" in err and "1 failures in 4 inputs" in err
+    of = f"of {tmp_path / 'boxes.json'} has no area in the image"
+    assert f"b.png: box [330.0, 0.0, 5.0, 5.0] {of}" in err and f"a.png: box [3.0, 4.0, 0.0, 5.0] {of}" in err
     results = json.loads((tmp_path / "new/poses.json").read_text())
-    found = [(one["file_name"], one["bbox"], one["bbox_score"]) for one in results]
+    found = [(one["file_name"], one["box_xywh"], one["box_score"]) for one in results]
     assert found == [("12.png", BOXES[0].tolist(), 0.75), ("a.png", BOXES[1].tolist(), 0.125)]
     write_json(tmp_path / "other.json", boxes[-1:])
     assert main([*command, "--detections", str(tmp_path / "other.json")]) == 2
@@ -401,7 +419,7 @@ def test_category_of_other_keypoints_and_scores_of_a_detector(tmp_path, photogra
     assert main([*command, *options]) == 0
     said, results = capsys.readouterr().out, json.loads((tmp_path / "poses.json").read_text())
     assert "nobody.png: nobody found" in said and "aic14" in said and "category 1014" in said
-    assert "boxes by some/model" in said and [result["bbox_score"] for result in results] == [0.9, 0.5]
+    assert "boxes by some/model" in said and [result["box_score"] for result in results] == [0.9, 0.5]
     poses = predict(photograph, path, detector="some/model", runtime="torch")
     assert [r["score"] for r in results] == pytest.approx(rescore(poses.scores, SCORES))
     assert {(r["category_id"], r["keypoint_set"]) for r in results} == {(1014, "aic14")}

@@ -32,7 +32,7 @@ def test_scores_records_and_words_by_hand():
     first, second = poses.coco_results(77)
     assert (first["image_id"], first["category_id"], first["keypoint_set"]) == (77, 1, "coco17")
     assert first["keypoints"][:6] == [0, 0.25, 0.125, 1, 1.25, 0.5] and len(first["keypoints"]) == 51
-    assert first["bbox"] == [1, 2, 30.12, 20] and first["bbox_score"] == 0.75
+    assert first["box_xywh"] == [1, 2, 30.12, 20] and first["box_score"] == 0.75
     assert second["score"] == pytest.approx(0.125)
     other = poses_of(poses.image, AIC14, 1).coco_results(3)[0]
     assert other["category_id"] == 1014 and len(other["keypoints"]) == 42
@@ -77,6 +77,18 @@ def test_names_that_are_taken_and_clips_of_odd_size(tmp_path):
         *[("b.avi", 2)] * 2,
         ("b.mov", 1),
     ]
+
+
+def test_a_picture_too_wide_for_a_jpeg_is_not_drawn_and_its_poses_are_kept(tmp_path):
+    wide = np.zeros((2, 65501, 3), np.uint8)
+    found = np.zeros((1, 17, 2)), np.ones((1, 17)), np.array([[0.0, 0, 9, 2]]), np.ones(1)
+    said = []
+    with pose_files(tmp_path, [Path("wide.png")], said.append) as files:
+        files.add(Frame(Path("wide.png"), 5, wide), Poses(*found, COCO17, wide))
+    assert [path.name for path in tmp_path.iterdir()] == ["poses.json"]
+    (error,) = said
+    assert str(error) == "wide.png: not drawn, its poses are written (OpenCV writes no .jpg of 65501x2 px)"
+    assert len(json.loads((tmp_path / "poses.json").read_text())) == 1
 
 
 def test_nothing_or_nobody_is_a_list_too_and_an_error_leaves_none(tmp_path):

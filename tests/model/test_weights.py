@@ -16,6 +16,7 @@ import torch
 from official_hrnet import official_shapes
 from safetensors.torch import save_file
 
+from hrnetpp_lib import create_model
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.model import weights
 from hrnetpp_lib.model.hrnet import HRNet
@@ -101,6 +102,16 @@ def test_bytes_of_a_checkpoint_stay_what_they_were(tmp_path):
 def test_card_of_a_run():
     run = resolve(replace(STAGE3, alpha=27.0, coordinates="udp"), SMOKE)
     assert ModelCard.of_run(run, AIC14) == ModelCard(AIC14, (64, 64), "soft_argmax", 27.0, UDP, run.name)
+
+
+def test_files_of_old_pytorch_have_no_counts_of_batches(tmp_path):
+    model = create_model("hrnet_w32").eval()
+    tensors = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    torch.save(tensors, tmp_path / "pose_hrnet_w32.pth")
+    read, _ = load_checkpoint(tmp_path / "pose_hrnet_w32.pth")
+    assert same(read.state_dict(), model.state_dict(), tensors)
+    report = weights.load_stem_and_layer1(create_model("hrnet_w32"), tmp_path / "pose_hrnet_w32.pth")
+    assert "bn1.num_batches_tracked" in report.loaded
 
 
 def test_a_full_disk_keeps_the_older_file(tmp_path, full_disk):
@@ -405,7 +416,7 @@ def test_stem_and_layer1_alone(tmp_path, switches, imagenet):
     source, model = small(seed=1), small(seed=2, **switches)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     file = imagenet_layout(source.state_dict()) if imagenet else source.state_dict()
-    report = load_stem_and_layer1(model, put(tmp_path / "hrnet.pth", file))
+    report = weights.load_stem_and_layer1(model, put(tmp_path / "hrnet.pth", file))
     check_partition(report, model, file)
     assert set(report.loaded) == {name for name in source.state_dict() if name.startswith(STEM_AND_LAYER1)}
     assert same(model.state_dict(), source.state_dict(), report.loaded)
@@ -416,7 +427,7 @@ def test_stem_and_layer1_alone(tmp_path, switches, imagenet):
 
 def test_stem_and_layer1_takes_the_gates_of_our_own_files(tmp_path):
     source, model = small(seed=1, **ALL_ON), small(seed=2, **ALL_ON)
-    report = load_stem_and_layer1(model, put(tmp_path / "own.safetensors", source.state_dict()))
+    report = weights.load_stem_and_layer1(model, put(tmp_path / "own.safetensors", source.state_dict()))
     assert "layer1.0.se.expand.bias" in report.loaded
     assert same(model.state_dict(), source.state_dict(), report.loaded)
 
