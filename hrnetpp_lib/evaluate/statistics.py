@@ -190,5 +190,5 @@ def _word(differences, different: float, equal: float, level: float, unit: str, 
     else:
         needed = pairs_needed(mean, spread, level, bound)
         more = max(needed - pairs, 1) if needed else None
-        words = f"not decided; {more or f'more than {_MOST_PAIRS}'} more pairs would"
+        words = f"not decided; {more or f'more than {_MOST_PAIRS}'} more pair{'s' * (more != 1)} would"
     return Verdict(pairs, mean, low, high, spread, different, equal, more, words)
