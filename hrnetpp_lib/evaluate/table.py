@@ -246,7 +246,8 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
 
     Ours are never on the report's scale unless the profile is the report's own; the heading says so.
     """
-    number, reported = len(rows[0].trainings), PAPER_TABLE_1 | {PUBLISHED: _PUBLISHED_FIGURES}
+    reported = PAPER_TABLE_1 | {PUBLISHED: _PUBLISHED_FIGURES}
+    number = len(rows[0].trainings) if len(rows[0].trainings) > 1 else 0  # one alone has no spread
     rates = get_profile(profile_name).hrnet_lr_scale
     columns = [*METRICS, "ours: AP", "exact flip shift"]
     columns += [f"{number} trainings: AP", "exact flip shift", "minus first row"] if number else []

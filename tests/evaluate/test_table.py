@@ -194,8 +194,9 @@ def test_the_table_by_hand():
     )
 
 
-def test_a_table_without_other_trainings_has_no_columns_for_them():
-    lines = in_markdown("coco", "7 persons", [row(trainings=())]).splitlines()
+@pytest.mark.parametrize("trainings", [(), ((0.5, 0.6),)], ids=["none", "one, which has no spread"])
+def test_a_table_without_other_trainings_has_no_columns_for_them(trainings):
+    lines = in_markdown("coco", "7 persons", [row(trainings=trainings)]).splitlines()
     assert lines[4] == "another training."
     assert [line.count("|") for line in lines[6:]] == [10, 10, 10] and "trainings" not in lines[6]
 
