@@ -326,10 +326,9 @@ def _boxed(
         for frame, (boxes, scores) in zip(group, find(group), strict=True):
             boxes = infer.as_boxes(boxes)
             fits = infer.boxes_that_fit(boxes, frame.pixels)
-            of, size = f" of {file}" if file else "", "{1}x{0}".format(*frame.pixels.shape)
-            for box in boxes[~fits].tolist():
-                wrong = f"box {box}{of} has no area in the image of {size} px; give x, y and positive w, h"
-                complain(HrnetppError(f"{frame.name}: {wrong}"))
+            of = f" in {file}" if file else ""
+            for box in boxes[~fits]:
+                complain(HrnetppError(f"{frame.name}{of}: {infer.no_area(box, frame.pixels)}"))
             if fits.any() or not len(boxes):
                 yield frame, boxes[fits], scores[fits]
 

@@ -229,10 +229,9 @@ def draw_heat(ax: Axes, crop: np.ndarray, heatmap: np.ndarray) -> None:
     ax.imshow(np.repeat(crop.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8))
     ax.imshow(heat_layer(heatmap, crop.shape[:2]))
     if heatmap.min() < heatmap.max() / 2:
-        xs, ys = (
-            (np.arange(n) + 0.5) * size / n - 0.5
-            for n, size in [*zip(heatmap.shape, crop.shape, strict=False)][::-1]
-        )
+        rows, columns = heatmap.shape
+        ys = (np.arange(rows) + 0.5) * crop.shape[0] / rows - 0.5
+        xs = (np.arange(columns) + 0.5) * crop.shape[1] / columns - 0.5
         ax.contour(xs, ys, heatmap, [heatmap.max() / 2], colors="white", linewidths=0.7)
 
 

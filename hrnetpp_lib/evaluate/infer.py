@@ -320,10 +320,14 @@ def check_boxes(bboxes_xywh: np.ndarray, image: np.ndarray) -> np.ndarray:
     boxes = as_boxes(bboxes_xywh)
     fits = boxes_that_fit(boxes, image)
     if not fits.all():
-        height, width = image.shape[:2]
-        wrong = f"box {boxes[~fits][0].tolist()} has no area in the image of {width}x{height} px"
-        raise HrnetppError(f"{wrong}; give x, y and positive w, h")
+        raise HrnetppError(no_area(boxes[~fits][0], image))
     return boxes
+
+
+def no_area(box: np.ndarray, image: np.ndarray) -> str:
+    """What is wrong with a box that does not fit."""
+    size = "{1}x{0}".format(*image.shape)
+    return f"box {box.tolist()} has no area in the image of {size} px; give x, y and positive w, h"
 
 
 def boxes_that_fit(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:

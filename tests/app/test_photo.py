@@ -379,8 +379,10 @@ def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photo
     assert main([*command, "--detections", str(tmp_path / "boxes.json")]) == 2
     out, err = capsys.readouterr()
     assert "nobody.png: nobody found" in out and f"boxes of {tmp_path / 'boxes.json'}" in out
-    of = f"of {tmp_path / 'boxes.json'} has no area in the image"
-    assert f"b.png: box [330.0, 0.0, 5.0, 5.0] {of}" in err and f"a.png: box [3.0, 4.0, 0.0, 5.0] {of}" in err
+    of = f"png in {tmp_path / 'boxes.json'}: box"
+    assert (
+        f"b.{of} [330.0, 0.0, 5.0, 5.0] has" in err and f"a.{of} [3.0, 4.0, 0.0, 5.0] has no area in" in err
+    )
     results = json.loads((tmp_path / "new/poses.json").read_text())
     found = [(one["file_name"], one["box_xywh"], one["box_score"]) for one in results]
     assert found == [("12.png", BOXES[0].tolist(), 0.75), ("a.png", BOXES[1].tolist(), 0.125)]
