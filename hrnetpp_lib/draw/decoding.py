@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hrnetpp_lib.draw.plots import METHOD_COLOURS, STYLE, TRUTH_LINE, ZOOM, draw_pose, heat_layer, new_figure
+from hrnetpp_lib.draw.plots import METHOD_COLOURS, STYLE, TRUTH_LINE, ZOOM, draw_heat, draw_pose, new_figure
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 
@@ -91,9 +91,9 @@ def render_way(
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
         ax.set_axis_off()
-        if ax is not axes[2]:
+        if ax not in (axes[1], axes[2]):
             ax.imshow(crop)
-    axes[1].imshow(heat_layer(heatmap, crop.shape[:2], blend=0.9))
+    draw_heat(axes[1], crop, heatmap)
     axes[2].imshow(mass, cmap="inferno")
     rows = ZOOM * crop.shape[0] / crop.shape[1]  # the crop's shape: all panels are equal
     axes[2].set(xlim=(x - ZOOM, x + ZOOM), ylim=(y + rows, y - rows))
