@@ -100,7 +100,8 @@ def evaluate(options: argparse.Namespace) -> None:
     flip, views = not options.no_flip, TTA_VIEWS if options.tta else SINGLE_VIEW
     metrics = score(predict_boxes(network, card, data.val, flip, views), data)
     print(f"checkpoint {options.checkpoint}" + (f" ({card.run})" if card.run else ""))
-    print(f"profile {profile.name}, data {profile.data}, boxes {data.boxes}, ", end="")
+    number = f"{len(data.val)} in {len(data.truth.image_files)} pictures"
+    print(f"profile {profile.name}, data {profile.data}, boxes {data.boxes} ({number}), ", end="")
     print(f"flip {flip}, TTA {options.tta}, decoder {card.decoder}, ", end="")
     print(f"coordinates {card.coordinates.name} (flip shift {card.coordinates.flip_shift:g}), ", end="")
     print(f"input {card.input_hw[0]}x{card.input_hw[1]}, {network.described}")

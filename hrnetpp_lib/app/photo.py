@@ -16,6 +16,7 @@ import torch
 
 from hrnetpp_lib.app.detector import Boxes, open_detector
 from hrnetpp_lib.app.pictures import (
+    FRAMES_A_CLIP,
     Complain,
     Failures,
     Frame,
@@ -292,7 +293,13 @@ def _uninterrupted() -> Iterator[None]:
 def _boxes_of_file(path: Path, paths: Sequence[Path]) -> Callable[[Frame], Boxes]:
     """Looks a picture's boxes up. Raises: HrnetppError if the file has none for any of the pictures."""
     known, nobody = read_person_boxes(path), np.zeros((0, 5))
-    if not any(each.name in known or image_id(each) in known or is_clip(each) for each in paths):
+
+    def has_boxes(file: Path) -> bool:
+        first = image_id(file)
+        of_frames = range(first, first + FRAMES_A_CLIP) if is_clip(file) else ()
+        return file.name in known or first in known or any(id_ in of_frames for id_ in known)
+
+    if not any(map(has_boxes, paths)):
         wrong = "has no person's box in the pictures that are given"
         raise HrnetppError(f"{path}: {wrong}; its file_name or image_id must be theirs")
 

@@ -22,7 +22,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at its first clip;
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 _READERS = 2  # threads; each may hold an image of the largest size
 _MOST_BYTES_A_GROUP = 2**30
-_FRAMES_A_CLIP = 2**20  # ten hours: ids of clips are so far apart
+FRAMES_A_CLIP = 2**20  # ten hours: ids of clips are so far apart
 
 Complain = Callable[[HrnetppError], None]  # what is done about a file that cannot be used; the rest goes on
 
@@ -92,7 +92,7 @@ def image_id(path: Path) -> int:
     """
     digest = hashlib.sha256(os.fsencode(path.name)).digest()
     if is_clip(path):
-        return int.from_bytes(digest[:4], "big") * _FRAMES_A_CLIP
+        return int.from_bytes(digest[:4], "big") * FRAMES_A_CLIP
     if path.stem.isascii() and path.stem.isdecimal() and len(path.stem) < 19:  # int64
         return int(path.stem)
     return int.from_bytes(digest[:6], "big")
@@ -190,7 +190,7 @@ def _frames_of_clip(path: Path) -> Iterator[Frame]:
             if pixels.shape != size:  # FFmpeg scales them to the first one's size, unseen; others do not
                 wrong = f"frame {number} has another size than those before; the clip ends there"
                 raise HrnetppError(f"{path}: {wrong}, cut it in two")
-            if number == _FRAMES_A_CLIP:
+            if number == FRAMES_A_CLIP:
                 raise HrnetppError(f"{path}: frame {number} is one too many; it ends there, cut it in two")
             yield Frame(path, first_id + number, pixels, number, (stated, rate))
             number += 1
@@ -208,7 +208,7 @@ class _Capture:
     def __init__(self, path: Path):
         self._capture = cv2.VideoCapture(str(path))
         stated, rate = (self._capture.get(key) for key in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
-        self.stated = int(stated) if 0 < stated < _FRAMES_A_CLIP else 0
+        self.stated = int(stated) if 0 < stated < FRAMES_A_CLIP else 0
         self.rate = rate if 1 <= rate <= 240 else 25.0  # formats without a clock give anything
 
     def read(self) -> np.ndarray | None:

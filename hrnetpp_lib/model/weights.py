@@ -121,6 +121,11 @@ def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     listed = f"; see weights.download({path.name!r}, {str(path.parent)!r})" if listed else ""
     check_file(path, f"check the path or train the model first{listed}")
     published.check_digest(path, "it is torn, or another file under this name: get it again, or rename it")
+    with open(path, "rb") as file:
+        if file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html")):
+            raise HrnetppError(
+                f"{path}: a web page, not weights; its site wants a click: fetch the file itself"
+            )
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -387,8 +387,15 @@ def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photo
     found = [(one["file_name"], one["box_xywh"], one["box_score"]) for one in results]
     assert found == [("12.png", BOXES[0].tolist(), 0.75), ("a.png", BOXES[1].tolist(), 0.125)]
     write_json(tmp_path / "other.json", boxes[-1:])
-    assert main([*command, "--detections", str(tmp_path / "other.json")]) == 2
-    assert "has no person's box in the pictures" in capsys.readouterr().err
+    (tmp_path / "clip.mp4").touch()
+    for inputs in (str(tmp_path), str(tmp_path / "clip.mp4")):
+        assert main(["predict", inputs, *command[2:], "--detections", str(tmp_path / "other.json")]) == 2
+        assert "has no person's box in the pictures" in capsys.readouterr().err
+    write_json(tmp_path / "other.json", [boxes[0] | {"image_id": image_id(tmp_path / "clip.mp4") + 7}])
+    assert main(
+        ["predict", str(tmp_path / "clip.mp4"), *command[2:], "--detections", f"{tmp_path}/other.json"]
+    )
+    assert "has no frame that OpenCV can decode" in capsys.readouterr().err  # its boxes would do
 
 
 def test_real_photographs_and_their_detections_are_evaluated_by_pycocotools(tmp_path, real_data, checkpoint):

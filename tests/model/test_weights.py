@@ -104,6 +104,13 @@ def test_card_of_a_run():
     assert ModelCard.of_run(run, AIC14) == ModelCard(AIC14, (64, 64), "soft_argmax", 27.0, UDP, run.name)
 
 
+def test_a_web_page_in_the_place_of_weights_is_called_one(tmp_path):
+    path = tmp_path / "pose_hrnet.pth"
+    path.write_bytes(b"\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></html>")
+    with pytest.raises(HrnetppError, match="pose_hrnet.pth: a web page, not weights"):
+        load_checkpoint(path)
+
+
 def test_files_of_old_pytorch_have_no_counts_of_batches(tmp_path):
     model = create_model("hrnet_w32").eval()
     tensors = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
