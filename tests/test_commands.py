@@ -231,7 +231,10 @@ def test_evaluate_says_what_it_measured_and_refuses_14_keypoints(capsys, smoke_r
     assert main([*arguments, "--no-flip"]) == 0
     printed = capsys.readouterr().out
     assert "runtime torch, precision fp32" in printed
-    assert "boxes COCO_val2017_detections_synthetic_person.json, flip False, TTA False" in printed
+    said = (
+        r"boxes COCO_val2017_detections_synthetic_person.json \([1-9]\d* in \d+ pictures\), flip False, TTA F"
+    )
+    assert re.search(said, printed)
     assert f"checkpoint {path} (tiny-coco17)" in printed and "decoder soft_argmax" in printed
     metrics = printed.splitlines()[-1].split("  ")
     assert [metric.split()[0] for metric in metrics][:6] == ["AP", "AP50", "AP75", "APM", "APL", "AR"]
@@ -291,7 +294,7 @@ def test_a_published_network_is_evaluated_as_our_own_and_stands_beside_its_figur
         f"{path.name}: no card, so read as HRNet-W4, coco17, input 256x192 (by its name)"
     )
     assert printed[1] == f"checkpoint {path}" and printed[7] == f"checkpoint {own}"
-    assert f"boxes {COCO.boxes}, flip True, TTA False, decoder quarter_offset" in printed[2]
+    assert f"boxes {COCO.boxes} (118 in 4 pictures), flip True, TTA False, decoder quarter_offset" in printed[2]
     assert "coordinates official (flip shift 1), input 256x192, runtime torch, precision fp32" in printed[2]
     assert printed[3].removeprefix("measured   ") == printed[9] and printed[9].startswith("AP ")
     assert printed[4].split() == ["published", *re.split(" +", PUBLISHED_W48)]

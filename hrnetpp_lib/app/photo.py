@@ -71,13 +71,12 @@ def default_checkpoint(root: Path) -> Path:
             if path.parent.name == three_stages(run.profile, seed=run.seed)[-1].name:
                 found.append(path)
     packaged = packaged_checkpoint(Path(__file__).resolve().parents[1])
+    counted = [path for path in found if not packaged or path.parent.parent.name != SMOKE.name]
+    if counted:
+        return max(counted, key=lambda path: path.stat().st_mtime_ns)
     if packaged:
-        found = [path for path in found if path.parent.parent.name != SMOKE.name]
-    if found:
-        return max(found, key=lambda path: path.stat().st_mtime_ns)
-    if packaged:
-        what = "nothing trained (but smoke), so the packaged network"
-        print(f"{root / 'runs'}: {what}; its limits: {packaged.parent}")
+        what = "nothing trained but smoke" if found else "nothing trained"
+        print(f"{root / 'runs'}: {what}, so the packaged network; its limits: {packaged.parent}")
         return packaged
     raise HrnetppError(
         f"{root / 'runs'}: no finished HRNet++ regression network; give a checkpoint, or train one with "
