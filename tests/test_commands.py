@@ -294,7 +294,8 @@ def test_a_published_network_is_evaluated_as_our_own_and_stands_beside_its_figur
         f"{path.name}: no card, so read as HRNet-W4, coco17, input 256x192 (by its name)"
     )
     assert printed[1] == f"checkpoint {path}" and printed[7] == f"checkpoint {own}"
-    assert f"boxes {COCO.boxes} (118 in 4 pictures), flip True, TTA False, decoder quarter_offset" in printed[2]
+    boxes = f"boxes {COCO.boxes} (118 in 4 pictures)"
+    assert f"{boxes}, flip True, TTA False, decoder quarter_offset" in printed[2]
     assert "coordinates official (flip shift 1), input 256x192, runtime torch, precision fp32" in printed[2]
     assert printed[3].removeprefix("measured   ") == printed[9] and printed[9].startswith("AP ")
     assert printed[4].split() == ["published", *re.split(" +", PUBLISHED_W48)]
