@@ -209,10 +209,9 @@ def predict_files(
     if sum(given is not None for given in (boxes_xywh, detections, detector)) > 1:
         raise HrnetppError(_NOT_BOTH)
     failures = Failures()
-    paths = find_files(inputs, failures.add)
+    paths = _not_ours(find_files(inputs, failures.add), output_dir)
     if boxes_xywh is not None and (len(paths) + len(failures) != 1 or any(map(is_clip, paths))):
         raise HrnetppError("boxes are for one picture; for several, or a clip, give a file of detections")
-    paths = _not_ours(paths, output_dir)
     failures.begin(len(paths) + len(failures))
     if not paths:
         failures.end()
