@@ -32,6 +32,7 @@ exclude_patterns = [".*", "build", "data", "dist", "runs"]  # not looked into: t
 
 # Executed copies as they are committed. A widget needs a kernel; the figures before it show the same.
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # what cells print has tables, which plain CommonMark does not know
 nb_ipywidgets_js = {}
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath", "html_image"]

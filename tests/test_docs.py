@@ -56,6 +56,8 @@ PROBLEMS = """() => {
   const texts = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
     const element = texts.currentNode.parentElement;
+    const raw = /[|][-\\u2013\\u2014]+[|]/.test(texts.currentNode.data) && !element.closest("pre, code");
+    if (raw) problems.push(`a table that is none: ${texts.currentNode.data.slice(0, 60)}`);
     const read = /[\\p{L}\\p{N}]/u.test(texts.currentNode.data);
     if (!read || !element.checkVisibility({visibilityProperty: true})) continue;
     const two = [numbers(getComputedStyle(element).color), ground(element)].map(luminance);
