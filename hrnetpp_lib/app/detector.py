@@ -172,7 +172,7 @@ def detect(
     journal.unlink()
     print(f"written: {output}, {boxes} boxes of persons in {len(done)} pictures")
     if has_boxes:
-        print(_box_ap(annotations, output, done))
+        print(_box_ap(annotations, output, done, ids))
     failures.end()
 
 
@@ -250,9 +250,9 @@ def _write(journal: Path, output: Path, detector: str, ids: dict[str, int]) -> i
     return boxes
 
 
-def _box_ap(annotations: Path, output: Path, names: set[str]) -> str:
+def _box_ap(annotations: Path, output: Path, names: set[str], ids: dict[str, int]) -> str:
     """The box AP on those true pictures that were looked at, in words."""
-    truth, ids = read_json(annotations, dict, _MEND), read_image_ids(annotations)
+    truth = read_json(annotations, dict, _MEND)
     known = {ids[name] for name in names & ids.keys()}
     if not known:
         raise HrnetppError(f"{annotations}: lists none of the pictures that were looked at; is it of others?")

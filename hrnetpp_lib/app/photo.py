@@ -233,7 +233,8 @@ def _not_ours(paths: list[Path], output_dir: Path | None) -> list[Path]:
     """The files but for those that an earlier run drew into the same folder."""
     if not output_dir or not (output_dir / "poses.json").is_file():
         return paths
-    drawn = [p for p in paths if p.parent.samefile(output_dir) and re.search(r"_poses(_\d+)?$", p.stem)]
+    here = [path for path in paths if path.parent.samefile(output_dir)]
+    drawn = [path for path in here if re.search(r"_poses(_\d+)?\.(jpg|mp4)$", path.name)]
     if drawn:
         print(
             f"{output_dir}: {len(drawn)} pictures or clips that an earlier run drew are left out", flush=True

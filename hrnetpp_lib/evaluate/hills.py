@@ -129,6 +129,16 @@ def _look(model: nn.Module, card: ModelCard, table: PersonTable) -> list[Landing
     return found
 
 
+def most_spread(maps: torch.Tensor, alpha: float) -> int:
+    """Which of (K, H, W) maps has the softmax that is spread the widest: the lowest share of its first cell.
+
+    Of those whose peak is at least half as high as the highest.
+    """
+    first = torch.softmax(alpha * maps.flatten(1), dim=1).amax(dim=1)
+    peaks = maps.amax(dim=(1, 2))
+    return int(torch.where(peaks >= peaks.max() / 2, first, torch.inf).argmin())
+
+
 def in_markdown(example: Landing, alpha: float) -> str:
     """What each decoder reads and how far it is from the label, in cells, as a table."""
     places, errors = example.places(alpha), example.errors(alpha)

@@ -109,3 +109,13 @@ def test_what_is_said_of_alphas():
     first, second = said.split(" on the first and ")
     assert "alpha 60, the dashed line, errs by 2.04 cells (the best, alpha 20, by 0.16)" in first
     assert second == "2.00 cells (no other alpha does better) on the second."
+
+
+def test_the_softmax_that_is_spread_the_widest_is_that_of_a_peak_high_enough():
+    maps = torch.zeros(4, 5, 6)
+    maps[0, 1, 1] = 0.9  # one cell
+    maps[1, 2, 2:5] = 0.5  # three
+    maps[2, 3, 3:5] = 0.6  # two
+    maps[3, :, :] = 0.4  # all, but low
+    assert hills.most_spread(maps, 60.0) == 1
+    assert hills.most_spread(maps[[0, 2, 3]], 60.0) == 1
