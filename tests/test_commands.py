@@ -273,6 +273,13 @@ def official_file(path: Path) -> HRNet:
     return model.eval()
 
 
+def test_evaluate_names_missing_data_before_it_prepares_the_network(capsys, tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr("hrnetpp_lib.evaluate.infer.open_network", lambda *how: prepared.append(how))
+    message = refused(capsys, *f"evaluate --profile coco --output {tmp_path} --checkpoint x.pth".split())
+    assert "person_keypoints_val2017.json" in message and not prepared
+
+
 def test_a_published_network_is_evaluated_as_our_own_and_stands_beside_its_figures(
     capsys, coco_root, tmp_path, monkeypatch
 ):
