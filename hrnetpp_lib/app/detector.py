@@ -20,6 +20,7 @@ from hrnetpp_lib.files import decode_json, read_json, whole_file
 
 DETECTOR = "ustc-community/dfine-large-coco"  # on transformers' hub, 126 MB
 Boxes = tuple[np.ndarray, np.ndarray]  # (N, 4) xywh in image px, float64, and scores (N,)
+_ITS_FILES = ["*.json", "*.safetensors"]  # on the hub, of those that make a detector
 _SURE = 0.3
 # What a file of boxes keeps of each picture: box AP looks at as many, and low scores only add to it.
 _ANY, _MOST_BOXES = 0.01, 100
@@ -73,12 +74,15 @@ def open_detector(model: str, device: str = "cpu") -> Detector:
     Raises: HrnetppError if it cannot be loaded or knows no person. Reference: Peng et al., arXiv 2410.13842.
     """
     try:
+        from huggingface_hub import snapshot_download
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # of reading a file that lies here
-        processor = AutoImageProcessor.from_pretrained(model)
-        network = AutoModelForObjectDetection.from_pretrained(model).to(device).eval()
+        # Asked for once, as a whole: without a connection `from_pretrained` asks for 100 seconds, file by file.
+        folder = model if os.path.isdir(model) else snapshot_download(model, allow_patterns=_ITS_FILES)
+        processor = AutoImageProcessor.from_pretrained(folder)
+        network = AutoModelForObjectDetection.from_pretrained(folder).to(device).eval()
     except (OSError, ValueError, ImportError) as error:
         remedy = "check the name and the connection, or give a local folder"
         if isinstance(error, ImportError):

@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import cv2
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -62,6 +63,7 @@ def transformers(monkeypatch):
     fake = SimpleNamespace(AutoImageProcessor=Fake, AutoModelForObjectDetection=Fake)
     monkeypatch.setitem(sys.modules, "transformers", fake)
     monkeypatch.setitem(sys.modules, "transformers.utils.logging", quiet)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: name)
     monkeypatch.setattr(Fake, "asked", [])
 
 
@@ -84,18 +86,31 @@ def test_detected_boxes_are_persons_as_xywh_best_first_and_inside(transformers, 
 
 
 def test_detectors_that_cannot_be_used(transformers, monkeypatch):
-    def offline(name):
-        raise OSError(f"cannot connect to the hub to load {name}")
+    def broken(folder):
+        raise OSError(f"{folder} has no weights")
 
     monkeypatch.setattr(Fake, "config", SimpleNamespace(id2label={0: "cat"}))
     with pytest.raises(HrnetppError, match="detector any: no label is named 'person'"):
         open_detector("any")
-    monkeypatch.setattr(Fake, "from_pretrained", offline)
-    with pytest.raises(HrnetppError, match=r"some/model: cannot be loaded.*hub.*local folder"):
+    monkeypatch.setattr(Fake, "from_pretrained", broken)
+    with pytest.raises(HrnetppError, match=r"some/model: cannot be loaded.*no weights.*local folder"):
         open_detector("some/model")
     monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
     with pytest.raises(HrnetppError, match=r"any: cannot be loaded.*transformers.*hrnetpp-lib\[detect\]"):
         open_detector("any")
+
+
+def test_without_a_connection_a_detector_of_the_hub_is_refused_by_the_first_question(monkeypatch):
+    asked = []
+
+    def no_connection(*args, **kwargs):
+        asked.append(args)
+        raise ConnectionError("no such host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", no_connection)
+    with pytest.raises(HrnetppError, match=r"nobody/nothing: cannot be loaded.*no such host.*local folder"):
+        open_detector("nobody/nothing")
+    assert len(asked) == 1
 
 
 @pytest.fixture
