@@ -146,6 +146,9 @@ def test_a_figure_shows_itself_its_alternative_text_and_its_caption(monkeypatch)
     assert data == {"image/png": bare["image/png"], "text/plain": "A bright diagonal."}
     assert options["metadata"] == {"image/png": {"alt": "A bright diagonal."}}
     assert caption.data == "*Figure: eight cells lie on it.*"
+    height = figure.get_figheight()
+    draw.describe(figure, "A bright diagonal.", "eight cells lie on it.", "half of them are bright")
+    assert figure.get_suptitle() == "half of them are bright" and figure.get_figheight() > height
     draw.render_shift([np.eye(8)], ["another"])._ipython_display_()
     assert len(shown) == 4  # figures share no words
 

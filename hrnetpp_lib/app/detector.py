@@ -79,7 +79,7 @@ def open_detector(model: str, device: str = "cpu") -> Detector:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # of reading a file that lies here
-        # Asked for once, as a whole: without a connection `from_pretrained` asks for 100 seconds, file by file.
+        # Asked for once: without a connection `from_pretrained` goes on asking for 100 seconds.
         folder = model if os.path.isdir(model) else snapshot_download(model, allow_patterns=_ITS_FILES)
         processor = AutoImageProcessor.from_pretrained(folder)
         network = AutoModelForObjectDetection.from_pretrained(folder).to(device).eval()

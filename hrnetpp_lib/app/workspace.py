@@ -200,8 +200,8 @@ class Workspace:
         found.save(path)
         return found
 
-    def table_1(self, seed: int = 0) -> list[table.Claim]:
-        """The report's claims, after its Table 1 is measured with notebooks 3 to 5's networks and written.
+    def table_1(self, seed: int = 0) -> tuple[list[table.TableRow], list[table.Claim]]:
+        """The report's Table 1 by notebooks 3 to 5's networks, measured and written: its rows and its claims.
 
         Profile coco's has a row of the published network too, if its file is at `DataPaths.published`.
         The claims are judged by the trainings of the profile that the study's results have.
@@ -223,7 +223,7 @@ class Workspace:
         rows, claims = table.assemble(found, hashes, data, seed, known)
         words, trained = self.describe_data(data), [*map(self.describe_run, (*baselines[:2], *stages))]
         table.write_results(self.figures, self.profile.name, words, rows, trained)
-        return claims
+        return rows, claims
 
     def checkpoint_hash(self, run: Run) -> dict[str, str]:
         """The run's name and the SHA-256 of its checkpoint, for provenance."""

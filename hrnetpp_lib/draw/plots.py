@@ -26,6 +26,7 @@ WIDTH_IN = 6.5
 SIDE_COLOURS = {"left": "#0072B2", "right": "#D55E00", "centre": "#222222"}
 YELLOW = "#F0E442"  # of boxes, and of what is pointed at
 TRUTH_LINE = {"color": "#222222", "ls": "--", "lw": 1}
+_TITLE_IN = 0.22  # what `describe` adds for a title
 ZOOM = 4  # cells to each side of what is shown enlarged
 GROUND = 190  # grey on which all colours, white and black can be told
 METHOD_COLOURS = {
@@ -79,9 +80,15 @@ class InlineFigure(Figure):
             display(Markdown(f"*Figure: {self.caption}*"))
 
 
-def describe(figure: InlineFigure, alt: str, caption: str) -> InlineFigure:
-    """Give a figure its words and give it back: what it shows, for a screen reader, and what it means."""
+def describe(figure: InlineFigure, alt: str, caption: str, title: str = "") -> InlineFigure:
+    """Give a figure its words and give it back: what it shows, for a screen reader, and what it means.
+
+    `title` is the finding in a few words; the figure gets higher by a line for it.
+    """
     figure.alt, figure.caption = alt, caption
+    if title:
+        figure.set_figheight(figure.get_figheight() + _TITLE_IN)
+        figure.suptitle(title, fontsize=STYLE["axes.titlesize"])
     return figure
 
 
@@ -133,14 +140,18 @@ def white_rim(width: float) -> list:
 
 
 def draw_truth(ax: Axes, keypoints: np.ndarray, skeleton: Skeleton, width: float = 1.6) -> None:
-    """The labelled ones of (K, 3) true keypoints and their limbs, in white with a dark rim."""
+    """The labelled ones of (K, 3) true keypoints, white and ringed in the colours of their sides, and limbs.
+
+    Limbs are white with a dark rim.
+    """
     shown = keypoints[:, 2] > 0
     segments = [keypoints[[a, b], :2] for a, b in skeleton.limbs if shown[a] and shown[b]]
     limbs = LineCollection(segments, colors="white", lw=width, capstyle="round", zorder=1)
     limbs.set_path_effects(white_rim(width + 1.2))
     ax.add_collection(limbs)
-    size = (1.9 * width) ** 2
-    ax.scatter(*keypoints[shown, :2].T, s=size, c="white", edgecolors="#444444", linewidths=0.6, zorder=1.5)
+    rims = [SIDE_COLOURS[skeleton.side(k)] for k in np.flatnonzero(shown)]
+    size = (2.4 * width) ** 2
+    ax.scatter(*keypoints[shown, :2].T, s=size, c="white", edgecolors=rims, linewidths=1.0, zorder=1.5)
 
 
 def paint_poses(
@@ -290,16 +301,15 @@ def render_bars(
     colours: Sequence[str],
     xlabel: str,
     digits: int = 3,
-    title: str = "",
     least: float = 0.1,
 ) -> Figure:
     """Horizontal bars, first label on top, their values at the end; the axis reaches `least` at least."""
-    figure, ((ax,),) = new_figure(1, 1, 0.4 + 0.28 * len(labels) + 0.2 * bool(title))
+    figure, ((ax,),) = new_figure(1, 1, 0.4 + 0.28 * len(labels))
     bars = ax.barh(range(len(labels)), values, color=list(colours), height=0.65)
     ax.bar_label(bars, [f"{value:.{digits}f}" for value in values], padding=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*values, least)), title=title)
+    ax.set(xlabel=xlabel, xlim=(0, 1.1 * max(*values, least)))
     ax.grid(axis="y", visible=False)
     return figure
 

@@ -1,6 +1,6 @@
 """How many keypoints go wrong in which way, one example of each, and sentences that say it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,16 +88,54 @@ def say_kinds(shares: Shares, name: str) -> str:
     return f"In this run {shares['good']:.1f}% of the {name} model's keypoints are good; the others: {rest}."
 
 
+def say_examples(examples: Sequence[Mistake], names: Sequence[str]) -> str:
+    """How far off the examples are, from the nearest to the furthest, by their keypoints' names."""
+    if not examples:
+        return "In this run nobody was found, so there is no example."
+    told = [
+        f"{one.kind} {one.error_cells:.1f} ({names[one.keypoint].replace('_', ' ')})"
+        for one in sorted(examples, key=lambda one: one.error_cells)
+    ]
+    without = [kind for kind in LABELS if kind not in {one.kind for one in examples}]
+    none = f"; of {' and '.join(without)} there is none" if without else ""
+    return f"In this run these keypoints are off by, in cells: {', '.join(told)}{none}."
+
+
+def title_kinds(before: Shares, after: Shares) -> str:
+    """The finding of `say_change` in a few words."""
+    moved = _moved(before, after)
+    most = max(LABELS, key=lambda kind: abs(moved[kind]))
+    if not moved[most]:
+        return "from heatmaps to regression no kind changed by a tenth of a point"
+    return f"from heatmaps to regression {most} changed most, {moved[most]:+.1f} points"
+
+
+def _moved(before: Shares, after: Shares) -> dict[str, float]:
+    """By how many points each kind changed, of shares as they are printed."""
+    return {kind: round(round(after[kind], 1) - round(before[kind], 1), 1) for kind in LABELS}
+
+
+def title_keypoints(found: Diagnosis, names: Sequence[str]) -> str:
+    """Which keypoint is good most and least often, of those that are labelled."""
+    counts = found.counts()
+    total = sum(counts.values())
+    shares = {names[k].replace("_", " "): 100 * counts["good"][k] / total[k] for k in np.flatnonzero(total)}
+    if not shares:
+        return "nobody was found"
+    most, least = (choose(shares, key=shares.get) for choose in (max, min))
+    return f"good most often: {most}, {shares[most]:.0f}%; least often: {least}, {shares[least]:.0f}%"
+
+
 def say_change(before: Shares, after: Shares) -> str:
     """What became of each kind from the heatmap model to the regression model."""
-    first, then = ({kind: round(value, 1) for kind, value in shares.items()} for shares in (before, after))
-    moved = {kind: round(then[kind] - first[kind], 1) for kind in LABELS}
+    first, then = (round(shares["jitter"], 1) for shares in (before, after))
+    moved = _moved(before, after)
     jitter = "fell" if moved["jitter"] < 0 else "rose" if moved["jitter"] > 0 else "stayed"
     most = max(LABELS, key=lambda kind: abs(moved[kind]))
     largest = f"the largest change is that of {most}, {moved[most]:+.1f} points" if moved[most] else ""
     return (
         f"In this run jitter, the kind that a finer decoder could mend, {jitter} from the heatmap to the "
-        f"regression model, {first['jitter']:.1f} -> {then['jitter']:.1f}%; "
+        f"regression model, {first:.1f} -> {then:.1f}%; "
         f"{largest or 'no kind changed by a tenth of a point'}."
     )
 
@@ -107,15 +145,33 @@ def median_errors(errors: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(np.median(one)) if len(one) else float("nan") for name, one in errors.items()}
 
 
+def title_precision(errors: Mapping[str, np.ndarray]) -> str:
+    """The finding of `say_precision` in a few words."""
+    known = _known_medians(errors)
+    least = f": half within {min(known.values()):.2f} cells" if known else ""
+    return f"{_most_precise(known)}{least}"
+
+
+def _known_medians(errors: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Those of the networks that found anybody, as they are printed."""
+    medians = {name: round(value, 2) for name, value in median_errors(errors).items()}
+    return {name: value for name, value in medians.items() if not np.isnan(value)}
+
+
+def _most_precise(known: Mapping[str, float]) -> str:
+    best = [name for name, value in known.items() if value == min(known.values())]
+    if not best:
+        return "no network found anybody"
+    return f"the most precise is {best[0]}" if len(best) == 1 else f"{' and '.join(best)} are level"
+
+
 def say_precision(errors: Mapping[str, np.ndarray]) -> str:
     """Which network is the most precise where it is right, in heatmap cells."""
-    medians = {name: round(value, 2) for name, value in median_errors(errors).items()}
-    known = {name: value for name, value in medians.items() if not np.isnan(value)}
+    known = _known_medians(errors)
     if not known:
-        return "In this run no network found anybody, so none has an error to speak of."
-    best = [name for name, value in known.items() if value == min(known.values())]
-    verdict = f"the most precise is {best[0]}" if len(best) == 1 else f"{' and '.join(best)} are level"
+        return f"In this run {_most_precise(known)}, so none has an error to speak of."
     halves = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
     return (
-        f"In this run half of these keypoints are nearer to their labels than (cells): {halves}; {verdict}."
+        f"In this run half of these keypoints are nearer to their labels than (cells): {halves}; "
+        f"{_most_precise(known)}."
     )

@@ -165,6 +165,18 @@ def assemble(
     return rows, _claims({method: found["AP"] for method, found in draws.metrics.items()}, trainings)
 
 
+def say_rows(rows: Sequence[TableRow]) -> str:
+    """Which of our rows is highest and which lowest, trained once, and which place the first has."""
+    aps = {row.method: in_percent(row.metrics["AP"]) for row in rows if row.method in PARTS}
+    order = sorted(aps, key=lambda method: -aps[method])
+    first = next(iter(aps))
+    return (
+        f"In this run the highest row is {order[0]}, AP {aps[order[0]]:.1f}, the lowest {order[-1]}, "
+        f"{aps[order[-1]]:.1f}; {first}, the report's lowest, has place {order.index(first) + 1} of "
+        f"{len(aps)}."
+    )
+
+
 def say_claims(claims: Sequence[Claim]) -> str:
     """How many of the report's steps these networks take too, and what is decided over trainings."""
     alike = sum(round(claim.here, 1) > 0 for claim in claims if claim.paper > 0.05)

@@ -52,6 +52,15 @@ def say_flips(aps: Mapping[str, float]) -> str:
     )
 
 
+def title_flips(aps: Mapping[str, float]) -> str:
+    """The finding of `say_flips` in a few words."""
+    without, _, exact, official = (round(100 * ap, 1) for ap in aps.values())
+    return (
+        f"the flip test moves AP by {points(official - without)} with the official shift, by "
+        f"{points(exact - without)} with the exact one"
+    )
+
+
 def largest_person(data: StageData) -> tuple[int, int]:
     """A row of val's boxes and one of the true persons: the rule for who is shown.
 
@@ -169,6 +178,12 @@ def say_tta(steps: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
     people = {"APM": "medium people", "APL": "large ones"}
     moved = (f"by {_beside(one[metric])} for {people[metric]}" for metric in sizes)
     return f"{said}. The regression model's AP moved {' and '.join(moved)}." if sizes else f"{said}."
+
+
+def title_steps(steps: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """What TTA and the ensemble did to AP here, of `measure_steps`, in a few words."""
+    tta, both, one, two = (points(steps[name]["AP"][0]) for name in STEPS)
+    return f"AP here: TTA {tta} and {both}, the ensemble {one} and {two}"
 
 
 def say_ensemble(steps: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:

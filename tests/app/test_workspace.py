@@ -140,7 +140,7 @@ def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):
     runs = [*three_stages(ws.profile, HRNET)[:2], *three_stages(ws.profile)]
     for run in runs:
         finish(ws, run, (3, 0.015), (6, 0.005))
-    claims = ws.table_1()
+    rows, claims = ws.table_1()
     written = read_json(ws.figures / "results.json", dict)
     assert [described["name"] for described in written["runs"]] == [run.name for run in runs]
     assert {described["crops"] for described in written["runs"]} == {6 * ws.profile.batch_size}
@@ -149,6 +149,7 @@ def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):
     baseline, heatmap, regression = (runs[i].name for i in (1, 3, 4))
     used = [[baseline], [heatmap], *[[regression]] * 2, *[[heatmap, regression]] * 2]
     assert [list(row["runs"]) for row in written["rows"]] == used and len(claims) == 5
+    assert [list(row.runs) for row in rows] == used
     assert (ws.figures / "table_1.md").read_text().count("\n| ") == 7
     with pytest.raises(HrnetppError, match="not there; run the notebooks"):
         ws.table_1(seed=1)

@@ -30,6 +30,10 @@ def test_the_truth_is_white_below_the_pose_and_a_keypoint_is_ringed_with_a_line_
     assert {to_hex(colour) for colour in truth.get_colors()} == {"#ffffff"}
     assert {point[0] for segment in truth.get_segments() for point in segment} == {9}
     assert truth.get_zorder() < min(one.get_zorder() for one in first.collections[2:])
+    dots = first.collections[1]  # white, and ringed in the colour of the person's side: nose, left, right eye
+    assert to_hex(dots.get_facecolors()[0]) == "#ffffff"
+    sides = [draw.SIDE_COLOURS[side].lower() for side in ("centre", "left", "right")]
+    assert [to_hex(colour) for colour in dots.get_edgecolors()[:3]] == sides
     line, ring = first.lines
     assert line.get_xydata().tolist() == [[9, 36], [12, 36]] and ring.get_xydata().tolist() == [[12, 36]]
 

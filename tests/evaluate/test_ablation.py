@@ -22,6 +22,13 @@ def test_the_highest_is_called_by_its_name(best, words):
     assert f"The highest is {words}, 73.0 points" in ablation.say_switches(APS | {best: 0.9})
 
 
+def test_the_title_has_the_highest_and_its_lead():
+    said = "one training each: hrnet+head is highest, by 7.5 points over the lowest"
+    assert ablation.title_switches(APS) == said
+    assert "plain HRNet is highest, by 73.0" in ablation.title_switches(APS | {"hrnet": 0.9})
+    assert "nothing" in ablation.title_switches(dict.fromkeys(APS, 0.004))
+
+
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=5))
 def test_the_sentence_agrees_with_a_table_of_one_digit(values):
     aps = dict(zip(APS, values, strict=True))
@@ -37,10 +44,22 @@ def test_the_sentence_agrees_with_a_table_of_one_digit(values):
 
 def test_the_table_has_the_cost_of_each_network_by_hand():
     network = nn.Conv2d(3, 5, 3, padding=1, bias=False)  # 135 weights at 240 places
-    shown = ablation.in_markdown({"one": 0.1234}, {"one": 0.00217}, {"one": network}, (20, 12))
+    costs = ablation.count_costs({"one": network}, (20, 12))
+    assert costs == {"one": (135, 32400)}
+    shown = ablation.in_markdown({"one": 0.1234}, {"one": 0.00217}, costs)
     assert shown.splitlines()[2:] == ["| one | 12.3 | 2.17e-03 | 0.00 | 0.000 |"]
-    wide = nn.Conv2d(3, 5000, 3, padding=1, bias=False)
-    assert "| 0.14 | 0.032 |" in ablation.in_markdown({"a": 0.5}, {"a": 1.0}, {"a": wide}, (20, 12))
+    assert "| 0.14 | 0.032 |" in ablation.in_markdown({"a": 0.5}, {"a": 1.0}, {"a": (135_000, 32_400_000)})
+
+
+def test_costs_are_told_in_percent_of_plain_hrnet():
+    networks = "hrnet", "hrnet+se", "hrnet+avgpool", "hrnetpp"
+    costs = dict(zip(networks, ((200, 1000), (202, 1000), (180, 950), (190, 1004)), strict=True))
+    losses = dict(zip(networks, (3e-3, 2.9e-3, 2.5e-3, 2.6e-3), strict=True))
+    assert ablation.say_costs(losses, costs) == (
+        "In this profile HRNet++ has 5.0% fewer parameters and 0.4% more multiply-adds than plain HRNet. Of "
+        "one change alone se costs most, 0.0% more, and avgpool least, 5.0% fewer. The least training loss "
+        "is that of hrnet+avgpool, 2.50e-03."
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,3 +69,5 @@ def test_alphas_are_compared_as_they_are_printed(scaled, words):
     said = ablation.say_alphas({60.0: 0.6159, 15.0: scaled})
     assert said.startswith(f"In this run stage 3 with alpha 15 ends at AP {100 * scaled:.1f}, with the ")
     assert said.endswith(f"report's 60 at 61.6: {words}.")
+    moved = words.removesuffix(" points") if "points" in words else "0.0"
+    assert ablation.title_alphas({60.0: 0.6159, 15.0: scaled}).endswith(f"moves AP by {moved}")

@@ -52,6 +52,18 @@ def test_of_each_kind_the_median_error_in_cells_is_shown(found, truth):
     assert jitter.frame_xywh == pytest.approx([99.25, 49, 7.5, 10])  # a quarter larger, around its middle
     assert chosen["miss"].error_cells == pytest.approx(90 * 24 / 75)
     np.testing.assert_array_equal(chosen["miss"].truth, truth.keypoints[0])
+    assert mistakes.say_examples(list(chosen.values()), COCO17.names) == (
+        f"In this run these keypoints are off by, in cells: good {chosen['good'].error_cells:.1f} "
+        f"({COCO17.names[chosen['good'].keypoint].replace('_', ' ')}), jitter 6.4 (right ear), miss 28.8 "
+        "(left wrist); of inversion and swap there is none."
+    )
+
+
+def test_the_best_and_the_worst_keypoint_by_hand(found):
+    # Of two each: all good but the nose (one labelled), ears 3 and 4, elbow 7 and wrist 9.
+    assert mistakes.title_keypoints(found, COCO17.names) == (
+        "good most often: nose, 100%; least often: left ear, 50%"
+    )
 
 
 def test_shares_and_their_table_by_hand(found):
@@ -73,9 +85,12 @@ def test_who_finds_nobody_has_shares_errors_and_sentences_too(truth):
     poses = ScoredPoses(np.zeros(0), np.zeros((0, 17, 2)), nothing, np.zeros(0))
     assert mistakes.pick_examples(nobody, truth, poses, (128, 96)) == []
     assert mistakes.say_change(shares, shares).endswith("no kind changed by a tenth of a point.")
+    assert mistakes.title_keypoints(nobody, COCO17.names) == "nobody was found"
+    assert mistakes.say_examples([], COCO17.names) == "In this run nobody was found, so there is no example."
     none = {"heatmap": np.zeros(0)}
     assert np.isnan(mistakes.median_errors(none)["heatmap"])
     assert "found anybody" in mistakes.say_precision(none)
+    assert mistakes.title_precision(none) == "no network found anybody"
 
 
 @given(st.lists(st.floats(0, 100), min_size=10, max_size=10))
@@ -89,8 +104,10 @@ def test_what_is_said_of_a_change_agrees_with_shares_of_one_digit(values):
     if largest := re.search(r"that of (\w+), ([+-][\d.]+) points", said):
         assert moved[largest[1]] == float(largest[2])
         assert abs(moved[largest[1]]) == max(map(abs, moved.values()))
+        title = mistakes.title_kinds(before, after)
+        assert title.endswith(f"{largest[1]} changed most, {largest[2]} points")
     else:
-        assert not any(moved.values())
+        assert not any(moved.values()) and "no kind" in mistakes.title_kinds(before, after)
 
 
 @pytest.mark.parametrize(
@@ -108,5 +125,7 @@ def test_the_most_precise_is_the_one_with_the_least_median(medians, verdict):
     }
     said = mistakes.say_precision(errors)
     assert said.endswith(verdict)
+    least = min(value for value in medians if value is not None)
+    assert mistakes.title_precision(errors) == f"{verdict[:-1]}: half within {least:.2f} cells"
     known = [value for value in medians if value is not None]
     assert [float(n) for n in re.findall(r"\d\.\d\d", said)] == pytest.approx(known, abs=0.005)

@@ -105,6 +105,14 @@ def test_a_published_network_has_a_row_after_the_first_and_no_claim(data, monkey
     assert line.startswith(f"| published HRNet-W48 | {' | '.join(cells)} | ") and line.endswith("|  |  |  |")
 
 
+def test_the_highest_and_the_lowest_row_are_named_others_networks_apart():
+    aps = {"HRNet": 0.501, table.PUBLISHED: 0.9, "HRNet++ (heatmap)": 0.449, "ensemble": 0.55}
+    assert table.say_rows([row(method, AP=ap) for method, ap in aps.items()]) == (
+        "In this run the highest row is ensemble, AP 55.0, the lowest HRNet++ (heatmap), 44.9; HRNet, the "
+        "report's lowest, has place 2 of 3."
+    )
+
+
 def test_figures_stand_beside_their_authors_if_the_file_is_known(data):
     metrics = dict(zip(COCO_METRICS, np.arange(10) / 16, strict=True))
     card = ModelCard(input_hw=(256, 192))

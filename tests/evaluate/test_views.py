@@ -91,6 +91,7 @@ def test_flips_are_scored_without_and_with_each_shift(monkeypatch):
     assert list(aps) == ["no flip test", *(f"flip test, shift {shift}" for shift in ("0", "0.75", "1"))]
     said = views.say_flips(aps)
     assert [n for n in numbers(said) if n != 0.75] == [40.0, 27.5, -10.0]
+    assert numbers(views.title_flips(aps)) == [40.0, 27.5]
 
 
 def test_rows_are_scored_and_ensembles_are_averages(monkeypatch):
@@ -125,6 +126,9 @@ def test_steps_and_their_sentences_agree_with_the_table(values):
     told = [*one["AP"], *two["AP"], *one["AP50"], *two["AP50"], *one["APM"], *one["APL"]]
     told += [*steps["ensemble"]["AP"], *steps["ensemble, with TTA"]["AP"]]
     assert numbers(said) == pytest.approx(told, abs=0.051)
+    title = views.title_steps(steps)
+    assert numbers(title) == pytest.approx([steps[name]["AP"][0] for name in views.STEPS], abs=0.051)
+    assert "-0.0" not in title and "+0.0" not in title
 
 
 def test_the_reports_steps_are_those_of_its_table_and_a_metric_without_people_is_left_out():
