@@ -11,9 +11,7 @@ _LEARNT = 1.0  # point of AP that a network has at least, if it learnt anything
 _NAMES = {"hrnet": "plain HRNet", "hrnetpp": "HRNet++"}
 
 
-def count_costs(
-    networks: Mapping[str, nn.Module], input_hw: tuple[int, int]
-) -> dict[str, tuple[int, int]]:
+def count_costs(networks: Mapping[str, nn.Module], input_hw: tuple[int, int]) -> dict[str, tuple[int, int]]:
     """Name -> parameters and multiply-adds of one (height, width) px input."""
     return {
         name: (sum(each.numel() for each in network.parameters()), count_macs(network, input_hw))
