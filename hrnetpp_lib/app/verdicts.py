@@ -11,14 +11,18 @@ from hrnetpp_lib.app.experiments import (
     CHANGED,
     CLAIMS,
     IN_WORDS,
+    LONG_RATES,
     MINI_RATES,
     PAIR,
     RATES,
     TRIED_RATES,
     heatmap_run,
+    long_run,
     mini_heatmap_runs,
+    refined_runs,
 )
 from hrnetpp_lib.app.study import Result, read_results, results_path
+from hrnetpp_lib.evaluate.exchanges import Exchanging
 from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.statistics import Judged, Verdict, judge, paired_interval, two_level_interval
 from hrnetpp_lib.evaluate.table import PARTS, Training
@@ -90,6 +94,21 @@ def _measured(results: dict[str, Result], run: Run, way: str) -> Measure | None:
     return results[run.name].sets.get("test", {}).get(way) if run.name in results else None
 
 
+def exchangings(results: dict[str, Result]) -> list[Exchanging]:
+    """E1's and E5's trainings, as far as it was measured what they take for the other side's."""
+    found = []
+    for name in ("hrnet", "heatmap", "regression", "MSE control"):
+        for seed in _known(results):
+            (hrnet, hrnetpp), (l1, mse) = (long_run(one, seed) for one in PAIR), refined_runs(seed)
+            runs = {"hrnet": hrnet, "heatmap": hrnetpp, "regression": l1, "MSE control": mse}
+            way = "soft" if name == "regression" else "quarter"
+            measured = _measured(results, runs[name], way)
+            if measured and measured.inversions:
+                percent = tuple(100 * share for share in measured.inversions)
+                found.append(Exchanging(name, 100 * measured.metrics["AP"], percent))
+    return found
+
+
 def in_markdown(claims: Iterable[Judged]) -> str:
     """The verdicts as a table."""
     lines = [
@@ -112,8 +131,13 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
     """What the learning rates are chosen by, and those in use."""
     lines = ["Mean OKS on a dev set, seed by seed, by the factor on the report's learning rates:", ""]
     in_mini = {one.name: resolve(STAGE2, MINI, one).stage.lr_start / STAGE2.lr_start for one in PAIR}
-    asked = (("E3", PAIR, _tried, RATES), ("E10", CHANGED, _tried, RATES))
-    for name, networks, tried, used in (*asked, ("E9, profile mini", PAIR, _tried_by_mini, in_mini)):
+    asked = (
+        ("E3", PAIR, _tried, RATES),
+        ("E10", CHANGED, _tried, RATES),
+        ("E11, E1's length", PAIR[1:], _tried_long, RATES),
+        ("E9, profile mini", PAIR, _tried_by_mini, in_mini),
+    )
+    for name, networks, tried, used in asked:
         for one in networks:
             found = tried(one, results)
             cells = [
@@ -167,6 +191,14 @@ def _tried(architecture: Architecture, results: dict[str, Result]) -> dict[float
     return {
         rate: _on_dev([heatmap_run(architecture, seed, rate=rate) for seed in _known(results)], results)
         for rate in TRIED_RATES[architecture.name]
+    }
+
+
+def _tried_long(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
+    """Mean OKS on dev of E1's run by E11's rates, of all seeds that are known."""
+    return {
+        rate: _on_dev([long_run(architecture, seed, rate) for seed in _known(results)], results)
+        for rate in LONG_RATES
     }
 
 

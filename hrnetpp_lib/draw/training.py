@@ -1,4 +1,4 @@
-"""Two trainings beside each other, heatmaps as they sharpen, and poses with the truth in white under them."""
+"""Trainings beside each other, heatmaps as they sharpen, and poses with the truth in white under them."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,7 @@ from hrnetpp_lib.draw.plots import (
     mark_truth,
     new_figure,
 )
+from hrnetpp_lib.evaluate.exchanges import Exchanging, plural, widest_pair
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 _PAIR = METHOD_COLOURS["hrnet"], METHOD_COLOURS["heatmap"]  # plain HRNet, HRNet++
@@ -190,4 +191,34 @@ def render_beside(
             draw_pose(ax, found[i], skeleton, threshold, width=1.2)
             ax.set(xlim=(-0.5, crops[i].shape[1] - 0.5), ylim=(crops[i].shape[0] - 0.5, -0.5))
             ax.set_title((f"{name}\n" if i == 0 else "\n") + titles[name][i], fontsize=7.5, loc="left")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def render_exchanges(trainings: Sequence[Exchanging], skeleton: Skeleton) -> Figure:
+    """A dot a training: how often it takes left for right, pair by pair, and what AP that goes with.
+
+    Args:
+        trainings: Network by network.
+        skeleton: Of their keypoints.
+    """
+    figure, ((pairs, against),) = new_figure(1, 2, 2.6, width_ratios=[1.6, 1])
+    networks = list(dict.fromkeys(one.network for one in trainings))
+    names = [plural(pair, skeleton) for pair in skeleton.flip_pairs]
+    colours = {"MSE control": METHOD_COLOURS["target"]} | METHOD_COLOURS
+    for number, name in enumerate(networks):
+        colour = colours[name]
+        of_name = [one for one in trainings if one.network == name]
+        for one in of_name:
+            shares = [one.share(pair) for pair in skeleton.flip_pairs]
+            places = np.arange(len(names)) + 0.18 * (number - (len(networks) - 1) / 2)
+            pairs.plot(places, shares, "o", ms=4, c=colour, alpha=0.6)
+        widest = widest_pair(trainings, skeleton)
+        points = [one.share(widest) for one in of_name], [one.ap for one in of_name]
+        against.plot(*points, "o", ms=5, c=colour, alpha=0.8, label=name)
+        against.set_xlabel(f"{plural(widest, skeleton)} exchanged (%)")
+    pairs.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    pairs.set(ylabel="left and right exchanged (%)", ylim=(0, None))
+    against.set(ylabel="COCO AP", xlim=(0, None))
+    figure.legend(*against.get_legend_handles_labels(), loc="outside upper right", ncols=len(networks))
     return figure

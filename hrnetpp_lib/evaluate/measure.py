@@ -37,6 +37,8 @@ class Measure:
         near_error_cells: Median error of the keypoints that were recognised: how precise they are.
         miss_share: Share of labelled keypoints that were not.
         loss: Heatmap MSE on the true boxes without augmentation; None for averages of several views.
+        inversions: (K,) share of labelled keypoints that are nearer to the person's own mirror partner, which
+            was recognised: left for right. None in results that were measured before it was.
     """
 
     oks: float
@@ -46,6 +48,7 @@ class Measure:
     near_error_cells: float | None
     miss_share: float
     loss: float | None = None
+    inversions: tuple[float, ...] | None = None
 
     @property
     def persons(self) -> np.ndarray:
@@ -103,7 +106,11 @@ def measure(
     truth, labelled = table.keypoints.astype(np.float64), table.keypoints[:, :, 2] > 0
     sigmas, found = table.skeleton.oks_sigmas, on_true.keypoints
     persons = oks(found, truth, table.areas, sigmas, labelled)
-    near = (keypoint_similarity(found, truth, table.areas, sigmas) >= _NEAR)[labelled]
+    own = keypoint_similarity(found, truth, table.areas, sigmas)
+    near = (own >= _NEAR)[labelled]
+    partner = truth[:, table.skeleton.flip_order]
+    with_partner = keypoint_similarity(found, partner, table.areas, sigmas) * (partner[:, :, 2] > 0)
+    inverted = labelled & (with_partner >= _NEAR) & (with_partner > own)
     cells = np.linalg.norm(found - truth[:, :, :2], axis=2)
     cells = (cells / px_per_cell(table.bboxes_xywh, on_true.input_hw)[:, None])[labelled]
     return Measure(
@@ -114,4 +121,5 @@ def measure(
         near_error_cells=float(np.median(cells[near])) if near.any() else None,
         miss_share=float(1 - near.mean()),
         loss=loss,
+        inversions=tuple((inverted.sum(axis=0) / np.maximum(labelled.sum(axis=0), 1)).round(4).tolist()),
     )

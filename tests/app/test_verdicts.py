@@ -10,7 +10,7 @@ import pytest
 from hrnetpp_lib.__main__ import main
 from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS
 from hrnetpp_lib.app.study import Result, append_result, read_results
-from hrnetpp_lib.app.verdicts import decided_in_words, trainings, verdicts, write_verdicts
+from hrnetpp_lib.app.verdicts import decided_in_words, exchangings, trainings, verdicts, write_verdicts
 from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.table import PARTS
 from hrnetpp_lib.files import project_root
@@ -52,6 +52,21 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
     assert "| larger |" in table and sum(line[:3] == "| E" for line in table.splitlines()) == len(CLAIMS)
 
 
+def test_e1s_trainings_tell_how_often_they_take_left_for_right():
+    plain, plus_plus = EXPERIMENTS["E1"].runs(3)
+    results = {run.name: made_up(run, np.full(4, 0.5), 0.6) for run in (plus_plus, plain)}
+    assert exchangings(results) == []  # measured before this was
+    measures = results[plus_plus.name].sets["test"]
+    measures["quarter"] = replace(measures["quarter"], inversions=(0.25,) * 17)
+    (one,) = exchangings(results)
+    assert (one.network, one.ap, one.inversions) == ("heatmap", 60.0, (25.0,) * 17)
+    for run, way in zip(EXPERIMENTS["E5"].runs(3)[1:], ("soft", "quarter"), strict=True):
+        results[run.name] = made_up(run, np.full(4, 0.5), 0.7, way)
+        measures = results[run.name].sets["test"]
+        measures[way] = replace(measures[way], inversions=(0.0625,) * 17)
+    assert [one.network for one in exchangings(results)] == ["heatmap", "regression", "MSE control"]
+
+
 def test_the_rate_is_looked_for_on_dev(tmp_path):
     runs = EXPERIMENTS["E3"].runs(1)
     for number, run in enumerate(runs):
@@ -59,6 +74,7 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     append_result(tmp_path, made_up(EXPERIMENTS["E9"].runs(0)[7], np.full(3, 0.8), 0.5))
     append_result(tmp_path, made_up(EXPERIMENTS["E10"].runs(0)[3], np.full(3, 0.9), 0.5))
     append_result(tmp_path, made_up(EXPERIMENTS["E10"].runs(0)[16], np.full(3, 0.7), 0.5))
+    append_result(tmp_path, made_up(EXPERIMENTS["E11"].runs(1)[0], np.full(3, 0.6), 0.5))
     table = write_verdicts(tmp_path)
     assert (
         "- E3, hrnet: 0.03125: 0.00; 0.0625: 5.00; 0.125: 10.00; 0.25: 15.00; 0.5: 20.00; 1: 25.00; in"
@@ -67,6 +83,7 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     assert "- E3, hrnetpp: 0.125: 30.00; 0.25: 35.00; 0.5: 40.00; 1: 45.00; 2: 50.00; 4: 55.00" in table
     assert "- E9, profile mini, hrnetpp: 0.125: -; 0.25: 80.00; 0.5: -; 1: -; 2: -; in use: " in table
     assert "- E10, hrnetpp-avgpool: 0.0625: 90.00; 0.25: -; 2: -; in use: " in table
+    assert "- E11, E1's length, hrnetpp: 1: 60.00; 2: -; in use: " in table
     assert "- E10, hrnetpp+se_bias3: 0.0625: -; 0.25: 70.00; 2: -\n" in table
     assert (
         f"0 of {len(CLAIMS)} claims are decided, {len(CLAIMS) - 2} have no trainings yet. Of the "

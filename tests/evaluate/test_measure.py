@@ -92,6 +92,23 @@ def test_figures_by_hand(data):
     assert (lost.oks, lost.pck, lost.near_error_cells, lost.miss_share) == (0, (0, 0), None, 1)
 
 
+def test_inversions_are_told_by_keypoint(data):
+    table, right = labelled_persons(data.truth), shifted(data, 0.0)
+    ankles, both = [15, 16], (table.keypoints[:, 15:, 2] > 0).all(axis=1)
+    apart = np.linalg.norm(table.keypoints[:, 15, :2] - table.keypoints[:, 16, :2], axis=1) > 1
+    assert measure(right, None, data).inversions == (0,) * 17
+    crossed = right.keypoints.copy()
+    crossed[:10, ankles] = crossed[:10, ankles[::-1]]
+    found = measure(replace(right, keypoints=crossed), None, data).inversions
+    wrong = (both & apart)[:10].sum()
+    assert wrong > 2 and found[:15] == (0,) * 15
+    assert found[15:] == pytest.approx(
+        [wrong / (table.keypoints[:, k, 2] > 0).sum() for k in ankles], abs=1e-4
+    )
+    crossed[:10, ankles] += 1e4  # nearer to the partner, but nowhere near it
+    assert measure(replace(right, keypoints=crossed), None, data).inversions == (0,) * 17
+
+
 def test_persons_are_kept_one_by_one_in_a_byte_each(data):
     half = measure(shifted(data, 100.0, slice(0, 7)), None, data)
     assert half.persons.tolist() == [0.0] * 7 + [1.0] * 7 and half.oks == 0.5

@@ -1,0 +1,73 @@
+"""Why equal trainings end so far apart: left and right, which some of them tell apart and others do not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hrnetpp_lib.pose.keypoints import Skeleton
+
+_MANY = 25.0  # percent; half is chance
+
+
+@dataclass(frozen=True)
+class Exchanging:
+    """A training, and how often its network takes left for right.
+
+    Attributes:
+        network: What it is called.
+        ap: In percent.
+        inversions: (K,) percent of each labelled keypoint, see `measure.Measure`.
+    """
+
+    network: str
+    ap: float
+    inversions: tuple[float, ...]
+
+    def share(self, pair: tuple[int, int]) -> float:
+        """Percent of a pair's keypoints."""
+        return float(np.mean([self.inversions[k] for k in pair]))
+
+
+def widest_pair(trainings: Sequence[Exchanging], skeleton: Skeleton) -> tuple[int, int]:
+    """The left and the right keypoint whose exchanges differ most between trainings."""
+
+    def apart(pair: tuple[int, int]) -> tuple[float, float]:
+        shares = [one.share(pair) for one in trainings]
+        return np.ptp(shares), max(shares)
+
+    return max(skeleton.flip_pairs, key=apart)
+
+
+def plural(pair: tuple[int, int], skeleton: Skeleton) -> str:
+    """What to call both keypoints of a pair."""
+    return skeleton.names[pair[0]].partition("_")[2] + "s"
+
+
+def say_exchanges(trainings: Sequence[Exchanging], skeleton: Skeleton) -> str:
+    """How many trainings of each network exchange that pair often, and what AP these and the others have."""
+    if not trainings:
+        return "No training was measured for this yet."
+    pair = widest_pair(trainings, skeleton)
+    often, rarely = (
+        [one for one in trainings if (one.share(pair) > _MANY) == many] for many in (True, False)
+    )
+    counts = [
+        f"{sum(one.network == name for one in often)} of {sum(one.network == name for one in trainings)} "
+        f"trainings of {name}"
+        for name in dict.fromkeys(one.network for one in trainings)
+    ]
+    ranges = [
+        f"{words} at AP {_range([one.ap for one in group])}"
+        for words, group in (("these end", often), ("the others", rarely))
+        if group
+    ]
+    return (
+        f"{' and '.join(counts)} take more than {_MANY:g}% of the {plural(pair, skeleton)} for those of the "
+        f"other side; {', '.join(ranges)}."
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    ends = sorted({f"{value:.1f}" for value in (min(values), max(values))}, key=float)
+    return " to ".join(ends)
