@@ -22,7 +22,7 @@ from hrnetpp_lib.app.experiments import (
     refined_runs,
 )
 from hrnetpp_lib.app.study import Result, read_results, results_path
-from hrnetpp_lib.evaluate.exchanges import Exchanging
+from hrnetpp_lib.evaluate.inversions import NETWORKS, Inversions
 from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.statistics import Judged, Verdict, judge, paired_interval, two_level_interval
 from hrnetpp_lib.evaluate.table import PARTS, Training
@@ -94,18 +94,16 @@ def _measured(results: dict[str, Result], run: Run, way: str) -> Measure | None:
     return results[run.name].sets.get("test", {}).get(way) if run.name in results else None
 
 
-def exchangings(results: dict[str, Result]) -> list[Exchanging]:
+def find_inversions(results: dict[str, Result]) -> list[Inversions]:
     """E1's and E5's trainings, as far as it was measured what they take for the other side's."""
     found = []
-    for name in ("hrnet", "heatmap", "regression", "MSE control"):
-        for seed in _known(results):
-            (hrnet, hrnetpp), (l1, mse) = (long_run(one, seed) for one in PAIR), refined_runs(seed)
-            runs = {"hrnet": hrnet, "heatmap": hrnetpp, "regression": l1, "MSE control": mse}
-            way = "soft" if name == "regression" else "quarter"
-            measured = _measured(results, runs[name], way)
+    for seed in _known(results):
+        runs = *(long_run(one, seed) for one in PAIR), *refined_runs(seed)
+        for name, run in zip(NETWORKS, runs, strict=True):
+            measured = _measured(results, run, "soft" if name == "regression" else "quarter")
             if measured and measured.inversions:
                 percent = tuple(100 * share for share in measured.inversions)
-                found.append(Exchanging(name, 100 * measured.metrics["AP"], percent))
+                found.append(Inversions(name, 100 * measured.metrics["AP"], percent))
     return found
 
 

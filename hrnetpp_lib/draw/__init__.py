@@ -53,7 +53,7 @@ from hrnetpp_lib.draw.plots import (
 from hrnetpp_lib.draw.training import (
     render_beside,
     render_curves,
-    render_exchanges,
+    render_inversions,
     render_maps,
     render_sharpening,
     render_training,
@@ -82,7 +82,7 @@ __all__ = [
     "render_curves",
     "render_error_kinds",
     "render_examples",
-    "render_exchanges",
+    "render_inversions",
     "render_gallery",
     "render_heatmaps",
     "render_histograms",

@@ -17,7 +17,7 @@ from hrnetpp_lib.draw.plots import (
     mark_truth,
     new_figure,
 )
-from hrnetpp_lib.evaluate.exchanges import Exchanging, plural, widest_pair
+from hrnetpp_lib.evaluate.inversions import NETWORKS, Inversions, plural, widest_pair
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 _PAIR = METHOD_COLOURS["hrnet"], METHOD_COLOURS["heatmap"]  # plain HRNet, HRNet++
@@ -195,17 +195,17 @@ def render_beside(
 
 
 @mpl.rc_context(STYLE)
-def render_exchanges(trainings: Sequence[Exchanging], skeleton: Skeleton) -> Figure:
-    """A dot a training: how often it takes left for right, pair by pair, and what AP that goes with.
+def render_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> Figure:
+    """A dot a training: how often it takes left for right, pair by pair, and the AP beside one of them.
 
     Args:
-        trainings: Network by network.
+        trainings: Of any of `inversions.NETWORKS`.
         skeleton: Of their keypoints.
     """
     figure, ((pairs, against),) = new_figure(1, 2, 2.6, width_ratios=[1.6, 1])
-    networks = list(dict.fromkeys(one.network for one in trainings))
+    networks = [name for name in NETWORKS if any(one.network == name for one in trainings)]
     names = [plural(pair, skeleton) for pair in skeleton.flip_pairs]
-    colours = {"MSE control": METHOD_COLOURS["target"]} | METHOD_COLOURS
+    colours = METHOD_COLOURS | {"control": METHOD_COLOURS["target"]}
     for number, name in enumerate(networks):
         colour = colours[name]
         of_name = [one for one in trainings if one.network == name]
@@ -215,10 +215,10 @@ def render_exchanges(trainings: Sequence[Exchanging], skeleton: Skeleton) -> Fig
             pairs.plot(places, shares, "o", ms=4, c=colour, alpha=0.6)
         widest = widest_pair(trainings, skeleton)
         points = [one.share(widest) for one in of_name], [one.ap for one in of_name]
-        against.plot(*points, "o", ms=5, c=colour, alpha=0.8, label=name)
-        against.set_xlabel(f"{plural(widest, skeleton)} exchanged (%)")
+        against.plot(*points, "o", ms=5, c=colour, alpha=0.8, label=NETWORKS[name])
+        against.set_xlabel(f"{plural(widest, skeleton)} inverted (%)")
     pairs.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    pairs.set(ylabel="left and right exchanged (%)", ylim=(0, None))
+    pairs.set(ylabel="inverted: left for right (%)", ylim=(0, None))
     against.set(ylabel="COCO AP", xlim=(0, None))
     figure.legend(*against.get_legend_handles_labels(), loc="outside upper right", ncols=len(networks))
     return figure

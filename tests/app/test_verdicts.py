@@ -10,7 +10,7 @@ import pytest
 from hrnetpp_lib.__main__ import main
 from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS
 from hrnetpp_lib.app.study import Result, append_result, read_results
-from hrnetpp_lib.app.verdicts import decided_in_words, exchangings, trainings, verdicts, write_verdicts
+from hrnetpp_lib.app.verdicts import decided_in_words, find_inversions, trainings, verdicts, write_verdicts
 from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.table import PARTS
 from hrnetpp_lib.files import project_root
@@ -55,16 +55,16 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
 def test_e1s_trainings_tell_how_often_they_take_left_for_right():
     plain, plus_plus = EXPERIMENTS["E1"].runs(3)
     results = {run.name: made_up(run, np.full(4, 0.5), 0.6) for run in (plus_plus, plain)}
-    assert exchangings(results) == []  # measured before this was
+    assert find_inversions(results) == []  # measured before this was
     measures = results[plus_plus.name].sets["test"]
     measures["quarter"] = replace(measures["quarter"], inversions=(0.25,) * 17)
-    (one,) = exchangings(results)
-    assert (one.network, one.ap, one.inversions) == ("heatmap", 60.0, (25.0,) * 17)
+    (one,) = find_inversions(results)
+    assert (one.network, one.ap, one.of_keypoints) == ("heatmap", 60.0, (25.0,) * 17)
     for run, way in zip(EXPERIMENTS["E5"].runs(3)[1:], ("soft", "quarter"), strict=True):
         results[run.name] = made_up(run, np.full(4, 0.5), 0.7, way)
         measures = results[run.name].sets["test"]
         measures[way] = replace(measures[way], inversions=(0.0625,) * 17)
-    assert [one.network for one in exchangings(results)] == ["heatmap", "regression", "MSE control"]
+    assert [one.network for one in find_inversions(results)] == ["heatmap", "regression", "control"]
 
 
 def test_the_rate_is_looked_for_on_dev(tmp_path):

@@ -8,29 +8,35 @@ import numpy as np
 from hrnetpp_lib.pose.keypoints import Skeleton
 
 _MANY = 25.0  # percent; half is chance
+NETWORKS = {  # in words
+    "hrnet": "HRNet",
+    "heatmap": "HRNet++",
+    "regression": "HRNet++ after stage 3",
+    "control": "HRNet++ after stage 3's control",
+}
 
 
 @dataclass(frozen=True)
-class Exchanging:
+class Inversions:
     """A training, and how often its network takes left for right.
 
     Attributes:
-        network: What it is called.
+        network: Of `NETWORKS`.
         ap: In percent.
-        inversions: (K,) percent of each labelled keypoint, see `measure.Measure`.
+        of_keypoints: (K,) percent of each labelled keypoint, see `measure.Measure`.
     """
 
     network: str
     ap: float
-    inversions: tuple[float, ...]
+    of_keypoints: tuple[float, ...]
 
     def share(self, pair: tuple[int, int]) -> float:
         """Percent of a pair's keypoints."""
-        return float(np.mean([self.inversions[k] for k in pair]))
+        return float(np.mean([self.of_keypoints[k] for k in pair]))
 
 
-def widest_pair(trainings: Sequence[Exchanging], skeleton: Skeleton) -> tuple[int, int]:
-    """The left and the right keypoint whose exchanges differ most between trainings."""
+def widest_pair(trainings: Sequence[Inversions], skeleton: Skeleton) -> tuple[int, int]:
+    """The left and the right keypoint whose inversions differ most between trainings."""
 
     def apart(pair: tuple[int, int]) -> tuple[float, float]:
         shares = [one.share(pair) for one in trainings]
@@ -44,8 +50,8 @@ def plural(pair: tuple[int, int], skeleton: Skeleton) -> str:
     return skeleton.names[pair[0]].partition("_")[2] + "s"
 
 
-def say_exchanges(trainings: Sequence[Exchanging], skeleton: Skeleton) -> str:
-    """How many trainings of each network exchange that pair often, and what AP these and the others have."""
+def say_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> str:
+    """How many trainings of each network invert that pair often, and what AP these and the others have."""
     if not trainings:
         return "No training was measured for this yet."
     pair = widest_pair(trainings, skeleton)
@@ -53,18 +59,18 @@ def say_exchanges(trainings: Sequence[Exchanging], skeleton: Skeleton) -> str:
         [one for one in trainings if (one.share(pair) > _MANY) == many] for many in (True, False)
     )
     counts = [
-        f"{sum(one.network == name for one in often)} of {sum(one.network == name for one in trainings)} "
-        f"trainings of {name}"
-        for name in dict.fromkeys(one.network for one in trainings)
+        f"{sum(one.network == name for one in often)} of {len(of)} of {words}"
+        for name, words in NETWORKS.items()
+        if (of := [one for one in trainings if one.network == name])
     ]
     ranges = [
-        f"{words} at AP {_range([one.ap for one in group])}"
+        f"{words} at {_range([one.ap for one in group])}"
         for words, group in (("these end", often), ("the others", rarely))
         if group
     ]
     return (
-        f"{' and '.join(counts)} take more than {_MANY:g}% of the {plural(pair, skeleton)} for those of the "
-        f"other side; {', '.join(ranges)}."
+        f"Trainings that take more than {_MANY:g}% of the {plural(pair, skeleton)} for those of the other "
+        f"side: {', '.join(counts)}. In AP {', '.join(ranges)}."
     )
 
 

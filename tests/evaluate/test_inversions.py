@@ -1,0 +1,41 @@
+"""Which trainings take left for right: the pair by hand, and sentences that agree with the counts."""
+
+import pytest
+
+from hrnetpp_lib.evaluate.inversions import Inversions, plural, say_inversions, widest_pair
+from hrnetpp_lib.pose.keypoints import AIC14, COCO17
+
+LEFT_ANKLE, RIGHT_ANKLE = 15, 16
+
+
+def training(network: str, ap: float, ankles: tuple[float, float]) -> Inversions:
+    """Knees are inverted as often in every training, and more often than some ankles."""
+    inversions = [0.0] * 13 + [20.0, 20.0, *ankles]
+    return Inversions(network, ap, tuple(inversions))
+
+
+TRAININGS = [
+    training("hrnet", 73.0, (12, 14)),
+    training("heatmap", 61.7, (40, 50)),
+    training("heatmap", 71.4, (10, 12)),
+]
+
+
+def test_the_pair_is_the_one_in_which_trainings_differ_most():
+    assert TRAININGS[1].share((15, 16)) == 45
+    assert widest_pair(TRAININGS, COCO17) == (LEFT_ANKLE, RIGHT_ANKLE)
+    assert plural((15, 16), COCO17) == "ankles" and plural((0, 3), AIC14) == "shoulders"
+
+
+def test_trainings_are_counted_by_network_and_their_ap_beside_the_others():
+    assert say_inversions(TRAININGS, COCO17) == (
+        "Trainings that take more than 25% of the ankles for those of the other side: 0 of 1 of HRNet, 1 of "
+        "2 of HRNet++. In AP these end at 61.7, the others at 71.4 to 73.0."
+    )
+    assert say_inversions([], COCO17) == "No training was measured for this yet."
+
+
+@pytest.mark.parametrize(("ankles", "words"), [((0, 0), "the others"), ((90, 90), "these end")])
+def test_a_group_without_trainings_is_not_told(ankles, words):
+    said = say_inversions([training("hrnet", 60.0, ankles)], COCO17)
+    assert said.endswith(f"In AP {words} at 60.0.")
