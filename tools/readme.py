@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 from hrnetpp_lib.app.study import read_results
-from hrnetpp_lib.app.verdicts import decided_in_words, in_words, verdicts
+from hrnetpp_lib.app.verdicts import decided_in_words, find_inversions, in_words, verdicts
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.inversions import say_inversions
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent, spread
 from hrnetpp_lib.files import project_root, read_json
+from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import PROFILES
 
 
@@ -118,7 +120,8 @@ def state_of_the_study(root: Path) -> list[str]:
     """What the committed results of the study say: how far it is, and a line for each claim decided."""
     results = read_results(root)
     claims = verdicts(results)
-    return [in_words(claims, results), "", *(f"* {line}" for line in decided_in_words(claims))]
+    sides = say_inversions(find_inversions(results), COCO17)
+    return [in_words(claims, results), "", *(f"* {line}" for line in (*decided_in_words(claims), sides))]
 
 
 PARTS = {

@@ -22,11 +22,12 @@ from hrnetpp_lib.app.experiments import (
     refined_runs,
 )
 from hrnetpp_lib.app.study import Result, read_results, results_path
-from hrnetpp_lib.evaluate.inversions import NETWORKS, Inversions
+from hrnetpp_lib.evaluate.inversions import NETWORKS, Inversions, say_inversions
 from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.statistics import Judged, Verdict, judge, paired_interval, two_level_interval
 from hrnetpp_lib.evaluate.table import PARTS, Training
 from hrnetpp_lib.files import whole_file, write_json
+from hrnetpp_lib.pose.keypoints import COCO17
 from hrnetpp_lib.recipe import MINI, STAGE2, Architecture, Profile, Run, resolve, table_runs
 
 FIGURES = {  # of a `Measure`, as they are compared
@@ -226,7 +227,8 @@ def write_verdicts(root: Path) -> str:
     results, folder = read_results(root), results_path(root).parent
     claims = verdicts(results)
     write_json(folder / "verdicts.json", [asdict(one) for one in claims])
-    parts = in_words(claims, results) + "\n", in_markdown(claims), rates_in_markdown(results)
+    sides = say_inversions(find_inversions(results), COCO17)
+    parts = f"{in_words(claims, results)}\n\n{sides}\n", in_markdown(claims), rates_in_markdown(results)
     with whole_file(folder / "verdicts.md") as part:
         part.write_text(table := "\n".join(parts))
     draw.save(draw.render_verdicts(claims), folder / "verdicts.png")
