@@ -50,6 +50,15 @@ def plural(pair: tuple[int, int], skeleton: Skeleton) -> str:
     return skeleton.names[pair[0]].partition("_")[2] + "s"
 
 
+def title_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> str:
+    """Between what shares of that pair trainings lie, in a few words."""
+    pair = widest_pair(trainings, skeleton)
+    shares = [one.share(pair) for one in trainings]
+    return (
+        f"trainings differ most in {plural(pair, skeleton)}: {min(shares):.0f} to {max(shares):.0f}% inverted"
+    )
+
+
 def say_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> str:
     """How many trainings of each network invert that pair often, and what AP these and the others have."""
     if not trainings:

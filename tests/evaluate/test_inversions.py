@@ -2,7 +2,7 @@
 
 import pytest
 
-from hrnetpp_lib.evaluate.inversions import Inversions, plural, say_inversions, widest_pair
+from hrnetpp_lib.evaluate.inversions import Inversions, plural, say_inversions, title_inversions, widest_pair
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 
 LEFT_ANKLE, RIGHT_ANKLE = 15, 16
@@ -32,6 +32,7 @@ def test_trainings_are_counted_by_network_and_their_ap_beside_the_others():
         "Trainings that take more than 25% of the ankles for those of the other side: 0 of 1 of HRNet, 1 of "
         "2 of HRNet++. In AP these end at 61.7, the others at 71.4 to 73.0."
     )
+    assert title_inversions(TRAININGS, COCO17) == "trainings differ most in ankles: 11 to 45% inverted"
     assert say_inversions([], COCO17) == "No training was measured for this yet."
 
 
