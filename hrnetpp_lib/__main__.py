@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +126,12 @@ def predict(options: argparse.Namespace) -> None:
     boxes = None if options.boxes is None else parse_boxes(options.boxes)
     where = (boxes, options.detections, options.detector, options.output_dir)
     how = (options.runtime, options.precision, _input_hw(options))
-    predict_files(options.inputs, options.checkpoint, *where, *how)
+    # What ends a batch early, kill or Ctrl-C, keeps what is done.
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        predict_files(options.inputs, options.checkpoint, *where, *how)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def explore(options: argparse.Namespace) -> None:

@@ -34,6 +34,7 @@ def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
     try:
         status = os.stat(path)
     except FileNotFoundError:
+        remedy = "check the path" if remedy.startswith("is it") else remedy  # what is not there is nothing
         raise HrnetppError(f"{path}: there is no such file; {remedy}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise HrnetppError(f"{path}: cannot be read ({error}); {remedy}") from None

@@ -50,6 +50,8 @@ def parse_boxes(text: str) -> np.ndarray:
         boxes = [[float(number) for number in box.split(",")] for box in text.split()]
         if not boxes or any(len(box) != 4 for box in boxes):
             raise ValueError("a box has four numbers")
+        if not np.isfinite(boxes).all():
+            raise ValueError("nan and inf are no numbers of px")
     except ValueError as error:
         remedy = "write x,y,w,h for each, with spaces between; a json goes to --detections"
         raise HrnetppError(f"boxes {text!r}: {error}; {remedy}") from error
@@ -298,6 +300,11 @@ def _boxes_of_file(path: Path, paths: Sequence[Path]) -> Callable[[Frame], Boxes
         of_frames = range(first, first + FRAMES_A_CLIP) if is_clip(file) else ()
         return file.name in known or first in known or any(id_ in of_frames for id_ in known)
 
+    if not known:
+        wrong = "has no person's box (category 1) at all"
+        raise HrnetppError(
+            f"{path}: {wrong}; find some with detect, or leave it out: one box, the whole image"
+        )
     if not any(map(has_boxes, paths)):
         wrong = "has no person's box in the pictures that are given"
         raise HrnetppError(f"{path}: {wrong}; its file_name or image_id must be theirs")
@@ -373,7 +380,7 @@ class _Lines:
         now = time.monotonic()
         self._said = self._said if self._clip else now
         if frame.number is None:
-            print(f"{frame.path}: {poses.describe() if len(poses) else 'nobody found'}", flush=True)
+            print(f"{frame.path}: {poses.describe() if len(poses) else 'no box of a person'}", flush=True)
             self._clip_begun = now
             return
         self._clip, self._in_clip = frame, self._in_clip + len(poses)

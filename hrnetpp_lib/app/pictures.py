@@ -17,7 +17,9 @@ import numpy as np
 from hrnetpp_lib.data.images import PICTURE_SUFFIXES, read_image
 from hrnetpp_lib.errors import HrnetppError
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read at its first clip; one line of ours says it
+# Read at its first clip; one line of ours says what is wrong, so the reader that prints is not asked either.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_VIDEOIO_PRIORITY_CV_MJPEG", "0")
 
 CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 _READERS = 2  # threads; each may hold an image of the largest size
@@ -76,7 +78,7 @@ class Failures:
             raise self._errors[0]
         if self._errors:
             wrong = f"{len(self._errors)} failures in {self._inputs} inputs, named above"
-            raise HrnetppError(f"{wrong}; all else is done")
+            raise HrnetppError(f"{wrong}" + "; all else is done" * (len(self._errors) < self._inputs))
 
 
 def is_clip(path: Path) -> bool:

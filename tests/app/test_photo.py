@@ -181,7 +181,9 @@ def test_network_and_detector_go_where_the_gpu_is(checkpoint, monkeypatch):
     assert asked == ["meta"] * 2
 
 
-@pytest.mark.parametrize("boxes", ["1,2,3", "a,b,c,d", "1,2,3,4,5", " ", "", "1;2;3;4", "1,2,3,4 5"])
+@pytest.mark.parametrize(
+    "boxes", ["1,2,3", "a,b,c,d", "1,2,3,4,5", " ", "", "1;2;3;4", "1,2,3,4 5", "1,nan,3,4"]
+)
 def test_boxes_are_parsed_or_refused(boxes):
     np.testing.assert_array_equal(parse_boxes(" 1.5,2,3,4   -5,6,7,8 "), [[1.5, 2, 3, 4], [-5, 6, 7, 8]])
     with pytest.raises(HrnetppError, match="write x,y,w,h"):
@@ -302,14 +304,15 @@ def ctrl_c():
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_keeps_what_is_done(capsys, tmp_path, checkpoint, photograph, monkeypatch):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_keep_what_is_done(sent, capsys, tmp_path, checkpoint, photograph, monkeypatch):
     clip(tmp_path / "walk.mp4", 20, (64, 48))
     calls, paint = [], draw.paint_poses
 
     def interrupted(*arguments):
         calls.append(True)
         if len(calls) == 6:  # a photograph and four frames are done
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(sent)
         return paint(*arguments)
 
     monkeypatch.setattr(draw, "paint_poses", interrupted)
@@ -324,7 +327,7 @@ def test_ctrl_c_keeps_what_is_done(capsys, tmp_path, checkpoint, photograph, mon
     results = json.loads((tmp_path / "new" / "poses.json").read_text())
     assert [one.get("frame") for one in results] == [None, 0, 1, 2, 3, 4]
     assert len(frames_of(tmp_path / "new" / "walk_poses.mp4")) == 5
-    monkeypatch.setattr("hrnetpp_lib.app.poses.Poses.describe", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("hrnetpp_lib.app.poses.Poses.describe", lambda _: signal.raise_signal(sent))
     assert main(inputs) == 130
     said = "interrupted after 1 pictures or frames; nothing is written without --output-dir\n"
     assert capsys.readouterr().err == said
@@ -383,7 +386,7 @@ def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photo
     ]
     assert main([*command, "--detections", str(tmp_path / "boxes.json")]) == 2
     out, err = capsys.readouterr()
-    assert "nobody.png: nobody found" in out and f"boxes of {tmp_path / 'boxes.json'}" in out
+    assert "nobody.png: no box of a person" in out and f"boxes of {tmp_path / 'boxes.json'}" in out
     of = f"png in {tmp_path / 'boxes.json'}: box"
     assert (
         f"b.{of} [330.0, 0.0, 5.0, 5.0] has" in err and f"a.{of} [3.0, 4.0, 0.0, 5.0] has no area in" in err
@@ -396,6 +399,9 @@ def test_boxes_of_a_file_find_their_pictures(capsys, tmp_path, checkpoint, photo
     for inputs in (str(tmp_path), str(tmp_path / "clip.mp4")):
         assert main(["predict", inputs, *command[2:], "--detections", str(tmp_path / "other.json")]) == 2
         assert "has no person's box in the pictures" in capsys.readouterr().err
+    write_json(tmp_path / "other.json", [])
+    assert main(["predict", str(tmp_path), *command[2:], "--detections", str(tmp_path / "other.json")]) == 2
+    assert "other.json: has no person's box (category 1) at all; find" in capsys.readouterr().err
     write_json(tmp_path / "other.json", [boxes[0] | {"image_id": image_id(tmp_path / "clip.mp4") + 7}])
     assert main(
         ["predict", str(tmp_path / "clip.mp4"), *command[2:], "--detections", f"{tmp_path}/other.json"]
@@ -432,7 +438,7 @@ def test_category_of_other_keypoints_and_scores_of_a_detector(tmp_path, photogra
     options = ["--detector", "some/model", "--output-dir", str(tmp_path), "--runtime", "torch"]
     assert main([*command, *options]) == 0
     said, results = capsys.readouterr().out, json.loads((tmp_path / "poses.json").read_text())
-    assert "nobody.png: nobody found" in said and "aic14" in said and "category 1014" in said
+    assert "nobody.png: no box of a person" in said and "aic14" in said and "category 1014" in said
     assert "boxes by some/model" in said and [result["box_score"] for result in results] == [0.9, 0.5]
     poses = predict(photograph, path, detector="some/model", runtime="torch")
     assert [r["score"] for r in results] == pytest.approx(rescore(poses.scores, SCORES))

@@ -63,7 +63,7 @@ def test_files_folders_and_patterns_each_once_and_what_is_wrong(tmp_path):
 def test_failures_are_said_once(capsys):
     for inputs, said, last in (
         (1, [], "first"),
-        (2, ["first", "a b"], "2 failures in 2 inputs, named above"),
+        (2, ["first", "a b"], "2 failures in 2 inputs, named above$"),
     ):
         failures = Failures()
         failures.end()

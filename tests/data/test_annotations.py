@@ -183,7 +183,7 @@ def test_missing_json_and_folder_pipes_and_endless_files(write):
     (folder / "zero.json").symlink_to("/dev/zero")
     (folder / "folder.json").mkdir()
     for name in ("pipe", "zero", "folder", "nowhere"):
-        problem = "there is no such file" if name == "nowhere" else "is no regular file"
+        problem = "there is no such file; check the path" if name == "nowhere" else "is no regular file"
         with pytest.raises(HrnetppError, match=rf"{name}\.json: {problem}"):
             read_coco(folder / f"{name}.json", folder)
 
