@@ -90,6 +90,7 @@ def test_rates_are_tried_about_the_profiles(monkeypatch):
     used = [run.stage.lr_start for run in EXPERIMENTS["E4"].runs(0)]
     assert used == [6.25e-5, 4e-3, 5e-4, *[2e-3] * 4, 1e-3, 1e-3] and EXPERIMENTS["E3"].runs(0) == runs
     assert [run.stage.lr_start for run in EXPERIMENTS["E11"].runs(0)] == [1e-3, 2e-3]
+    assert [run.stage.lr_start for run in EXPERIMENTS["E12"].runs(0)] == [6.25e-5, 1e-3]
     assert [run.stage.lr_start for run in EXPERIMENTS["E10"].runs(0)] == [6.25e-5, 2.5e-4, 2e-3] * 6
 
 
