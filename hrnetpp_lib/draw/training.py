@@ -220,5 +220,5 @@ def render_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> Fi
     pairs.set_xticks(range(len(names)), names, rotation=45, ha="right")
     pairs.set(ylabel="inverted: left for right (%)", ylim=(0, None))
     against.set(ylabel="COCO AP", xlim=(0, None))
-    figure.legend(*against.get_legend_handles_labels(), loc="outside lower center", ncols=len(networks))
+    figure.legend(*against.get_legend_handles_labels(), loc="outside lower center", ncols=len(NETWORKS))
     return figure

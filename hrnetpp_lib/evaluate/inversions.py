@@ -36,7 +36,9 @@ class Inversions:
 
 
 def widest_pair(trainings: Sequence[Inversions], skeleton: Skeleton) -> tuple[int, int]:
-    """The left and the right keypoint whose inversions differ most between trainings."""
+    """The left and right keypoint whose inversions differ most between trainings; the first without any."""
+    if not trainings:
+        return skeleton.flip_pairs[0]
 
     def apart(pair: tuple[int, int]) -> tuple[float, float]:
         shares = [one.share(pair) for one in trainings]
@@ -51,7 +53,9 @@ def plural(pair: tuple[int, int], skeleton: Skeleton) -> str:
 
 
 def title_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> str:
-    """Between what shares of that pair trainings lie, in a few words."""
+    """Between what shares of that pair trainings lie, in a few words; none without trainings."""
+    if not trainings:
+        return ""
     pair = widest_pair(trainings, skeleton)
     shares = [one.share(pair) for one in trainings]
     return (

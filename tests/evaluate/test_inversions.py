@@ -33,6 +33,7 @@ def test_trainings_are_counted_by_network_and_their_ap_beside_the_others():
         "2 of HRNet++. In AP these end at 61.7, the others at 71.4 to 73.0."
     )
     assert title_inversions(TRAININGS, COCO17) == "trainings differ most in ankles: 11 to 45% inverted"
+    assert title_inversions([], COCO17) == "" and widest_pair([], COCO17) == (1, 2)
     assert say_inversions([], COCO17) == "No training was measured for this yet."
 
 
