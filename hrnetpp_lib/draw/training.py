@@ -205,7 +205,7 @@ def render_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> Fi
     figure, ((pairs, against),) = new_figure(1, 2, 2.6, width_ratios=[1.6, 1])
     networks = [name for name in NETWORKS if any(one.network == name for one in trainings)]
     names = [plural(pair, skeleton) for pair in skeleton.flip_pairs]
-    colours = METHOD_COLOURS | {"control": METHOD_COLOURS["target"]}
+    colours, widest = METHOD_COLOURS | {"control": METHOD_COLOURS["target"]}, widest_pair(trainings, skeleton)
     for number, name in enumerate(networks):
         colour = colours[name]
         of_name = [one for one in trainings if one.network == name]
@@ -213,12 +213,10 @@ def render_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> Fi
             shares = [one.share(pair) for pair in skeleton.flip_pairs]
             places = np.arange(len(names)) + 0.18 * (number - (len(networks) - 1) / 2)
             pairs.plot(places, shares, "o", ms=4, c=colour, alpha=0.6)
-        widest = widest_pair(trainings, skeleton)
         points = [one.share(widest) for one in of_name], [one.ap for one in of_name]
         against.plot(*points, "o", ms=5, c=colour, alpha=0.8, label=NETWORKS[name])
-        against.set_xlabel(f"{plural(widest, skeleton)} inverted (%)")
     pairs.set_xticks(range(len(names)), names, rotation=45, ha="right")
     pairs.set(ylabel="inverted: left for right (%)", ylim=(0, None))
-    against.set(ylabel="COCO AP", xlim=(0, None))
+    against.set(xlabel=f"{plural(widest, skeleton)} inverted (%)", ylabel="COCO AP", xlim=(0, None))
     figure.legend(*against.get_legend_handles_labels(), loc="outside lower center", ncols=len(NETWORKS))
     return figure
