@@ -78,7 +78,7 @@ class Failures:
             raise self._errors[0]
         if self._errors:
             wrong = f"{len(self._errors)} failures in {self._inputs} inputs, named above"
-            raise HrnetppError(f"{wrong}" + "; all else is done" * (len(self._errors) < self._inputs))
+            raise HrnetppError(wrong + "; all else is done" * (len(self._errors) < self._inputs))
 
 
 def is_clip(path: Path) -> bool:
