@@ -34,7 +34,6 @@ def check_file(path: Path, remedy: str, most_bytes: int = _MOST_BYTES) -> None:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        remedy = "check the path" if remedy.startswith("is it") else remedy  # what is not there is nothing
         raise HrnetppError(f"{path}: there is no such file; {remedy}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise HrnetppError(f"{path}: cannot be read ({error}); {remedy}") from None
@@ -56,9 +55,12 @@ def read_bytes(path: Path, remedy: str = "check the path", most_bytes: int = _MO
         raise HrnetppError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
 
 
-def read_json(path: Path, kind: type[Content], remedy: str = "check the path") -> Content:
-    """What a json file holds, as the type that it must be (a msgspec Struct, a dataclass, ...)."""
-    return decode_json(read_bytes(path, remedy), kind, path, remedy)
+def read_json(path: Path, kind: type[Content], remedy: str = "check the path", mend: str = "") -> Content:
+    """What a json file holds, as the type that it must be (a msgspec Struct, a dataclass, ...).
+
+    `mend` is the remedy where the file is there and holds something else.
+    """
+    return decode_json(read_bytes(path, remedy), kind, path, mend or remedy)
 
 
 def decode_json(text: bytes | str, kind: type[Content], name: Path | str, remedy: str) -> Content:

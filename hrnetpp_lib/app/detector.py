@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hrnetpp_lib.app.pictures import Failures, Frame, find_files, in_groups, is_clip, read_frames
-from hrnetpp_lib.data.annotations import read_image_ids
+from hrnetpp_lib.data.annotations import MEND_TRUTH, read_image_ids
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import pick_device
 from hrnetpp_lib.evaluate.metrics import bbox_ap
@@ -25,7 +25,6 @@ _SURE = 0.3
 # What a file of boxes keeps of each picture: box AP looks at as many, and low scores only add to it.
 _ANY, _MOST_BOXES = 0.01, 100
 _SECONDS_BETWEEN_LINES = 10.0
-_MEND = "is it COCO ground truth? Correct it or get it again"
 _IMAGES_A_BATCH = {"cpu": 4, "cuda": 32}
 
 
@@ -159,7 +158,7 @@ def detect(
     if not paths:
         failures.end()
     ids = read_image_ids(annotations) if annotations else {}
-    has_boxes = annotations and read_json(annotations, _Truth, _MEND).annotations is not None
+    has_boxes = annotations and read_json(annotations, _Truth, mend=MEND_TRUTH).annotations is not None
     opened, journal = open_detector(detector, str(pick_device())), output.with_name(f"{output.name}.progress")
     if not journal.exists():
         _begin(journal, output, detector)
@@ -256,7 +255,7 @@ def _write(journal: Path, output: Path, detector: str, ids: dict[str, int]) -> i
 
 def _box_ap(annotations: Path, output: Path, names: set[str], ids: dict[str, int]) -> str:
     """The box AP on those true pictures that were looked at, in words."""
-    truth = read_json(annotations, dict, _MEND)
+    truth = read_json(annotations, dict, mend=MEND_TRUTH)
     known = {ids[name] for name in names & ids.keys()}
     if not known:
         raise HrnetppError(f"{annotations}: lists none of the pictures that were looked at; is it of others?")

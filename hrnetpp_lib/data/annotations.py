@@ -31,6 +31,7 @@ _Side = Annotated[int, Meta(gt=0, le=int(_MOST))]
 _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Name = Annotated[str, Meta(min_length=1, max_length=255)]
 
+MEND_TRUTH = "is it COCO ground truth? Correct it or get it again"
 _NO_NAME = re.compile(r"[\0-\x1f]|^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 _AIC_TO_COCO_VISIBILITY = np.array([0, 2, 1, 0], np.float32)  # 1 visible, 2 occluded, 3 unlabelled
 
@@ -135,7 +136,8 @@ def labelled_persons(truth: CocoTruth, require_keypoints: bool = True) -> Person
 def read_coco_truth(json_path: str | Path, image_dir: str | Path) -> CocoTruth:
     """As `read_coco`, but all persons as they are, for its metric; only other categories are dropped."""
     path, folder = Path(json_path), _existing_folder(image_dir)
-    file = read_json(path, _CocoFile, "is it COCO ground truth with keypoints? Correct it or get it again")
+    mend = "is it COCO ground truth with keypoints? Correct it or get it again"
+    file = read_json(path, _CocoFile, mend=mend)
     images, known, category = _coco_images(path, file)
     ids = _unique(path, "annotation", np.array([annotation.id for annotation in file.annotations], np.int64))
     categories = np.array([annotation.category_id for annotation in file.annotations], np.int64)
@@ -186,10 +188,10 @@ def read_coco_detections(
         images = {column: getattr(gt_json, column) for column in ("image_files", "image_ids", "image_hw")}
         gt_json, category = gt_json.name, gt_json.category_id
     else:
-        file = read_json(Path(gt_json), _CocoImages, "is it COCO ground truth? Correct it or get it again")
+        file = read_json(Path(gt_json), _CocoImages, mend=MEND_TRUTH)
         images, _, category = _coco_images(Path(gt_json), file)
     remedy = "is it a COCO result list of boxes? Correct it or write it again"
-    detections = read_json(path, list[_Detection], remedy)
+    detections = read_json(path, list[_Detection], mend=remedy)
     other = np.array([detection.category_id != category for detection in detections], bool)
     image_ids = [detection.image_id for detection in detections]
     image_index = _find(image_ids, images["image_ids"])
@@ -221,7 +223,7 @@ def read_person_boxes(json_path: str | Path) -> dict[int | str, np.ndarray]:
     """
     path, remedy = Path(json_path), "is it a COCO result list of boxes? Correct it or write it again"
     rows: dict[int | str, list] = {}
-    for found in read_json(path, list[_NamedDetection], remedy):
+    for found in read_json(path, list[_NamedDetection], mend=remedy):
         if found.category_id == 1:
             rows.setdefault(_base_name(found.file_name) or found.image_id, []).append(
                 (*found.bbox, found.score)
@@ -234,7 +236,7 @@ def read_image_ids(json_path: str | Path) -> dict[str, int]:
 
     Raises: HrnetppError if the file is missing, broken or no such file.
     """
-    file = read_json(Path(json_path), _CocoImages, "is it COCO ground truth? Correct it or get it again")
+    file = read_json(Path(json_path), _CocoImages, mend=MEND_TRUTH)
     return {_base_name(image.file_name): image.id for image in file.images}
 
 
@@ -257,7 +259,7 @@ def read_ai_challenger(
     """
     path, folder = Path(json_path), _existing_folder(image_dir)
     remedy = "is it a list of AI Challenger's annotations? Correct it or get it again"
-    images = read_json(path, list[_ChallengerImage], remedy)
+    images = read_json(path, list[_ChallengerImage], mend=remedy)
     names = [image.image_id for image in images]
     image_ids = np.array([name.encode() for name in names], np.bytes_)
     columns = _images(path, names, image_ids, np.full((len(names), 2), -1, np.int32))

@@ -115,9 +115,9 @@ def test_processes_that_prepare_together_find_whole_data(tmp_path):
 def test_val_is_read_once(paths, monkeypatch):
     opened = []
 
-    def read(path, *arguments):
+    def read(path, *arguments, **mend):
         opened.append(path.name)
-        return read_json(path, *arguments)
+        return read_json(path, *arguments, **mend)
 
     monkeypatch.setattr("hrnetpp_lib.data.annotations.read_json", read)
     for boxes in (PROFILE.boxes, None):
