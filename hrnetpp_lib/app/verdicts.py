@@ -159,8 +159,8 @@ def in_words(claims: Iterable[Judged], results: dict[str, Result]) -> str:
         if len(means) == len(TRIED_RATES[one.name]):
             best = max(means, key=means.get)
             lines.append(
-                f"Of the learning rates tried over two epochs {IN_WORDS[one]} is best at {best:g} times the report's: mean "
-                f"OKS {means[best]:.1f} on the dev set ({_seeds(tried[best])}), {means[1.0]:.1f} at the "
+                f"Of the learning rates tried over two epochs {IN_WORDS[one]} is best at {best:g} times the "
+                f"report's: mean OKS {means[best]:.1f} on the dev set ({_seeds(tried[best])}), {means[1.0]:.1f} at the "
                 f"report's ({_seeds(tried[1.0])})."
             )
     return " ".join(lines)
