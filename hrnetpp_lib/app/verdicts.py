@@ -160,8 +160,8 @@ def in_words(claims: Iterable[Judged], results: dict[str, Result]) -> str:
             best = max(means, key=means.get)
             lines.append(
                 f"Of the learning rates tried over two epochs {IN_WORDS[one]} is best at {best:g} times the "
-                f"report's: mean OKS {means[best]:.1f} on the dev set ({_seeds(tried[best])}), {means[1.0]:.1f} at the "
-                f"report's ({_seeds(tried[1.0])})."
+                f"report's: mean OKS {means[best]:.1f} on the dev set ({_seeds(tried[best])}), "
+                f"{means[1.0]:.1f} at the report's ({_seeds(tried[1.0])})."
             )
     return " ".join(lines)
 
