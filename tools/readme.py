@@ -1,4 +1,4 @@
-"""What is generated in README.md and docs/: state of the study, Table 1, benchmark, choices and departures.
+"""What is generated in README.md and docs/: state of the study, Table 1, claims, benchmark, choices and departures.
 
 From a checkout, `python tools/readme.py` rewrites them; a test holds them against the code and the results.
 """
@@ -7,7 +7,14 @@ import re
 from pathlib import Path
 
 from hrnetpp_lib.app.study import read_results
-from hrnetpp_lib.app.verdicts import decided_in_words, find_inversions, in_words, verdicts
+from hrnetpp_lib.app.verdicts import (
+    decided_in_words,
+    find_inversions,
+    in_markdown,
+    say_progress,
+    say_rates,
+    verdicts,
+)
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.inversions import say_inversions
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1, percent, spread
@@ -117,21 +124,30 @@ def render_page(page: str, text: str, root: Path) -> str:
 
 
 def state_of_the_study(root: Path) -> list[str]:
-    """What the committed results of the study say: how far it is, and a line for each claim decided."""
+    """How far the study is, a line for each claim of the report that is decided, and what sets trainings apart."""
     results = read_results(root)
     claims = verdicts(results)
+    reported = (claim for claim in claims if claim.report is not None)
     sides = say_inversions(find_inversions(results), COCO17)
-    return [in_words(claims, results), "", *(f"* {line}" for line in (*decided_in_words(claims), sides))]
+    return [say_progress(claims), "", *(f"* {line}" for line in (*decided_in_words(reported), sides))]
+
+
+def table_of_claims(root: Path) -> list[str]:
+    """The verdicts on all claims that have pairs of trainings, and what the learning rate weighs."""
+    results = read_results(root)
+    paired = [claim for claim in verdicts(results) if len(claim.seeds) > 1]
+    return [in_markdown(paired), say_rates(results)]
 
 
 PARTS = {
     "study": state_of_the_study,
+    "claims": table_of_claims,
     "table 1": lambda root: table_of_profiles(root / "figures"),
     "choices": lambda root: list_choices(root / "hrnetpp_lib"),
     "bench": lambda root: table_of_benchmarks(root / "benchmarks" / "bench.json"),
 }
 PAGES = {
-    "README.md": ("study", "table 1"),
+    "README.md": ("study", "table 1", "claims"),
     "docs/choices.md": ("choices",),
     "docs/speed.md": ("bench",),
 }

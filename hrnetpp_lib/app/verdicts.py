@@ -148,11 +148,16 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_words(claims: Iterable[Judged], results: dict[str, Result]) -> str:
-    """How far the study is, and what the learning rate weighs, in a few sentences."""
+def say_progress(claims: Iterable[Judged]) -> str:
+    """How far the study is, in a sentence."""
     claims = list(claims)
     without = sum(not one.seeds for one in claims)
-    lines = [f"{len(_decided(claims))} of {len(claims)} claims are decided, {without} have no trainings yet."]
+    return f"{len(_decided(claims))} of {len(claims)} claims are decided, {without} have no trainings yet."
+
+
+def say_rates(results: dict[str, Result]) -> str:
+    """What the learning rate weighs, a sentence for each network of which all were tried."""
+    lines = []
     for one in PAIR:
         tried = {rate: found for rate, found in _tried(one, results).items() if found}
         means = {rate: float(np.mean(found)) for rate, found in tried.items()}
@@ -228,7 +233,8 @@ def write_verdicts(root: Path) -> str:
     claims = verdicts(results)
     write_json(folder / "verdicts.json", [asdict(one) for one in claims])
     sides = say_inversions(find_inversions(results), COCO17)
-    parts = f"{in_words(claims, results)}\n\n{sides}\n", in_markdown(claims), rates_in_markdown(results)
+    said = "\n\n".join(text for text in (say_progress(claims), say_rates(results), sides) if text)
+    parts = f"{said}\n", in_markdown(claims), rates_in_markdown(results)
     with whole_file(folder / "verdicts.md") as part:
         part.write_text(table := "\n".join(parts))
     draw.save(draw.render_verdicts(claims), folder / "verdicts.png")
