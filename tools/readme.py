@@ -1,4 +1,4 @@
-"""What is generated in README.md and docs/: state of the study, Table 1, claims, benchmark, choices and departures.
+"""What is generated in README.md and docs/: the study, Table 1, claims, benchmark, choices, departures.
 
 From a checkout, `python tools/readme.py` rewrites them; a test holds them against the code and the results.
 """
@@ -124,7 +124,7 @@ def render_page(page: str, text: str, root: Path) -> str:
 
 
 def state_of_the_study(root: Path) -> list[str]:
-    """How far the study is, a line for each claim of the report that is decided, and what sets trainings apart."""
+    """How far the study is, what it decided of the report's claims, and what sets trainings apart."""
     results = read_results(root)
     claims = verdicts(results)
     reported = (claim for claim in claims if claim.report is not None)
