@@ -10,6 +10,7 @@ from hrnetpp_lib import draw
 from hrnetpp_lib.app.experiments import (
     CHANGED,
     CLAIMS,
+    EXPERIMENTS,
     IN_WORDS,
     LONG_RATES,
     MINI_RATES,
@@ -112,14 +113,16 @@ def in_markdown(claims: Iterable[Judged]) -> str:
     """The verdicts as a table."""
     lines = [
         "Differences in points of mean OKS on true boxes, and of AP on detected ones; in brackets 95% over",
-        "seeds, for OKS also over seeds and persons. The verdicts hold for all claims together.",
+        "seeds, for OKS also over seeds and persons. The verdicts hold for all claims together, and for the",
+        "number of seeds that was fixed beforehand: before it, they are a look on the way.",
         "",
         "| | claim | report, AP | seeds | OKS | verdict | AP | verdict |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in claims:
         report = "" if one.report is None else f"{one.report:+.1f}"
-        cells = [one.experiment, one.claim, report, str(len(one.seeds))]
+        planned = EXPERIMENTS[one.experiment].seeds
+        cells = [one.experiment, one.claim, report, f"{len(one.seeds)} of {planned}"]
         for name, verdict in one.verdicts.items():
             cells += [_in_brackets(verdict, one.two_level if name == "OKS" else None), verdict.words]
         lines.append(f"| {' | '.join(cells)} |")
