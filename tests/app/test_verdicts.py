@@ -43,7 +43,8 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
     assert all(row["verdicts"]["OKS"]["words"] == "not decided; no two pairs yet" for row in rows[1:])
     assert (tmp_path / "figures" / "study" / "verdicts.png").stat().st_size > 10_000
     table = (tmp_path / "figures" / "study" / "verdicts.md").read_text()
-    assert table in capsys.readouterr().out and "| E1 | HRNet++ - HRNet, heatmaps | +0.2 | 5 of 8 | +20." in table
+    assert table in capsys.readouterr().out
+    assert "| E1 | HRNet++ - HRNet, heatmaps | +0.2 | 5 of 8 | +20." in table
     judged = verdicts(read_results(tmp_path))
     assert f"1 of {len(CLAIMS)} claims are decided, {len(CLAIMS) - 1} have no trainings yet." in table
     (line,) = decided_in_words(judged)
