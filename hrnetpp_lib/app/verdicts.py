@@ -2,21 +2,24 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from hrnetpp_lib import draw
 from hrnetpp_lib.app.experiments import (
-    CHANGED,
     CLAIMS,
     EXPERIMENTS,
     IN_WORDS,
+    LONG,
     LONG_RATES,
     MINI_RATES,
     PAIR,
     RATES,
+    REPORTED,
     TRIED_RATES,
+    Claim,
     heatmap_run,
     long_run,
     mini_heatmap_runs,
@@ -25,11 +28,18 @@ from hrnetpp_lib.app.experiments import (
 from hrnetpp_lib.app.study import Result, read_results, results_path
 from hrnetpp_lib.evaluate.inversions import NETWORKS, Inversions, say_inversions
 from hrnetpp_lib.evaluate.measure import Measure
-from hrnetpp_lib.evaluate.statistics import Judged, Verdict, judge, paired_interval, two_level_interval
+from hrnetpp_lib.evaluate.statistics import (
+    LEVEL,
+    Judged,
+    Verdict,
+    judge,
+    paired_interval,
+    two_level_interval,
+)
 from hrnetpp_lib.evaluate.table import PARTS, Training
 from hrnetpp_lib.files import whole_file, write_json
 from hrnetpp_lib.pose.keypoints import COCO17
-from hrnetpp_lib.recipe import MINI, STAGE2, Architecture, Profile, Run, resolve, table_runs
+from hrnetpp_lib.recipe import HRNET, HRNETPP, MINI, STAGE2, Architecture, Profile, Run, resolve, table_runs
 
 FIGURES = {  # of a `Measure`, as they are compared
     "OKS": lambda m: 100 * m.oks,
@@ -71,10 +81,20 @@ def verdicts(results: dict[str, Result]) -> list[Judged]:
                 if len(values) > 1
             },
             two_level=_over_persons(of_claim.values()) if len(of_claim) > 1 else None,
-            verdicts={name: verdicts[row] for name, verdicts in judged.items()},
+            verdicts={name: _as_planned(verdicts[row], claim) for name, verdicts in judged.items()},
         )
         for row, (claim, of_claim, by_name) in enumerate(zip(CLAIMS, pairs, differences, strict=True))
     ]
+
+
+def _as_planned(verdict: Verdict, claim: Claim) -> Verdict:
+    """No verdict before the number of seeds that was fixed beforehand: looks on the way find too much."""
+    missing = EXPERIMENTS[claim.experiment].seeds - verdict.pairs
+    if missing <= 0 or verdict.more_pairs != 0:
+        return verdict
+    return replace(
+        verdict, more_pairs=missing, words=f"not decided; {verdict.words} so far, {missing} more are planned"
+    )
 
 
 def _known(results: dict[str, Result]) -> list[int]:
@@ -97,24 +117,27 @@ def _measured(results: dict[str, Result], run: Run, way: str) -> Measure | None:
 
 
 def find_inversions(results: dict[str, Result]) -> list[Inversions]:
-    """E1's and E5's trainings, as far as it was measured what they take for the other side's."""
+    """E1's, E5's and E11's trainings, as far as it was measured what they take for the other side's."""
     found = []
     for seed in _known(results):
-        runs = *(long_run(one, seed) for one in PAIR), *refined_runs(seed)
-        for name, run in zip(NETWORKS, runs, strict=True):
-            measured = _measured(results, run, "soft" if name == "regression" else "quarter")
+        runs = dict(zip(("regression", "control"), refined_runs(seed), strict=True))
+        runs |= {"hrnet": long_run(HRNET, seed), "heatmap": long_run(HRNETPP, seed)}
+        runs["reported"] = long_run(HRNETPP, seed, REPORTED)
+        for name in NETWORKS:
+            measured = _measured(results, runs[name], "soft" if name == "regression" else "quarter")
             if measured and measured.inversions:
                 percent = tuple(100 * share for share in measured.inversions)
-                found.append(Inversions(name, 100 * measured.metrics["AP"], percent))
+                found.append(Inversions(name, seed, 100 * measured.metrics["AP"], percent))
     return found
 
 
 def in_markdown(claims: Iterable[Judged]) -> str:
     """The verdicts as a table."""
     lines = [
-        "Differences in points of mean OKS on true boxes, and of AP on detected ones; in brackets 95% over",
-        "seeds, for OKS also over seeds and persons. The verdicts hold for all claims together, and for the",
-        "number of seeds that was fixed beforehand: before it, they are a look on the way.",
+        "Differences in points of mean OKS on true boxes, the primary measure, and of AP on detected ones;",
+        "in brackets 95% over seeds, for OKS also over seeds and persons. The verdicts of a column hold for",
+        "all its claims together, once there are as many seeds as were fixed beforehand. More pairs would",
+        "decide if mean and spread stay what they are.",
         "",
         "| | claim | report, AP | seeds | OKS | verdict | AP | verdict |",
         "|---|---|---|---|---|---|---|---|",
@@ -124,7 +147,7 @@ def in_markdown(claims: Iterable[Judged]) -> str:
         planned = EXPERIMENTS[one.experiment].seeds
         cells = [one.experiment, one.claim, report, f"{len(one.seeds)} of {planned}"]
         for name, verdict in one.verdicts.items():
-            cells += [_in_brackets(verdict, one.two_level if name == "OKS" else None), verdict.words]
+            cells += [_in_brackets(verdict, one.two_level if name == "OKS" else None), _words(verdict)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -135,8 +158,7 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
     in_mini = {one.name: resolve(STAGE2, MINI, one).stage.lr_start / STAGE2.lr_start for one in PAIR}
     asked = (
         ("E3", PAIR, _tried, RATES),
-        ("E10", CHANGED, _tried, RATES),
-        ("E11, E1's length", PAIR[1:], _tried_long, RATES),
+        ("E10, E1's length", PAIR[1:], _tried_long, RATES),
         ("E9, profile mini", PAIR, _tried_by_mini, in_mini),
     )
     for name, networks, tried, used in asked:
@@ -145,8 +167,7 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
             cells = [
                 f"{rate:g}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}" for rate, of in found.items()
             ]
-            untried = "" if all(found.values()) else " until all are tried"
-            cells += [f"in use: {used[one.name]:g}{untried}"] if one.name in used else []
+            cells.append(f"in use: {used[one.name]:g}")
             lines.append(f"- {name}, {one.name}: {'; '.join(cells)}")
     return "\n".join(lines) + "\n"
 
@@ -154,12 +175,17 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
 def say_progress(claims: Iterable[Judged]) -> str:
     """How far the study is, in a sentence."""
     claims = list(claims)
+    parts = [[one for one in claims if (one.report is None) == of] for of in (False, True)]
+    reported, others = (f"{len(_decided(part))} of {len(part)}" for part in parts)
     without = sum(not one.seeds for one in claims)
-    return f"{len(_decided(claims))} of {len(claims)} claims are decided, {without} have no trainings yet."
+    return (
+        f"Decided are {reported} differences that the report gives, and {others} that it does not give; "
+        f"{without} have no trainings yet."
+    )
 
 
 def say_rates(results: dict[str, Result]) -> str:
-    """What the learning rate weighs, a sentence for each network of which all were tried."""
+    """What the learning rate weighs, a sentence for each trial that is whole."""
     lines = []
     for one in PAIR:
         tried = {rate: found for rate, found in _tried(one, results).items() if found}
@@ -171,13 +197,21 @@ def say_rates(results: dict[str, Result]) -> str:
                 f"report's: mean OKS {means[best]:.1f} on the dev set ({_seeds(tried[best])}), "
                 f"{means[1.0]:.1f} at the report's ({_seeds(tried[1.0])})."
             )
+    tried = _tried_long(HRNETPP, results)
+    if all(tried.values()):
+        means = [f"{np.mean(oks):.1f} at {rate:g} times ({_seeds(oks)})" for rate, oks in tried.items()]
+        used, other = RATES[HRNETPP.name], REPORTED
+        lines.append(
+            f"Over E1's {LONG} epochs HRNet++ has {' and '.join(means)}; E1 keeps the {used:g} that was "
+            f"chosen before, E11 takes {other:g}. HRNet was not tried again."
+        )
     return " ".join(lines)
 
 
 def decided_in_words(claims: Iterable[Judged]) -> list[str]:
     """A line for each claim that is decided, by mean OKS."""
     return [
-        f"{one.claim}: **{one.verdicts['OKS'].words}**, OKS {_in_brackets(one.verdicts['OKS'], None)}, "
+        f"{one.claim}: **{_words(one.verdicts['OKS'])}**, OKS {_in_brackets(one.verdicts['OKS'], None)}, "
         f"AP {_in_brackets(one.verdicts['AP'], None)}"
         + (f" (report {one.report:+.1f})" if one.report is not None else "")
         + f"; {len(one.seeds)} pairs"
@@ -189,32 +223,42 @@ def _decided(claims: Iterable[Judged]) -> list[Judged]:
     return [one for one in claims if one.verdicts["OKS"].more_pairs == 0]
 
 
+def _words(verdict: Verdict) -> str:
+    """The verdict, and whether what differs is next to nothing for all that."""
+    both = verdict.more_pairs == 0 and max(verdict.p_different, verdict.p_equal) <= LEVEL
+    return f"{verdict.words}, by less than a point" if both else verdict.words
+
+
 def _seeds(found: list[float]) -> str:
     return f"{len(found)} seed" + "s" * (len(found) > 1)
 
 
+def _on_dev(
+    run: Callable[[int, float], Run], rates: Iterable[float], results: dict[str, Result]
+) -> dict[float, list[float]]:
+    """Mean OKS on dev, in percent, of a seed's run by its rate: of all seeds that are known."""
+    found = {}
+    for rate in rates:
+        names = [run(seed, rate).name for seed in _known(results)]
+        measured = [results[name].sets.get("dev", {}) for name in names if name in results]
+        found[rate] = [100 * ways["quarter"].oks for ways in measured if ways]
+    return found
+
+
 def _tried(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
-    """Mean OKS on dev by the rates of E3 and E10, of all seeds that are known."""
-    return {
-        rate: _on_dev([heatmap_run(architecture, seed, rate=rate) for seed in _known(results)], results)
-        for rate in TRIED_RATES[architecture.name]
-    }
+    """By E3's rates."""
+    rates = TRIED_RATES[architecture.name]
+    return _on_dev(lambda seed, rate: heatmap_run(architecture, seed, rate=rate), rates, results)
 
 
 def _tried_long(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
-    """Mean OKS on dev of E1's run by E11's rates, of all seeds that are known."""
-    return {
-        rate: _on_dev([long_run(architecture, seed, rate) for seed in _known(results)], results)
-        for rate in LONG_RATES
-    }
+    """By E10's rates."""
+    return _on_dev(partial(long_run, architecture), LONG_RATES, results)
 
 
 def _tried_by_mini(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
-    """Mean OKS on dev by E9's rates, of all seeds that are known."""
-    return {
-        rate: _on_dev([mini_heatmap_runs(architecture, seed, rate)[1] for seed in _known(results)], results)
-        for rate in MINI_RATES
-    }
+    """By E9's rates."""
+    return _on_dev(lambda *of: mini_heatmap_runs(architecture, *of)[1], MINI_RATES, results)
 
 
 def _in_brackets(verdict: Verdict, two_level: tuple[float, float] | None) -> str:
@@ -222,12 +266,6 @@ def _in_brackets(verdict: Verdict, two_level: tuple[float, float] | None) -> str
         return ""
     intervals = [(verdict.low, verdict.high), *([two_level] if two_level else [])]
     return " ".join([f"{verdict.mean:+.2f}", *(f"[{low:+.2f}, {high:+.2f}]" for low, high in intervals)])
-
-
-def _on_dev(runs: Iterable[Run], results: dict[str, Result]) -> list[float]:
-    """Mean OKS in percent of those runs that were measured on dev."""
-    found = [results[run.name].sets.get("dev", {}) for run in runs if run.name in results]
-    return [100 * ways["quarter"].oks for ways in found if ways]
 
 
 def write_verdicts(root: Path) -> str:

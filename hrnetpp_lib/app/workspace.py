@@ -46,8 +46,7 @@ _SCOPE = {
     ),
     "lspet_cpu": (
         "It is what two cores learn from photographs: a small network at 128x96, random weights, 4,000 "
-        "training persons, true boxes, no face keypoints, and labels that agree with a second labelling of "
-        "the same people to 0.73 when averaged over COCO's thresholds."
+        "training persons, true boxes, no face keypoints, noisy labels."
     ),
     "lspet": (
         "It trains the full W32 at 256x192 on photographs of sports: the report's network in kind, with "

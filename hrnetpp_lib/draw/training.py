@@ -205,7 +205,8 @@ def render_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> Fi
     figure, ((pairs, against),) = new_figure(1, 2, 2.6, width_ratios=[1.6, 1])
     networks = [name for name in NETWORKS if any(one.network == name for one in trainings)]
     names = [plural(pair, skeleton) for pair in skeleton.flip_pairs]
-    colours, widest = METHOD_COLOURS | {"control": METHOD_COLOURS["target"]}, widest_pair(trainings, skeleton)
+    widest = widest_pair(trainings, skeleton)
+    colours = METHOD_COLOURS | {"control": METHOD_COLOURS["target"], "reported": METHOD_COLOURS["ensemble"]}
     for number, name in enumerate(networks):
         colour = colours[name]
         of_name = [one for one in trainings if one.network == name]

@@ -9,6 +9,7 @@ from hrnetpp_lib.data.layout import Metric, StageData
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate import metrics
 from hrnetpp_lib.evaluate.infer import Predictions
+from hrnetpp_lib.evaluate.statistics import corrected_interval
 from hrnetpp_lib.pose.geometry import bbox_to_center_scale
 
 
@@ -76,7 +77,7 @@ class Draws:
 
     def interval(self, method: str) -> tuple[float, float]:
         """The 95% interval of a method's AP, 0..1."""
-        return tuple(np.percentile(self.drawn[method], (2.5, 97.5)).tolist())
+        return corrected_interval(self.metrics[method]["AP"], self.drawn[method])
 
 
 def resample(predictions: dict[str, Predictions], data: StageData, draws: int = 1000, seed: int = 0) -> Draws:

@@ -8,16 +8,16 @@ from hrnetpp_lib.pose.keypoints import AIC14, COCO17
 LEFT_ANKLE, RIGHT_ANKLE = 15, 16
 
 
-def training(network: str, ap: float, ankles: tuple[float, float]) -> Inversions:
+def training(network: str, ap: float, ankles: tuple[float, float], seed: int = 0) -> Inversions:
     """Knees are inverted as often in every training, and more often than some ankles."""
     inversions = [0.0] * 13 + [20.0, 20.0, *ankles]
-    return Inversions(network, ap, tuple(inversions))
+    return Inversions(network, seed, ap, tuple(inversions))
 
 
 TRAININGS = [
     training("hrnet", 73.0, (12, 14)),
     training("heatmap", 61.7, (40, 50)),
-    training("heatmap", 71.4, (10, 12)),
+    training("heatmap", 71.4, (10, 12), seed=1),
 ]
 
 
@@ -41,3 +41,13 @@ def test_trainings_are_counted_by_network_and_their_ap_beside_the_others():
 def test_a_group_without_trainings_is_not_told(ankles, words):
     said = say_inversions([training("hrnet", 60.0, ankles)], COCO17)
     assert said.endswith(f"In AP {words} at 60.0.")
+
+
+def test_what_stage_3_adds_is_told_by_what_its_start_had_unlearnt():
+    third = [training("heatmap", 60.0, (30, 30), seed=2), training("regression", 68.0, (10, 10), seed=2)]
+    after = [training("regression", 68.2, (12, 12)), training("regression", 72.0, (11, 11), seed=1)]
+    alone = training("regression", 70.0, (11, 11), seed=3)  # its start was not measured
+    assert say_inversions([*TRAININGS, *after, *third, alone], COCO17).endswith(
+        " Stage 3 moves AP by +6.5 to +8.0 where its start is among these (2 of 3), and by +0.6 where its "
+        "start is not among these (1 of 3)."
+    )
