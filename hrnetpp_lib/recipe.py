@@ -217,8 +217,8 @@ MINI = Profile(
     # CHOICE: in stages 1 and 2 HRNet++ has twice the report's rates and HRNet a quarter of them, by a dev set
     # (figures/study/verdicts.md, E9), for their trainings end closer together, not because they end higher:
     # HRNet's rates from an eighth of the report's to its own lie within 0.1 of OKS with one seed, and HRNet++
-    # at the report's own ended at 54.0, 60.2 and 62.5 AP on test (seed 0 in bf16 and fp32, seed 1 in fp32), at
-    # twice it at 57.0, 55.6, 53.6 and 54.0 (seeds 0 to 3 in bf16).
+    # at the report's own ended at 54.0, 60.2 and 62.5 AP on test (seed 0 in bf16 and fp32, seed 1 in fp32),
+    # at twice it at 57.0, 55.6, 53.6 and 54.0 (seeds 0 to 3 in bf16).
     epochs=(6, 16, 6), lr_scales=(2.0, 2.0, 20.0), hrnet_lr_scale=0.125, ablation_epochs=4, eval_every=4,
     precision="auto",
 )
