@@ -15,14 +15,7 @@ import msgspec
 import torch
 from filelock import FileLock
 
-from hrnetpp_lib.app.experiments import (
-    EXPERIMENTS,
-    LONG,
-    PAIR,
-    STUDY,
-    Experiment,
-    all_runs,
-)
+from hrnetpp_lib.app.experiments import EXPERIMENTS, LONG, PAIR, STUDY, Experiment, all_runs
 from hrnetpp_lib.app.plan import training_speed
 from hrnetpp_lib.data.annotations import labelled_persons
 from hrnetpp_lib.data.layout import DataPaths, StageData, load_coco, prepare_data
@@ -63,7 +56,7 @@ def results_path(root: Path) -> Path:
 
 
 def read_results(root: Path) -> dict[str, Result]:
-    """Results by the name of the run; of a run measured twice, the figures of both lines.
+    """Results by the name of the run; of one measured twice the figures of both lines, the origin of the last.
 
     Raises: HrnetppError if a line is damaged.
     """
