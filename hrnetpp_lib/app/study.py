@@ -56,7 +56,7 @@ def results_path(root: Path) -> Path:
 
 
 def read_results(root: Path) -> dict[str, Result]:
-    """Results by the name of the run; of one measured twice figures of both lines, but the origin of the last.
+    """Results by the name of the run; one measured twice has figures of both lines, the origin of the last.
 
     Raises: HrnetppError if a line is damaged.
     """
