@@ -1,4 +1,4 @@
-"""The study's trainings and what they are compared for: experiments E1 to E11, as recipes of each seed."""
+"""The study's trainings and what they are compared for: experiments E1 to E12, as recipes of each seed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -66,11 +66,15 @@ def heatmap_run(
     stage: TrainStage = STAGE2,
     previous: Run | None = None,
     rate: float | None = None,
+    precision: str | None = None,
     **settings: int,
 ) -> Run:
-    """A run of the study at its network's rate, or at `rate`, for the profile's epochs or `epochs`."""
-    rate = rate or RATES[architecture.name]
-    budget = replace(STUDY, lr_scales=(rate, rate, STUDY.lr_scales[2]))
+    """A run of the study at its network's rate and in its precision, or those given.
+
+    For the profile's epochs, or `epochs`.
+    """
+    rate, precision = rate or RATES[architecture.name], precision or STUDY.precision
+    budget = replace(STUDY, lr_scales=(rate, rate, STUDY.lr_scales[2]), precision=precision)
     return resolve(stage, budget, architecture, seed, previous, **settings)
 
 
@@ -82,6 +86,11 @@ def _tried(seed: int) -> tuple[Run, ...]:
 def long_run(architecture: Architecture, seed: int, rate: float | None = None) -> Run:
     """E1's run of a network, or the same at another rate."""
     return heatmap_run(architecture, seed, rate=rate, epochs=LONG)
+
+
+def exact_run(architecture: Architecture, seed: int) -> Run:
+    """E1's run in fp32: what the official code trains in, and what bf16 is a faster stand-in for."""
+    return heatmap_run(architecture, seed, precision="fp32", epochs=LONG)
 
 
 def _handed_over(architecture: Architecture, seed: int) -> tuple[Run, ...]:
@@ -160,6 +169,8 @@ EXPERIMENTS = {one.name: one for one in (
         long_run(HRNETPP, seed, rate) for rate in LONG_RATES), measured="dev"),
     Experiment("E11", "E1 with HRNet++ at the report's learning rate", 4, lambda seed: (
         long_run(HRNET, seed), long_run(HRNETPP, seed, REPORTED))),
+    Experiment("E12", "what training in bf16 costs: E1 in fp32", 4, lambda seed: (
+        *(long_run(one, seed) for one in PAIR), *(exact_run(one, seed) for one in reversed(PAIR)))),
     Experiment("E8", "how far apart equal trainings of profile mini end", 8, _mini, measured="table"),
 )}
 # fmt: on
@@ -209,6 +220,10 @@ CLAIMS = (
         long_run(HRNETPP, seed), long_run(HRNET, seed))),
     Claim("E11", "HRNet++ at the report's rate - HRNet, heatmaps", 0.2, lambda seed: _maxima(
         long_run(HRNETPP, seed, REPORTED), long_run(HRNET, seed))),
+    Claim("E12", "HRNet++ - HRNet, heatmaps, both in fp32", 0.2, lambda seed: _maxima(
+        exact_run(HRNETPP, seed), exact_run(HRNET, seed))),
+    *(Claim("E12", f"{IN_WORDS[one]}: trained in fp32 - in bf16", None, lambda seed, one=one: _maxima(
+        exact_run(one, seed), long_run(one, seed))) for one in PAIR),
     Claim("E4", "HRNet++ - HRNet, two epochs", 0.2, lambda seed: _maxima(
         heatmap_run(HRNETPP, seed), heatmap_run(HRNET, seed))),
     *(Claim("E4", f"HRNet++ - {text}, two epochs at the report's rate", report, lambda seed, one=one: _maxima(

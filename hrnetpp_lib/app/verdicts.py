@@ -20,6 +20,7 @@ from hrnetpp_lib.app.experiments import (
     REPORTED,
     TRIED_RATES,
     Claim,
+    exact_run,
     heatmap_run,
     long_run,
     mini_heatmap_runs,
@@ -117,12 +118,12 @@ def _measured(results: dict[str, Result], run: Run, way: str) -> Measure | None:
 
 
 def find_inversions(results: dict[str, Result]) -> list[Inversions]:
-    """E1's, E5's and E11's trainings, as far as it was measured what they take for the other side's."""
+    """E1's, E5's, E11's and of E12 HRNet++'s, as far as it was measured what they invert."""
     found = []
     for seed in _known(results):
         runs = dict(zip(("regression", "control"), refined_runs(seed), strict=True))
         runs |= {"hrnet": long_run(HRNET, seed), "heatmap": long_run(HRNETPP, seed)}
-        runs["reported"] = long_run(HRNETPP, seed, REPORTED)
+        runs |= {"reported": long_run(HRNETPP, seed, REPORTED), "fp32": exact_run(HRNETPP, seed)}
         for name in NETWORKS:
             measured = _measured(results, runs[name], "soft" if name == "regression" else "quarter")
             if measured and measured.inversions:

@@ -13,6 +13,7 @@ NETWORKS = {  # in words
     "hrnet": "HRNet",
     "heatmap": "HRNet++",
     "reported": "HRNet++ at the report's rate",
+    "fp32": "HRNet++ in fp32",
     "regression": "HRNet++ after stage 3",
     "control": "HRNet++ after stage 3's control",
 }

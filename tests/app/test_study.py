@@ -41,7 +41,7 @@ def test_the_two_sides_of_a_claim_differ_in_what_it_names_alone(claim):
         if claim.experiment in ("E1", "E4"):
             rates = {"profile.lr_scales", "stage.lr_start", "stage.lr_end"}
             assert {name.split(".")[0] for name in changed - rates} == {"architecture"}
-            assert "both at the report's" not in claim.text or not changed & rates
+            assert "at the report's" not in claim.text or not changed & rates
         asked = {run.name for run in EXPERIMENTS[claim.experiment].runs(seed)}
         assert {better.name, worse.name} <= asked
 
@@ -90,6 +90,10 @@ def test_rates_are_tried_about_the_profiles(monkeypatch):
     assert used == [6.25e-5, 4e-3, *[1e-3] * 7] and EXPERIMENTS["E3"].runs(0) == runs
     assert [run.stage.lr_start for run in EXPERIMENTS["E10"].runs(0)] == [1e-3, 2e-3]
     assert [run.stage.lr_start for run in EXPERIMENTS["E11"].runs(0)] == [6.25e-5, 1e-3]
+    pair, exact = EXPERIMENTS["E12"].runs(0)[:2], EXPERIMENTS["E12"].runs(0)[:1:-1]
+    assert pair == EXPERIMENTS["E1"].runs(0)
+    for a, b in zip(pair, exact, strict=True):
+        assert differing(asdict(a), asdict(b)) == {"profile.precision"} and b.profile.precision == "fp32"
 
 
 @pytest.fixture
