@@ -99,7 +99,7 @@ ARGUMENTS = {
     "render_networks": lambda tmp: ({"tiny": TINY},),
     "render_people": lambda tmp: (IMAGES, [pose()] * 3, [pose()] * 3, COCO17, ["one", "two", "three"]),
     "render_examples": lambda tmp: ([], COCO17),
-    "render_inversions": lambda tmp: ([Inversions("hrnet", 70.0, (9.0,) * 17)], COCO17),
+    "render_inversions": lambda tmp: ([Inversions("hrnet", 0, 70.0, (9.0,) * 17)], COCO17),
     "render_screenshot": lambda tmp: ("explorer",),
     "render_steps": lambda tmp: ({"one": {"AP": (0.3, 0.2)}, "two": {"AP": (0.0, -0.1)}},),
     "render_kinds": lambda tmp: ({"heatmap": {"good": 60.0, "miss": 40.0}}, draw.METHOD_COLOURS),
