@@ -207,18 +207,18 @@ def render_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> Fi
     names = [plural(pair, skeleton) for pair in skeleton.flip_pairs]
     widest = widest_pair(trainings, skeleton)
     colours = METHOD_COLOURS | {"control": METHOD_COLOURS["target"], "reported": METHOD_COLOURS["ensemble"]}
-    colours["fp32"] = "#D55E00"
+    colours["fp32"] = "#0072B2"
     for number, name in enumerate(networks):
         colour = colours[name]
         of_name = [one for one in trainings if one.network == name]
         for one in of_name:
             shares = [one.share(pair) for pair in skeleton.flip_pairs]
-            places = np.arange(len(names)) + 0.18 * (number - (len(networks) - 1) / 2)
+            places = np.arange(len(names)) + 0.7 * ((number + 0.5) / len(networks) - 0.5)
             pairs.plot(places, shares, "o", ms=4, c=colour, alpha=0.6)
         points = [one.share(widest) for one in of_name], [one.ap for one in of_name]
         against.plot(*points, "o", ms=5, c=colour, alpha=0.8, label=NETWORKS[name])
     pairs.set_xticks(range(len(names)), names, rotation=45, ha="right")
     pairs.set(ylabel="inverted: left for right (%)", ylim=(0, None))
     against.set(xlabel=f"{plural(widest, skeleton)} inverted (%)", ylabel="COCO AP", xlim=(0, None))
-    figure.legend(*against.get_legend_handles_labels(), loc="outside lower center", ncols=len(NETWORKS))
+    figure.legend(*against.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
