@@ -88,7 +88,7 @@ def long_run(architecture: Architecture, seed: int, rate: float | None = None) -
     return heatmap_run(architecture, seed, rate=rate, epochs=LONG)
 
 
-def exact_run(architecture: Architecture, seed: int) -> Run:
+def fp32_run(architecture: Architecture, seed: int) -> Run:
     """E1's run in fp32: what the official code trains in, and what bf16 is a faster stand-in for."""
     return heatmap_run(architecture, seed, precision="fp32", epochs=LONG)
 
@@ -170,7 +170,7 @@ EXPERIMENTS = {one.name: one for one in (
     Experiment("E11", "E1 with HRNet++ at the report's learning rate", 4, lambda seed: (
         long_run(HRNET, seed), long_run(HRNETPP, seed, REPORTED))),
     Experiment("E12", "what training in bf16 costs: E1 in fp32", 4, lambda seed: (
-        *(long_run(one, seed) for one in PAIR), *(exact_run(one, seed) for one in reversed(PAIR)))),
+        *(long_run(one, seed) for one in PAIR), *(fp32_run(one, seed) for one in reversed(PAIR)))),
     Experiment("E8", "how far apart equal trainings of profile mini end", 8, _mini, measured="table"),
 )}
 # fmt: on
@@ -221,9 +221,9 @@ CLAIMS = (
     Claim("E11", "HRNet++ at the report's rate - HRNet, heatmaps", 0.2, lambda seed: _maxima(
         long_run(HRNETPP, seed, REPORTED), long_run(HRNET, seed))),
     Claim("E12", "HRNet++ - HRNet, heatmaps, both in fp32", 0.2, lambda seed: _maxima(
-        exact_run(HRNETPP, seed), exact_run(HRNET, seed))),
+        fp32_run(HRNETPP, seed), fp32_run(HRNET, seed))),
     *(Claim("E12", f"{IN_WORDS[one]}: trained in fp32 - in bf16", None, lambda seed, one=one: _maxima(
-        exact_run(one, seed), long_run(one, seed))) for one in PAIR),
+        fp32_run(one, seed), long_run(one, seed))) for one in PAIR),
     Claim("E4", "HRNet++ - HRNet, two epochs", 0.2, lambda seed: _maxima(
         heatmap_run(HRNETPP, seed), heatmap_run(HRNET, seed))),
     *(Claim("E4", f"HRNet++ - {text}, two epochs at the report's rate", report, lambda seed, one=one: _maxima(

@@ -20,7 +20,7 @@ from hrnetpp_lib.app.experiments import (
     REPORTED,
     TRIED_RATES,
     Claim,
-    exact_run,
+    fp32_run,
     heatmap_run,
     long_run,
     mini_heatmap_runs,
@@ -123,7 +123,7 @@ def find_inversions(results: dict[str, Result]) -> list[Inversions]:
     for seed in _known(results):
         runs = dict(zip(("regression", "control"), refined_runs(seed), strict=True))
         runs |= {"hrnet": long_run(HRNET, seed), "heatmap": long_run(HRNETPP, seed)}
-        runs |= {"reported": long_run(HRNETPP, seed, REPORTED), "fp32": exact_run(HRNETPP, seed)}
+        runs |= {"reported": long_run(HRNETPP, seed, REPORTED), "fp32": fp32_run(HRNETPP, seed)}
         for name in NETWORKS:
             measured = _measured(results, runs[name], "soft" if name == "regression" else "quarter")
             if measured and measured.inversions:
