@@ -19,7 +19,6 @@ from hrnetpp_lib.app.experiments import (
     RATES,
     REPORTED,
     TRIED_RATES,
-    Claim,
     fp32_run,
     heatmap_run,
     long_run,
@@ -68,6 +67,7 @@ def verdicts(results: dict[str, Result]) -> list[Judged]:
         {name: _differences(figure, of.values()) for name, figure in FIGURES.items()} for of in pairs
     ]
     units = {"OKS": "point of OKS", "AP": "AP"}
+    planned = [EXPERIMENTS[claim.experiment].seeds for claim in CLAIMS]
     judged = {name: judge([each[name] for each in differences], unit) for name, unit in units.items()}
     return [
         Judged(
@@ -82,15 +82,15 @@ def verdicts(results: dict[str, Result]) -> list[Judged]:
                 if len(values) > 1
             },
             two_level=_over_persons(of_claim.values()) if len(of_claim) > 1 else None,
-            verdicts={name: _as_planned(verdicts[row], claim) for name, verdicts in judged.items()},
+            verdicts={name: as_planned(of[row], planned[row]) for name, of in judged.items()},
         )
         for row, (claim, of_claim, by_name) in enumerate(zip(CLAIMS, pairs, differences, strict=True))
     ]
 
 
-def _as_planned(verdict: Verdict, claim: Claim) -> Verdict:
-    """No verdict before the number of seeds that was fixed beforehand: looks on the way find too much."""
-    missing = EXPERIMENTS[claim.experiment].seeds - verdict.pairs
+def as_planned(verdict: Verdict, planned: int) -> Verdict:
+    """No verdict before the number of trainings that was fixed beforehand: looks on the way find too much."""
+    missing = planned - verdict.pairs
     if missing <= 0 or verdict.more_pairs != 0:
         return verdict
     return replace(
@@ -281,6 +281,12 @@ def write_verdicts(root: Path) -> str:
         part.write_text(table := "\n".join(parts))
     draw.save(draw.render_verdicts(claims), folder / "verdicts.png")
     return table
+
+
+def planned_trainings(profile: Profile) -> int:
+    """How many trainings of a profile's recipe an experiment wants for Table 1; 0 without one."""
+    tables = [one for one in EXPERIMENTS.values() if one.measured == "table"]
+    return max((one.seeds for one in tables if one.runs(0)[0].profile.name == profile.name), default=0)
 
 
 def trainings(results: dict[str, Result], profile: Profile) -> list[Training]:

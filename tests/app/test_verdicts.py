@@ -10,11 +10,18 @@ import pytest
 from hrnetpp_lib.__main__ import main
 from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS
 from hrnetpp_lib.app.study import Result, append_result, read_results
-from hrnetpp_lib.app.verdicts import decided_in_words, find_inversions, trainings, verdicts, write_verdicts
+from hrnetpp_lib.app.verdicts import (
+    decided_in_words,
+    find_inversions,
+    planned_trainings,
+    trainings,
+    verdicts,
+    write_verdicts,
+)
 from hrnetpp_lib.evaluate.measure import Measure
 from hrnetpp_lib.evaluate.table import PARTS
 from hrnetpp_lib.files import project_root
-from hrnetpp_lib.recipe import MINI, table_runs
+from hrnetpp_lib.recipe import LSPET_CPU, MINI, SMOKE, table_runs
 
 
 def made_up(run, oks: np.ndarray, ap: float, way: str = "quarter") -> Result:
@@ -143,6 +150,7 @@ def test_the_trainings_of_a_profile_are_those_with_every_row(tmp_path):
     np.testing.assert_allclose(aps[:, :, 0], [[0.1, 0.2, 0.3, *rest], [0.1, 0.2, 0.4, *rest]])
     np.testing.assert_allclose(aps[:, :, 1] - aps[:, :, 0], 0.01)
     assert list(found[0]) == list(PARTS) and trainings({}, MINI) == []
+    assert [planned_trainings(profile) for profile in (MINI, LSPET_CPU, SMOKE)] == [8, 2, 0]
 
 
 def test_the_committed_verdicts_are_those_of_the_committed_results():
