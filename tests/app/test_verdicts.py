@@ -112,7 +112,7 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
         in table
     )
     assert "- E3, hrnetpp: 0.125: 30.00; 0.25: 35.00; 0.5: 40.00; 1: 45.00; 2: 50.00; 4: 55.00" in table
-    assert "- E9, profile mini, hrnetpp: 0.125: -; 0.25: 80.00; 0.5: -; 1: -; 2: -; in use: " in table
+    assert "- E9, profile mini, hrnetpp: 0.25: -; 1: 80.00; 2: -; in use: " in table
     assert "- E10, E1's length, hrnetpp: 1: 60.00; 2: -; in use: 2\n" in table and "Over E1's" not in table
     assert f"that it does not give; {len(CLAIMS) - 2} have no trainings yet.\n\nOf" in table
     assert "Of the learning rates tried over two epochs HRNet is best at 1 times" in table
