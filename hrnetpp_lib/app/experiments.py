@@ -1,4 +1,4 @@
-"""The study's trainings and what they are compared for: experiments E1 to E12, as recipes of each seed."""
+"""The study's trainings and what they are compared for: experiments E1 to E13, as recipes of each seed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -66,16 +66,16 @@ def heatmap_run(
     stage: TrainStage = STAGE2,
     previous: Run | None = None,
     rate: float | None = None,
-    precision: str | None = None,
-    **settings: int,
+    epochs: int | None = None,
+    **budget: str | int,
 ) -> Run:
-    """A run of the study at its network's rate and in its precision, or those given.
+    """A run of the study at its network's rate and for the profile's epochs, or those given.
 
-    For the profile's epochs, or `epochs`.
+    `budget` has the profile's fields that are otherwise than the study's.
     """
-    rate, precision = rate or RATES[architecture.name], precision or STUDY.precision
-    budget = replace(STUDY, lr_scales=(rate, rate, STUDY.lr_scales[2]), precision=precision)
-    return resolve(stage, budget, architecture, seed, previous, **settings)
+    rate = rate or RATES[architecture.name]
+    profile = replace(STUDY, lr_scales=(rate, rate, STUDY.lr_scales[2]), **budget)
+    return resolve(stage, profile, architecture, seed, previous, epochs)
 
 
 def _tried(seed: int) -> tuple[Run, ...]:
@@ -90,7 +90,12 @@ def long_run(architecture: Architecture, seed: int, rate: float | None = None) -
 
 def fp32_run(architecture: Architecture, seed: int) -> Run:
     """E1's run in fp32: what the official code trains in, and what bf16 is a faster stand-in for."""
-    return heatmap_run(architecture, seed, precision="fp32", epochs=LONG)
+    return heatmap_run(architecture, seed, epochs=LONG, precision="fp32")
+
+
+def halved_run(architecture: Architecture, seed: int) -> Run:
+    """E1's run in batches of half the size: twice the steps, on the same crops."""
+    return heatmap_run(architecture, seed, epochs=LONG, batch_size=STUDY.batch_size // 2)
 
 
 def _handed_over(architecture: Architecture, seed: int) -> tuple[Run, ...]:
@@ -171,6 +176,8 @@ EXPERIMENTS = {one.name: one for one in (
         long_run(HRNET, seed), long_run(HRNETPP, seed, REPORTED))),
     Experiment("E12", "what training in bf16 costs: E1 in fp32", 4, lambda seed: (
         *(long_run(one, seed) for one in PAIR), *(fp32_run(one, seed) for one in reversed(PAIR)))),
+    Experiment("E13", "what E1's few steps cost: E1 in batches of half the size", 4, lambda seed: (
+        *(long_run(one, seed) for one in PAIR), *(halved_run(one, seed) for one in PAIR))),
     Experiment("E8", "how far apart equal trainings of profile mini end", 8, _mini, measured="table"),
 )}
 # fmt: on
@@ -224,6 +231,10 @@ CLAIMS = (
         fp32_run(HRNETPP, seed), fp32_run(HRNET, seed))),
     *(Claim("E12", f"{IN_WORDS[one]}: trained in fp32 - in bf16", None, lambda seed, one=one: _maxima(
         fp32_run(one, seed), long_run(one, seed))) for one in PAIR),
+    Claim("E13", "HRNet++ - HRNet, heatmaps, both in half batches", 0.2, lambda seed: _maxima(
+        halved_run(HRNETPP, seed), halved_run(HRNET, seed))),
+    *(Claim("E13", f"{IN_WORDS[one]}: trained in half batches - in whole ones", None, lambda seed, one=one:
+        _maxima(halved_run(one, seed), long_run(one, seed))) for one in PAIR),
     Claim("E4", "HRNet++ - HRNet, two epochs", 0.2, lambda seed: _maxima(
         heatmap_run(HRNETPP, seed), heatmap_run(HRNET, seed))),
     *(Claim("E4", f"HRNet++ - {text}, two epochs at the report's rate", report, lambda seed, one=one: _maxima(

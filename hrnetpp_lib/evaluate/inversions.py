@@ -14,6 +14,7 @@ NETWORKS = {  # in words
     "heatmap": "HRNet++",
     "reported": "HRNet++ at the report's rate",
     "fp32": "HRNet++ in fp32",
+    "halved": "HRNet++ in half batches",
     "regression": "HRNet++ after stage 3",
     "control": "HRNet++ after stage 3's control",
 }

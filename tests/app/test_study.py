@@ -94,6 +94,8 @@ def test_rates_are_tried_about_the_profiles(monkeypatch):
     assert pair == EXPERIMENTS["E1"].runs(0)
     for a, b in zip(pair, exact, strict=True):
         assert differing(asdict(a), asdict(b)) == {"profile.precision"} and b.profile.precision == "fp32"
+    for a, b in zip(pair, EXPERIMENTS["E13"].runs(0)[2:], strict=True):
+        assert differing(asdict(a), asdict(b)) == {"profile.batch_size"} and b.profile.batch_size == 16
 
 
 @pytest.fixture
