@@ -212,16 +212,15 @@ MINI = Profile(
     boxes=SYNTHETIC_BOXES,
     network=NetworkSize(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1),
     input_hw=(128, 96), heatmap_sigma=1.5,
-    # CHOICE: batches of 16, half the study's: twice the steps on as many crops, in the same time. With 32,
-    # HRNet++'s stage 2 ended at 53.2 to 57.0 AP on test, its ankles not told apart, or at 61.9.
+    # CHOICE: batches of 16, half the study's: twice the steps on the same crops. Of HRNet++'s trainings in
+    # batches of 32 five of six did not tell the ankles apart and ended stage 2 at 53.2 to 57.0 AP on test,
+    # one at 61.9; of those in batches of 16 one of eight did not (57.1), the others ended at 61.4 to 64.2.
     batch_size=16,
     # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
     # CHOICE: bf16 only where the CPU has instructions for it, side by side (train/together.py).
-    # CHOICE: in stages 1 and 2 HRNet++ has twice the report's rates and HRNet a quarter of them, by a dev set
-    # (figures/study/verdicts.md, E9), for their trainings end closer together, not because they end higher:
-    # HRNet's rates from an eighth of the report's to its own lie within 0.1 of OKS with one seed, and HRNet++
-    # at the report's own ended at 54.0, 60.2 and 62.5 AP on test (seed 0 in bf16 and fp32, seed 1 in fp32),
-    # at twice it at 57.0, 55.6, 53.6 and 54.0 (seeds 0 to 3 in bf16).
+    # CHOICE: in stages 1 and 2 HRNet++ has twice the report's rates, the best of three on a dev set with one
+    # seed (figures/study/verdicts.md, E9). HRNet has a quarter of the report's, chosen when batches were of 32:
+    # of the same three its OKS in batches of 16 lie within 0.7, twice the report's highest.
     epochs=(6, 16, 6), lr_scales=(2.0, 2.0, 20.0), hrnet_lr_scale=0.125, ablation_epochs=4, eval_every=4,
     precision="auto",
 )
