@@ -219,8 +219,8 @@ MINI = Profile(
     # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
     # CHOICE: bf16 only where the CPU has instructions for it, side by side (train/together.py).
     # CHOICE: in stages 1 and 2 HRNet++ has twice the report's rates, the best of three on a dev set with one
-    # seed (figures/study/verdicts.md, E9). HRNet has a quarter of the report's, chosen when batches were of 32:
-    # of the same three its OKS in batches of 16 lie within 0.7, twice the report's highest.
+    # seed (figures/study/verdicts.md, E9). HRNet has a quarter of the report's, chosen when batches were of
+    # 32: of the same three its OKS in batches of 16 lie within 0.7, twice the report's highest.
     epochs=(6, 16, 6), lr_scales=(2.0, 2.0, 20.0), hrnet_lr_scale=0.125, ablation_epochs=4, eval_every=4,
     precision="auto",
 )
