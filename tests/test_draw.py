@@ -16,7 +16,7 @@ from hrnetpp_lib.data.images import read_image
 from hrnetpp_lib.data.persons import PersonTable
 from hrnetpp_lib.draw import plots
 from hrnetpp_lib.evaluate.hills import Landing
-from hrnetpp_lib.evaluate.inversions import Inversions
+from hrnetpp_lib.evaluate.inversions import NETWORKS, Inversions
 from hrnetpp_lib.evaluate.statistics import Judged, judge
 from hrnetpp_lib.evaluate.table import Claim
 from hrnetpp_lib.pose.keypoints import AIC14, COCO17
@@ -99,7 +99,7 @@ ARGUMENTS = {
     "render_networks": lambda tmp: ({"tiny": TINY},),
     "render_people": lambda tmp: (IMAGES, [pose()] * 3, [pose()] * 3, COCO17, ["one", "two", "three"]),
     "render_examples": lambda tmp: ([], COCO17),
-    "render_inversions": lambda tmp: ([Inversions("hrnet", 0, 70.0, (9.0,) * 17)], COCO17),
+    "render_inversions": lambda tmp: ([Inversions(name, 0, 70.0, (9.0,) * 17) for name in NETWORKS], COCO17),
     "render_screenshot": lambda tmp: ("explorer",),
     "render_steps": lambda tmp: ({"one": {"AP": (0.3, 0.2)}, "two": {"AP": (0.0, -0.1)}},),
     "render_kinds": lambda tmp: ({"heatmap": {"good": 60.0, "miss": 40.0}}, draw.METHOD_COLOURS),

@@ -83,19 +83,19 @@ def _tried(seed: int) -> tuple[Run, ...]:
     return tuple(heatmap_run(one, seed, rate=rate) for one in PAIR for rate in TRIED_RATES[one.name])
 
 
-def long_run(architecture: Architecture, seed: int, rate: float | None = None) -> Run:
-    """E1's run of a network, or the same at another rate."""
-    return heatmap_run(architecture, seed, rate=rate, epochs=LONG)
+def long_run(architecture: Architecture, seed: int, rate: float | None = None, **budget: str | int) -> Run:
+    """E1's run of a network, or the same at another rate or with another budget."""
+    return heatmap_run(architecture, seed, rate=rate, epochs=LONG, **budget)
 
 
 def fp32_run(architecture: Architecture, seed: int) -> Run:
     """E1's run in fp32: what the official code trains in, and what bf16 is a faster stand-in for."""
-    return heatmap_run(architecture, seed, epochs=LONG, precision="fp32")
+    return long_run(architecture, seed, precision="fp32")
 
 
 def halved_run(architecture: Architecture, seed: int) -> Run:
     """E1's run in batches of half the size: twice the steps, on the same crops."""
-    return heatmap_run(architecture, seed, epochs=LONG, batch_size=STUDY.batch_size // 2)
+    return long_run(architecture, seed, batch_size=STUDY.batch_size // 2)
 
 
 def _handed_over(architecture: Architecture, seed: int) -> tuple[Run, ...]:

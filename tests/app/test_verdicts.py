@@ -98,6 +98,11 @@ def test_e1s_trainings_tell_how_often_they_take_left_for_right():
         measures = results[run.name].sets["test"]
         measures[way] = replace(measures[way], inversions=(0.0625,) * 17)
     assert [one.network for one in find_inversions(results)] == ["heatmap", "regression", "control"]
+    for name, number in (("E11", 1), ("E12", 2), ("E13", 3)):
+        run = EXPERIMENTS[name].runs(3)[number]
+        results[run.name] = replace(results[plus_plus.name], recipe=run)
+    found = [one.network for one in find_inversions(results)]
+    assert found == ["heatmap", "reported", "fp32", "halved", "regression", "control"]
 
 
 def test_the_rate_is_looked_for_on_dev(tmp_path):
