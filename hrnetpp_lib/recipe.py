@@ -212,9 +212,9 @@ MINI = Profile(
     boxes=SYNTHETIC_BOXES,
     network=NetworkSize(16, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=32, layer1_blocks=1),
     input_hw=(128, 96), heatmap_sigma=1.5,
-    # CHOICE: batches of 16, half the study's: twice the steps on the same crops. Of HRNet++'s trainings in
-    # batches of 32 five of six did not tell the ankles apart and ended stage 2 at 53.2 to 57.0 AP on test,
-    # one at 61.9; of those in batches of 16 one of eight did not (57.1), the others ended at 61.4 to 64.2.
+    # CHOICE: batches of 16, half the study's: twice the steps on the same crops. Of six HRNet++ in batches
+    # of 32 five ended stage 2 at 53.2 to 57.0 AP on test, one at 61.9; of eight in batches of 16 one, its
+    # ankles not told apart, ended at 57.1, the others at 61.4 to 64.2.
     batch_size=16,
     # CHOICE: stage 3 has a fraction of the report's 31,000 steps, so each is longer.
     # CHOICE: bf16 only where the CPU has instructions for it, side by side (train/together.py).

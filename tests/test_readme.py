@@ -14,10 +14,12 @@ import pytest
 from hrnetpp_lib.__main__ import build_parser
 from hrnetpp_lib.app.experiments import EXPERIMENTS
 from hrnetpp_lib.app.study import read_results
+from hrnetpp_lib.app.verdicts import trainings
 from hrnetpp_lib.errors import HrnetppError
+from hrnetpp_lib.evaluate.statistics import judge
 from hrnetpp_lib.evaluate.table import PAPER_TABLE_1
 from hrnetpp_lib.files import write_json
-from hrnetpp_lib.recipe import PROFILES
+from hrnetpp_lib.recipe import MINI, PROFILES
 from tools.readme import PAGES, list_choices, render_page, table_of_benchmarks, table_of_profiles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,6 +131,23 @@ def test_every_profile_is_on_the_ladder_and_readme_is_short():
     assert all(f"| `{name}` |" in README for name in PROFILES)
     by_hand = re.sub(r"<!-- (.*?) -->.*?<!-- end of \1 -->", "", README, flags=re.DOTALL)
     assert len(by_hand.splitlines()) <= 150
+
+
+def test_what_is_said_on_minis_trainings_was_measured():
+    known = [{row: 100 * ap for row, (ap, _) in of.items()} for of in trainings(read_results(ROOT), MINI)]
+    heatmap, regression = "HRNet++ (heatmap)", "HRNet++ (regression)"
+    worst, second, *_, best = sorted(of[heatmap] for of in known)
+    text = " ".join(README.split("`mini` is **drawn people")[1].split("\n## ")[0].split())
+    assert f"seven end at {second:.0f} to {best:.0f}, one, its ankles not told apart, at {worst:.0f}." in text
+    assert (
+        f"one, its ankles not told apart, ended at {worst:.1f}, the others at {second:.1f} to {best:.1f}."
+        in (ROOT / "docs" / "choices.md").read_text()
+    )
+    steps = [(heatmap, "HRNet"), (regression, heatmap), (f"{regression} + TTA", regression)]
+    steps += [("ensemble", regression), ("ensemble + TTA", f"{regression} + TTA")]
+    words = [found.words for found in judge([[of[a] - of[b] for of in known] for a, b in steps], "AP")]
+    assert "Eight trainings decide three steps" in text and len(known) == 8
+    assert words[:3] == ["smaller", "larger", "larger"] and all("not decided" in one for one in words[3:])
 
 
 def test_what_is_said_on_photographs_was_measured():
