@@ -21,11 +21,10 @@ from hrnetpp_lib.data.annotations import labelled_persons
 from hrnetpp_lib.data.layout import DataPaths, StageData, load_coco, prepare_data
 from hrnetpp_lib.data.synthetic import write_dataset
 from hrnetpp_lib.errors import HrnetppError
-from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, average, predict_boxes
+from hrnetpp_lib.evaluate.infer import SINGLE_VIEW, TTA_VIEWS, average, open_network, predict_boxes
 from hrnetpp_lib.evaluate.measure import Measure, decodings, measure, predict_ways
 from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.files import decode_json, read_bytes, whole_file
-from hrnetpp_lib.model.weights import load_checkpoint
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT
 from hrnetpp_lib.recipe import MINI, STAGE3, Profile, Run
 from hrnetpp_lib.train.journal import read_metrics
@@ -125,7 +124,7 @@ def _is_mse(run: Run) -> bool:
 
 
 def _measure_ways(run: Run, runs: Path, data: StageData, every: bool) -> dict[str, Measure]:
-    model, card = load_checkpoint(checkpoint_path(runs, run.name))
+    model, card = open_network(checkpoint_path(runs, run.name), "torch")
     cards, sigma = decodings(card, run.profile.heatmap_sigma), run.profile.heatmap_sigma
     if not every:
         own = "quarter" if _is_mse(run) else "soft"
@@ -141,7 +140,7 @@ def _measure_views(run: Run, runs: Path, data: StageData, shifts: int) -> dict[s
     `shifts`: 1 with the official flip shift, 2 with the exact one, too.
     """
     tables, ways = (labelled_persons(data.truth), data.val), {}
-    pair = [load_checkpoint(checkpoint_path(runs, name)) for name in (run.previous, run.name)]
+    pair = [open_network(checkpoint_path(runs, name), "torch") for name in (run.previous, run.name)]
     for suffix, coordinates in list({"": None, "_exact": EXACT_SHIFT}.items())[:shifts]:
         plain, tta = (
             [
