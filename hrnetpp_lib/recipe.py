@@ -68,8 +68,9 @@ class TrainStage:
     alpha: Factor = 60.0  # inverse temperature of soft-argmax (report 2.2.2); unused by heatmap_mse
     augmentation: Augmentation = field(default_factory=Augmentation)
     coordinates: Literal["official", "exact_shift", "udp"] = "official"  # see pose/geometry.py
-    # What the start's normalised convs are divided by: it gives Adam back the reach that their growth took.
-    shrink_start: Factor = 1.0
+    # What the starting weights of convs before a BN are multiplied by: the network computes the same, but
+    # Adam's steps are so much smaller beside them.
+    start_scale: Factor = 1.0
 
     @property
     def decoder(self) -> Literal["quarter_offset", "soft_argmax"]:
@@ -183,6 +184,7 @@ class Profile:
     synthetic_persons: tuple[Count, Count, Count] = (0, 0, 0)  # COCO train, AI Challenger, COCO val
     imagenet_weights: PathBelow | None = None  # first-stage initialisation, below the data folder
     hrnet_lr_scale: Factor = 1.0  # multiplies plain HRNet's learning rates once more
+    start_scale: Factor = 1.0  # multiplies `TrainStage.start_scale` of runs that start from random weights
     workers: Annotated[int, Meta(ge=0, le=1024)] = 0  # loader processes
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: `resolve` takes bf16 where it is fast
 
@@ -195,8 +197,11 @@ class Profile:
 
 
 # Of a profile, what decides nothing, or decides by way of the stage alone.
-_BUDGET = "workers", "eval_every", "ablation_epochs", "boxes", "epochs", "lr_scales", "hrnet_lr_scale"
-_LATER = "shrink_start", "se_reduction", "se_bias", "downsampling", "skip_sources", "skip_bn", "head"
+_BUDGET = (
+    *("workers", "eval_every", "ablation_epochs", "boxes", "epochs", "lr_scales", "hrnet_lr_scale"),
+    "start_scale",
+)
+_LATER = "start_scale", "se_reduction", "se_bias", "downsampling", "skip_sources", "skip_bn", "head"
 _ENGINE_VERSION = 2  # raise it when the same recipe gives other weights: old runs are not taken for new
 SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
 
@@ -325,6 +330,8 @@ def resolve(
     epochs = profile.epochs[index] if epochs is None else epochs
     scale = profile.lr_scales[index] * (profile.hrnet_lr_scale if architecture == HRNET else 1)
     budgeted = replace(stage, epochs=epochs, lr_start=stage.lr_start * scale, lr_end=stage.lr_end * scale)
+    if previous is None:
+        budgeted = replace(budgeted, start_scale=stage.start_scale * profile.start_scale)
     return check_run(Run(budgeted, profile, architecture, seed, previous.name if previous else None))
 
 
@@ -363,8 +370,6 @@ def check_run(run: Run) -> Run:
         raise HrnetppError("a run's precision is fp32 or bf16; `resolve` decides where a profile says auto")
     if architecture != _named(architecture):
         raise HrnetppError(f"architecture {architecture.name!r} has other switches than that name stands for")
-    if run.stage.shrink_start != 1 and not run.previous:
-        raise HrnetppError("shrink_start has no effect on a run that starts from no other")
     if (weights := profile.network.weights_of_branches) > 10**9:
         raise HrnetppError(f"profile {profile.name!r}: network of {weights} weights; 10^9 make sense")
     if (pixels := profile.batch_size * math.prod(profile.input_hw)) > 2**30:

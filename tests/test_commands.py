@@ -84,7 +84,6 @@ def refused(capsys, *arguments: object) -> str:
         ("train --set loss", ["--set loss: give NAME=VALUE or, for one stage, stage3.NAME=VALUE"]),
         ("train --set stage4.loss=heatmap_mse", ["--set stage4.loss=heatmap_mse: give NAME=VALUE"]),
         ("train --set depth=3", ["a training stage has no 'depth' to set", "rotation_bound_deg"]),
-        ("train --set shrink_start=1.5", ["shrink_start has no effect"]),  # of stage 1
         ("train --profile ''", ["unknown profile ''"]),  # an empty name is no default
         ("train --profile smoke --architecture ''", ["unknown architecture ''"]),
         ("check-data --profile coco", ["annotations/person_keypoints_train2017.json", "--profile mini"]),

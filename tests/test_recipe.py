@@ -294,12 +294,11 @@ def test_a_field_of_a_stage_is_changed_by_its_name_and_told_apart_by_the_hash():
         runs.add(resolve(stage, MINI).hash)
     control, first = recipe.change_stage(STAGE3, "loss", "heatmap_mse"), resolve(STAGE1, MINI)
     assert control == replace(STAGE3, loss="heatmap_mse") and control.decoder == "quarter_offset"
-    shrunk = recipe.change_stage(STAGE2, "shrink_start", "1.5")
-    runs |= {resolve(control, MINI).hash, resolve(shrunk, MINI, previous=first).hash}
+    grown = recipe.change_stage(STAGE2, "start_scale", "1.5")
+    runs |= {resolve(control, MINI).hash, resolve(grown, MINI, previous=first).hash}
+    runs |= {resolve(stage, MINI).hash for stage in (STAGE2, grown)}
     runs.add(resolve(STAGE2, MINI, previous=first).hash)
-    assert len(runs) == 6
-    with pytest.raises(HrnetppError, match="shrink_start has no effect"):
-        resolve(shrunk, MINI)
+    assert len(runs) == 8
 
 
 @pytest.mark.parametrize(("name", "text"), [("name", "x"), ("augmentation", "{}"), ("stage", "1"), ("", "")])
@@ -310,5 +309,5 @@ def test_a_field_that_no_stage_has_cannot_be_set(name, text):
 
 @pytest.mark.parametrize("text", ["-1", "fast", "nan", "1e9", ""])
 def test_a_value_that_cannot_be_is_refused(text):
-    with pytest.raises(HrnetppError, match="shrink_start=.*recipe.py says what can be"):
-        recipe.change_stage(STAGE2, "shrink_start", text)
+    with pytest.raises(HrnetppError, match="start_scale=.*recipe.py says what can be"):
+        recipe.change_stage(STAGE2, "start_scale", text)

@@ -1,4 +1,4 @@
-"""The study's trainings and what they are compared for: experiments E1 to E13, as recipes of each seed."""
+"""The study's trainings and what they are compared for: experiments E1 to E12, as recipes of each seed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -55,8 +55,12 @@ LONG_RATES = (1.0, 2.0)  # that E10 tries for HRNet++'s long run
 # CHOICE: what each change is worth is asked at the report's own rate, at which the report claims it: there no
 # network is tuned better than another.
 REPORTED = 1.0
+# CHOICE: E12, E4 and E2 start 16 times larger where a BN follows, at the report's rate: one step of Adam is
+# then as small beside a weight as at HRNet's best rate of E3, 1/16, but for all others, which in HRNet++ are
+# many (gates, skips), the rate is the report's. Chosen after E1, and after trials of one seed.
+GROWN = 16.0
 # CHOICE: E2 shrinks to 1/1.5: in a first training HRNet++ left stage 1 with 1.49 times HRNet's weights.
-_SHRUNK = replace(STAGE2, shrink_start=1.5)
+_SHRUNK = replace(STAGE2, start_scale=1 / 1.5)
 _CONTROL = replace(STAGE3, loss="heatmap_mse")
 
 
@@ -67,7 +71,7 @@ def heatmap_run(
     previous: Run | None = None,
     rate: float | None = None,
     epochs: int | None = None,
-    **budget: str | int,
+    **budget: float,
 ) -> Run:
     """A run of the study at its network's rate and for the profile's epochs, or those given.
 
@@ -83,31 +87,33 @@ def _tried(seed: int) -> tuple[Run, ...]:
     return tuple(heatmap_run(one, seed, rate=rate) for one in PAIR for rate in TRIED_RATES[one.name])
 
 
-def long_run(architecture: Architecture, seed: int, rate: float | None = None, **budget: str | int) -> Run:
+def long_run(architecture: Architecture, seed: int, rate: float | None = None, **budget: float) -> Run:
     """E1's run of a network, or the same at another rate or with another budget."""
     return heatmap_run(architecture, seed, rate=rate, epochs=LONG, **budget)
 
 
-def fp32_run(architecture: Architecture, seed: int) -> Run:
-    """E1's run in fp32: what the official code trains in, and what bf16 is a faster stand-in for."""
-    return long_run(architecture, seed, precision="fp32")
+def grown_run(
+    architecture: Architecture, seed: int, stage: TrainStage = STAGE2, previous: Run | None = None
+) -> Run:
+    """A run at the report's rate from larger weights, if from random ones."""
+    return heatmap_run(architecture, seed, stage, previous, REPORTED, start_scale=GROWN)
 
 
-def halved_run(architecture: Architecture, seed: int) -> Run:
-    """E1's run in batches of half the size: twice the steps, on the same crops."""
-    return long_run(architecture, seed, batch_size=STUDY.batch_size // 2)
+def long_grown_run(architecture: Architecture, seed: int) -> Run:
+    """E1's run at the report's rate from larger weights."""
+    return long_run(architecture, seed, REPORTED, start_scale=GROWN)
 
 
 def _handed_over(architecture: Architecture, seed: int) -> tuple[Run, ...]:
     """From scratch; stage 1; stage 2 from it, as it is and shrunk."""
-    first = heatmap_run(architecture, seed, STAGE1)
-    second = (heatmap_run(architecture, seed, stage, first) for stage in (STAGE2, _SHRUNK))
-    return heatmap_run(architecture, seed), first, *second
+    first = grown_run(architecture, seed, STAGE1)
+    second = (grown_run(architecture, seed, stage, first) for stage in (STAGE2, _SHRUNK))
+    return grown_run(architecture, seed), first, *second
 
 
-def refined_runs(seed: int) -> tuple[Run, Run]:
-    """Stage 3 and its control, E5's, from HRNet++'s long run."""
-    start = long_run(HRNETPP, seed)
+def refined_runs(seed: int, run: Callable[[Architecture, int], Run] = long_run) -> tuple[Run, Run]:
+    """Stage 3 and its control from HRNet++'s long run: E5's, or E12's from larger weights."""
+    start = run(HRNETPP, seed)
     return tuple(heatmap_run(HRNETPP, seed, stage, start) for stage in (STAGE3, _CONTROL))
 
 
@@ -160,9 +166,8 @@ EXPERIMENTS = {one.name: one for one in (
         long_run(one, seed) for one in PAIR)),
     Experiment("E5", "regression: soft-argmax with L1, and its control", 8, lambda seed: (
         long_run(HRNETPP, seed), *refined_runs(seed))),
-    Experiment("E4", "which of the four changes?", 4, lambda seed: (
-        *(heatmap_run(one, seed) for one in PAIR),
-        *(heatmap_run(one, seed, rate=REPORTED) for one in (*PAIR, *_LEFT_OUT.values(), _CONV3X3)))),
+    Experiment("E4", "which of the four changes?", 4, lambda seed: tuple(
+        grown_run(one, seed) for one in (*PAIR, *_LEFT_OUT.values(), _CONV3X3))),
     Experiment("E2", "the handover from stage 1", 4, lambda seed: tuple(chain(*zip(
         *(_handed_over(one, seed) for one in PAIR), strict=True)))),
     Experiment("E6", "test-time augmentation, ensemble, flip shift", 8, lambda seed: (
@@ -174,10 +179,9 @@ EXPERIMENTS = {one.name: one for one in (
         long_run(HRNETPP, seed, rate) for rate in LONG_RATES), measured="dev"),
     Experiment("E11", "E1 with HRNet++ at the report's learning rate", 4, lambda seed: (
         long_run(HRNET, seed), long_run(HRNETPP, seed, REPORTED))),
-    Experiment("E12", "what training in bf16 costs: E1 in fp32", 4, lambda seed: (
-        *(long_run(one, seed) for one in PAIR), *(fp32_run(one, seed) for one in reversed(PAIR)))),
-    Experiment("E13", "what E1's few steps cost: E1 in batches of half the size", 4, lambda seed: (
-        *(long_run(one, seed) for one in PAIR), *(halved_run(one, seed) for one in PAIR))),
+    Experiment("E12", "E1 and E5 at the report's learning rate, from larger weights", 8, lambda seed: (
+        *(run(one, seed) for run in (long_run, long_grown_run) for one in PAIR),
+        *refined_runs(seed, long_grown_run))),
     Experiment("E8", "how far apart equal trainings of profile mini end", 8, _mini, measured="table"),
 )}
 # fmt: on
@@ -227,18 +231,16 @@ CLAIMS = (
         long_run(HRNETPP, seed), long_run(HRNET, seed))),
     Claim("E11", "HRNet++ at the report's rate - HRNet, heatmaps", 0.2, lambda seed: _maxima(
         long_run(HRNETPP, seed, REPORTED), long_run(HRNET, seed))),
-    Claim("E12", "HRNet++ - HRNet, heatmaps, both in fp32", 0.2, lambda seed: _maxima(
-        fp32_run(HRNETPP, seed), fp32_run(HRNET, seed))),
-    *(Claim("E12", f"{IN_WORDS[one]}: trained in fp32 - in bf16", None, lambda seed, one=one: _maxima(
-        fp32_run(one, seed), long_run(one, seed))) for one in PAIR),
-    Claim("E13", "HRNet++ - HRNet, heatmaps, both in half batches", 0.2, lambda seed: _maxima(
-        halved_run(HRNETPP, seed), halved_run(HRNET, seed))),
-    *(Claim("E13", f"{IN_WORDS[one]}: trained in half batches - in whole ones", None, lambda seed, one=one:
-        _maxima(halved_run(one, seed), long_run(one, seed))) for one in PAIR),
-    Claim("E4", "HRNet++ - HRNet, two epochs", 0.2, lambda seed: _maxima(
-        heatmap_run(HRNETPP, seed), heatmap_run(HRNET, seed))),
-    *(Claim("E4", f"HRNet++ - {text}, two epochs at the report's rate", report, lambda seed, one=one: _maxima(
-        heatmap_run(HRNETPP, seed, rate=REPORTED), heatmap_run(one, seed, rate=REPORTED)))
+    Claim("E12", "larger start: HRNet++ - HRNet, heatmaps", 0.2, lambda seed: _maxima(
+        long_grown_run(HRNETPP, seed), long_grown_run(HRNET, seed))),
+    *(Claim("E12", f"{IN_WORDS[one]}, heatmaps: larger start - E1's", None, lambda seed, one=one: _maxima(
+        long_grown_run(one, seed), long_run(one, seed))) for one in PAIR),
+    Claim("E12", "larger start, stage 3: L1 - MSE of equal rate and steps", None, lambda seed: (
+        (refined_runs(seed, long_grown_run)[0], "soft"), (refined_runs(seed, long_grown_run)[1], "quarter"))),
+    Claim("E12", "larger start, stage 3: L1 - the heatmap network before it", 0.2, lambda seed: (
+        (refined_runs(seed, long_grown_run)[0], "soft"), (long_grown_run(HRNETPP, seed), "quarter"))),
+    *(Claim("E4", f"larger start: HRNet++ - {text}, two epochs", report, lambda seed, one=one: _maxima(
+        grown_run(HRNETPP, seed), grown_run(one, seed)))
       for one, text, report in (
           (HRNET, "HRNet", 0.2), (_CONV3X3, "HRNet++ with 3x3 convs behind pooling", None),
           *((left, f"HRNet++ without {word}", None) for word, left in _LEFT_OUT.items()))),

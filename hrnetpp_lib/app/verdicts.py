@@ -19,9 +19,8 @@ from hrnetpp_lib.app.experiments import (
     RATES,
     REPORTED,
     TRIED_RATES,
-    fp32_run,
-    halved_run,
     heatmap_run,
+    long_grown_run,
     long_run,
     mini_heatmap_runs,
     refined_runs,
@@ -119,13 +118,13 @@ def _measured(results: dict[str, Result], run: Run, way: str) -> Measure | None:
 
 
 def find_inversions(results: dict[str, Result]) -> list[Inversions]:
-    """E1's, E5's, E11's and HRNet++'s of E12 and E13, as far as it was measured what they invert."""
+    """E1's, E5's, E11's and E12's, as far as it was measured what they invert."""
     found = []
     for seed in _known(results):
         runs = dict(zip(("regression", "control"), refined_runs(seed), strict=True))
         runs |= {"hrnet": long_run(HRNET, seed), "heatmap": long_run(HRNETPP, seed)}
-        runs |= {"reported": long_run(HRNETPP, seed, REPORTED), "fp32": fp32_run(HRNETPP, seed)}
-        runs["halved"] = halved_run(HRNETPP, seed)
+        runs |= {"reported": long_run(HRNETPP, seed, REPORTED)}
+        runs |= {"grown_hrnet": long_grown_run(HRNET, seed), "grown": long_grown_run(HRNETPP, seed)}
         for name in NETWORKS:
             measured = _measured(results, runs[name], "soft" if name == "regression" else "quarter")
             if measured and measured.inversions:

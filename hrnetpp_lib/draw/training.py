@@ -207,7 +207,7 @@ def render_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> Fi
     names = [plural(pair, skeleton) for pair in skeleton.flip_pairs]
     widest = widest_pair(trainings, skeleton)
     colours = METHOD_COLOURS | {"control": METHOD_COLOURS["target"], "reported": METHOD_COLOURS["ensemble"]}
-    colours |= {"fp32": "#0072B2", "halved": "#D55E00"}
+    colours |= {"grown_hrnet": "#0072B2", "grown": "#D55E00"}
     for number, name in enumerate(networks):
         colour = colours[name]
         of_name = [one for one in trainings if one.network == name]

@@ -13,8 +13,8 @@ NETWORKS = {  # in words
     "hrnet": "HRNet",
     "heatmap": "HRNet++",
     "reported": "HRNet++ at the report's rate",
-    "fp32": "HRNet++ in fp32",
-    "halved": "HRNet++ in half batches",
+    "grown_hrnet": "HRNet from a larger start",
+    "grown": "HRNet++ from a larger start",
     "regression": "HRNet++ after stage 3",
     "control": "HRNet++ after stage 3's control",
 }

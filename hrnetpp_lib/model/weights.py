@@ -99,19 +99,19 @@ def load_stem_and_layer1(model: HRNet, path: Path | str) -> LoadReport:
 
 
 @torch.no_grad()
-def shrink_normalised(model: HRNet, divisor: float) -> None:
-    """Divide the weights of every conv that a BN follows; what the network computes stays, but for BN's eps.
+def scale_normalised(model: HRNet, factor: float) -> None:
+    """Multiply the weights of every conv that a BN follows; but for BN's eps the network computes the same.
 
-    Adam's steps do not grow with the weights: those of a trained network move less than those of a new one.
+    Adam's steps do not grow with the weights: the larger these are, the less a step turns them.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean /= divisor
-            module.running_var /= divisor**2
+            module.running_mean *= factor
+            module.running_var *= factor**2
         # Convs without BN have a bias; but not the skips.
         plain_skip = name.startswith("skips.") and not model.config["skip_bn"]
         if isinstance(module, nn.Conv2d) and module.bias is None and not plain_skip:
-            module.weight /= divisor
+            module.weight *= factor
 
 
 def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -31,7 +31,7 @@ from hrnetpp_lib.model.weights import (
     load_stem_and_layer1,
     load_weights,
     save_checkpoint,
-    shrink_normalised,
+    scale_normalised,
 )
 from hrnetpp_lib.pose.heatmap import draw_gaussians
 from hrnetpp_lib.pose.softargmax import soft_argmax
@@ -51,17 +51,20 @@ def build_model(run: Run, num_keypoints: int) -> HRNet:
 
 def initialise(model: HRNet, run: Run, runs_dir: Path, data_dir: Path) -> str:
     """Load what the run starts from, give a report. Raises: HrnetppError if that is not there or not fit."""
+    scale = run.stage.start_scale
+    scaled = f", times {scale:g} before a BN" if scale != 1 else ""
     if run.previous:
         previous = checkpoint_path(runs_dir, run.previous)
         if not previous.is_file():
             raise HrnetppError(f"{previous}: not there; train {run.previous} before {run.name}")
-        report, divisor = load_weights(model, previous), run.stage.shrink_start
-        shrink_normalised(model, divisor)
-        return f"{report}\n(from {run.previous}" + (f", shrunk to 1/{divisor:g})" if divisor != 1 else ")")
+        report = load_weights(model, previous)
+        scale_normalised(model, scale)
+        return f"{report}\n(from {run.previous}{scaled})"
+    scale_normalised(model, scale)
     if run.profile.imagenet_weights:
         path = data_dir / run.profile.imagenet_weights
         return f"{load_stem_and_layer1(model, path)}\n(from {path})"
-    return "random weights, N(0, 0.001)"
+    return f"random weights, N(0, 0.001){scaled}"
 
 
 def checkpoint_path(runs_dir: Path, run_name: str) -> Path:

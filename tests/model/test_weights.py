@@ -563,7 +563,7 @@ def test_report_prints_as_a_table():
 
 
 @pytest.mark.parametrize("switches", [{}, ALL_ON, ALL_ON | {"skip_bn": True}, ALL_ON | {"head": "nearest"}])
-def test_a_shrunk_network_computes_what_it_did(switches):
+def test_a_scaled_network_computes_what_it_did(switches):
     torch.manual_seed(1)
     model = HRNet(8, 5, **(SMALL | {"modules": (1, 1, 2)} | switches))
     for parameter in model.parameters():  # large, beside BN's eps, as after training
@@ -575,12 +575,12 @@ def test_a_shrunk_network_computes_what_it_did(switches):
         biased = [
             module.bias.clone() for module in model.modules() if getattr(module, "bias", None) is not None
         ]
-        weights.shrink_normalised(model, 1.5)
+        weights.scale_normalised(model, 0.625)
         assert torch.allclose(model(images), before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
         trained = model.train()(images)
-        weights.shrink_normalised(model, 1 / 1.5)
+        weights.scale_normalised(model, 1.6)
         assert torch.allclose(trained, model(images), rtol=1e-3, atol=1e-3 * float(before.abs().max()))
-        weights.shrink_normalised(model, 1.5)
-    assert model.conv1.weight.norm().item() == pytest.approx(norm.item() / 1.5)
+        weights.scale_normalised(model, 0.625)
+    assert model.conv1.weight.norm().item() == pytest.approx(norm.item() * 0.625)
     after = [module.bias for module in model.modules() if getattr(module, "bias", None) is not None]
     assert all(map(torch.equal, biased, after))

@@ -154,17 +154,22 @@ def test_the_same_recipe_gives_the_same_weights_and_is_not_trained_twice(paths, 
     assert other != first and other.read_bytes() != first.read_bytes()
 
 
-def test_a_start_is_shrunk_as_the_recipe_says(paths, tmp_path):
+def test_a_start_is_scaled_as_the_recipe_says(paths, tmp_path):
     first = resolve(STAGE1, PROFILE)
     train(first, paths, tmp_path)
-    found = []
-    for shrink in (1.0, 1.5):
-        run = resolve(replace(STAGE2, shrink_start=shrink), PROFILE, previous=first)
-        found.append(build_model(run, 17))
-        report = loop.initialise(found[-1], run, tmp_path, paths.root)
-        assert ("shrunk to 1/1.5" in report) == (shrink == 1.5)
-    whole, shrunk = (model.layer1[0].conv2.weight for model in found)
-    assert torch.allclose(whole, 1.5 * shrunk) and not torch.equal(whole, shrunk)
+    larger = replace(PROFILE, start_scale=16.0)
+    for previous in (first, None):
+        found = []
+        for scale, profile in ((1.0, PROFILE), (0.5, PROFILE), (1.0, larger), (0.5, larger)):
+            run = resolve(replace(STAGE2, start_scale=scale), profile, previous=previous)
+            found.append(build_model(run, 17))
+            report = loop.initialise(found[-1], run, tmp_path, paths.root)
+            times = scale * (16 if previous is None and profile is larger else 1)
+            assert run.stage.start_scale == times
+            assert (f", times {times:g} before a BN" in report) == (times != 1)
+            weights = [model.layer1[0].conv2.weight for model in found]
+            assert torch.equal(weights[-1], times * weights[0])
+            assert torch.equal(found[-1].final_layer.weight, found[0].final_layer.weight)
 
 
 def test_three_stages_hand_their_weights_on(paths, tmp_path):
