@@ -244,10 +244,11 @@ CLAIMS = (
       for one, text, report in (
           (HRNET, "HRNet", 0.2), (_CONV3X3, "HRNet++ with 3x3 convs behind pooling", None),
           *((left, f"HRNet++ without {word}", None) for word, left in _LEFT_OUT.items()))),
-    *(Claim("E2", f"{IN_WORDS[one]}: from stage 1{text}", None, lambda seed, one=one, b=better, w=worse:
-        _maxima(_handed_over(one, seed)[b], _handed_over(one, seed)[w]))
+    *(Claim("E2", f"larger start, {IN_WORDS[one]}: from stage 1{text}", None,
+            lambda seed, one=one, b=better, w=worse: _maxima(
+                _handed_over(one, seed)[b], _handed_over(one, seed)[w]))
       for one in PAIR for text, better, worse in ((" - from scratch", 2, 0), (", shrunk - as it is", 3, 2))),
-    *(Claim("E2", f"HRNet++ - HRNet, from stage 1{how}", 0.2, lambda seed, i=index: _maxima(
+    *(Claim("E2", f"larger start: HRNet++ - HRNet, from stage 1{how}", 0.2, lambda seed, i=index: _maxima(
         _handed_over(HRNETPP, seed)[i], _handed_over(HRNET, seed)[i]))
       for how, index in (("", 2), (", both shrunk", 3))),
     Claim("E5", "stage 3: L1 - MSE of equal rate and steps", None, lambda seed: (
