@@ -271,16 +271,17 @@ def _in_brackets(verdict: Verdict, two_level: tuple[float, float] | None) -> str
 
 
 def write_verdicts(root: Path) -> str:
-    """Make verdicts.json, verdicts.md and verdicts.png anew from the committed results; gives the text."""
+    """Draw and write every verdict, and the inversions, anew from the committed results; gives the text."""
     results, folder = read_results(root), results_path(root).parent
-    claims = verdicts(results)
+    claims, inverted = verdicts(results), find_inversions(results)
     write_json(folder / "verdicts.json", [asdict(one) for one in claims])
-    sides = say_inversions(find_inversions(results), COCO17)
+    sides = say_inversions(inverted, COCO17)
     said = "\n\n".join(text for text in (say_progress(claims), say_rates(results), sides) if text)
     parts = f"{said}\n", in_markdown(claims), rates_in_markdown(results)
     with whole_file(folder / "verdicts.md") as part:
         part.write_text(table := "\n".join(parts))
     draw.save(draw.render_verdicts(claims), folder / "verdicts.png")
+    draw.save(draw.render_inversions(inverted, COCO17), folder / "inversions.png")
     return table
 
 

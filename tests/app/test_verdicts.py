@@ -48,7 +48,8 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
     low, high = first["two_level"]
     assert low < oks["mean"] < high and first["differences"]["missed"] == [0] * 8
     assert all(row["verdicts"]["OKS"]["words"] == "not decided; no two pairs yet" for row in rows[1:])
-    assert (tmp_path / "figures" / "study" / "verdicts.png").stat().st_size > 10_000
+    drawn = [tmp_path / "figures" / "study" / f"{name}.png" for name in ("verdicts", "inversions")]
+    assert all(path.stat().st_size > 10_000 for path in drawn)
     table = (tmp_path / "figures" / "study" / "verdicts.md").read_text()
     assert table in capsys.readouterr().out
     assert "| E1 | HRNet++ - HRNet, heatmaps | +0.2 | 8 of 8 | +20." in table
