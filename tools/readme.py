@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hrnetpp_lib.app.study import read_results
 from hrnetpp_lib.app.verdicts import (
-    decided_in_words,
+    claims_in_words,
     find_inversions,
     in_markdown,
     say_progress,
@@ -124,12 +124,12 @@ def render_page(page: str, text: str, root: Path) -> str:
 
 
 def state_of_the_study(root: Path) -> list[str]:
-    """How far the study is, what it decided of the report's claims, and what sets trainings apart."""
+    """How far the study is, what it says of the report's claims, and what sets trainings apart."""
     results = read_results(root)
     claims = verdicts(results)
     reported = (claim for claim in claims if claim.report is not None)
     sides = say_inversions(find_inversions(results), COCO17)
-    return [say_progress(claims), "", *(f"* {line}" for line in (*decided_in_words(reported), sides))]
+    return [say_progress(claims), "", *(f"* {line}" for line in (*claims_in_words(reported), sides))]
 
 
 def table_of_claims(root: Path) -> list[str]:

@@ -11,7 +11,7 @@ from hrnetpp_lib.__main__ import main
 from hrnetpp_lib.app.experiments import CLAIMS, EXPERIMENTS
 from hrnetpp_lib.app.study import Result, append_result, read_results
 from hrnetpp_lib.app.verdicts import (
-    decided_in_words,
+    claims_in_words,
     find_inversions,
     planned_trainings,
     trainings,
@@ -59,7 +59,7 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
     assert (
         f" {len(CLAIMS) - reported} that it does not give; {len(CLAIMS) - 1} have no trainings yet." in table
     )
-    (line,) = decided_in_words(judged)
+    (line,) = claims_in_words(judged)
     assert line.startswith("HRNet++ - HRNet, heatmaps: **larger**, OKS +20.") and line.endswith("; 8 pairs")
     assert "], AP +0.0" in line and "] (report +0.2); 8" in line
     assert (
@@ -82,8 +82,13 @@ def test_there_is_no_verdict_before_the_planned_seeds_and_next_to_nothing_is_cal
     assert first.words == "larger" and first.more_pairs == 0
     table = write_verdicts(tmp_path)
     assert table.count("| larger, by less than a point |") == 1
-    (line,) = decided_in_words(verdicts(read_results(tmp_path)))
+    (line,) = claims_in_words(verdicts(read_results(tmp_path)))
     assert "**larger, by less than a point**" in line
+    for seed in range(2):  # E12 is told before it is decided
+        for run in EXPERIMENTS["E12"].runs(seed)[2:4]:
+            append_result(tmp_path, made_up(run, oks + random.normal(0, 0.0003), 0.5))
+    _, grown, *_ = claims_in_words(verdicts(read_results(tmp_path)))
+    assert grown.startswith("larger start: HRNet++ - HRNet, heatmaps: **not decided; ")
 
 
 def test_e1s_trainings_tell_how_often_they_take_left_for_right():
