@@ -70,14 +70,11 @@ def heatmap_run(
     previous: Run | None = None,
     rate: float | None = None,
     epochs: int | None = None,
-    **budget: float,
+    start_scale: float = 1.0,
 ) -> Run:
-    """A run of the study at its network's rate and for the profile's epochs, or those given.
-
-    `budget` has the profile's fields that are otherwise than the study's.
-    """
+    """A run of the study at its network's rate and for the profile's epochs, or those given."""
     rate = rate or RATES[architecture.name]
-    profile = replace(STUDY, lr_scales=(rate, rate, STUDY.lr_scales[2]), **budget)
+    profile = replace(STUDY, lr_scales=(rate, rate, STUDY.lr_scales[2]), start_scale=start_scale)
     return resolve(stage, profile, architecture, seed, previous, epochs)
 
 
@@ -86,9 +83,11 @@ def _tried(seed: int) -> tuple[Run, ...]:
     return tuple(heatmap_run(one, seed, rate=rate) for one in PAIR for rate in TRIED_RATES[one.name])
 
 
-def long_run(architecture: Architecture, seed: int, rate: float | None = None, **budget: float) -> Run:
-    """E1's run of a network, or the same at another rate or with another budget."""
-    return heatmap_run(architecture, seed, rate=rate, epochs=LONG, **budget)
+def long_run(
+    architecture: Architecture, seed: int, rate: float | None = None, start_scale: float = 1.0
+) -> Run:
+    """E1's run of a network, or the same at another rate or from another start."""
+    return heatmap_run(architecture, seed, rate=rate, epochs=LONG, start_scale=start_scale)
 
 
 def grown_run(

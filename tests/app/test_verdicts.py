@@ -84,7 +84,7 @@ def test_there_is_no_verdict_before_the_planned_seeds_and_next_to_nothing_is_cal
     assert table.count("| larger, by less than a point |") == 1
     (line,) = claims_in_words(verdicts(read_results(tmp_path)))
     assert "**larger, by less than a point**" in line
-    for seed in range(2):  # E12 is told before it is decided
+    for seed in range(2):  # told before it is decided
         for run in EXPERIMENTS["E12"].runs(seed)[2:4]:
             append_result(tmp_path, made_up(run, oks + random.normal(0, 0.0003), 0.5))
     _, grown, *_ = claims_in_words(verdicts(read_results(tmp_path)))
