@@ -196,11 +196,9 @@ class Profile:
         return self.input_hw[0] // 4, self.input_hw[1] // 4  # cells
 
 
-# Of a profile, what decides nothing, or decides by way of the stage alone.
-_BUDGET = (
-    *("workers", "eval_every", "ablation_epochs", "boxes", "epochs", "lr_scales", "hrnet_lr_scale"),
-    "start_scale",
-)
+# Of a profile, what decides nothing, and what decides by way of the stage alone.
+_NO_PART = "workers", "eval_every", "ablation_epochs", "boxes"
+_BY_STAGE = "epochs", "lr_scales", "hrnet_lr_scale", "start_scale"
 _LATER = "start_scale", "se_reduction", "se_bias", "downsampling", "skip_sources", "skip_bn", "head"
 _ENGINE_VERSION = 2  # raise it when the same recipe gives other weights: old runs are not taken for new
 SYNTHETIC_BOXES = "COCO_val2017_detections_synthetic_person.json"
@@ -277,8 +275,8 @@ class Run:
     def hash(self) -> str:
         """Ten hex digits of everything that decides the weights; not the number of loader workers."""
         content = asdict(self) | {"engine": _ENGINE_VERSION}
-        for budget in _BUDGET:
-            content["profile"].pop(budget)
+        for name in (*_NO_PART, *_BY_STAGE):
+            content["profile"].pop(name)
         # Fields that came later decide nothing where they are at their default: old runs keep their names.
         for part, default, fields in (("stage", STAGE1, _LATER[:1]), ("architecture", HRNET, _LATER[1:])):
             for name in fields:
