@@ -34,7 +34,6 @@ STUDY = Profile(
 )
 # fmt: on
 LONG = 5  # epochs of E1, from scratch
-MINI_RATES = (0.25, 1.0, 2.0)  # that E9 tries for profile mini, which has one for both networks
 PAIR = (HRNET, HRNETPP)
 IN_WORDS = {HRNET: "HRNet", HRNETPP: "HRNet++"}
 _LEFT_OUT = {word: get_architecture(f"hrnetpp-{word}") for word in ("se", "avgpool", "skips", "head")}
@@ -127,13 +126,6 @@ def _photographs(seed: int) -> tuple[Run, ...]:
     return *before, second, third, resolve(_CONTROL, profile, HRNETPP, seed, second)
 
 
-def mini_heatmap_runs(architecture: Architecture, seed: int, rate: float) -> tuple[Run, Run]:
-    """Stages 1 and 2 of profile mini at a rate of their own."""
-    scales = (rate, rate, MINI.lr_scales[2])
-    profile = replace(MINI, lr_scales=scales, hrnet_lr_scale=1.0, precision="bf16")
-    return three_stages(profile, architecture, seed)[:2]
-
-
 def _mini(number: int) -> tuple[Run, ...]:
     """All stages: two trainings a seed, one in fp32 and one in bf16, which differ in rounding alone."""
     return _all_stages(replace(MINI, precision=("fp32", "bf16")[number % 2]), number // 2)
@@ -171,8 +163,6 @@ EXPERIMENTS = {one.name: one for one in (
     Experiment("E6", "test-time augmentation, ensemble, flip shift", 8, lambda seed: (
         long_run(HRNETPP, seed), *refined_runs(seed)), measured="views"),
     Experiment("E7", "photographs: profile lspet_cpu and a control", 2, _photographs, measured="table"),
-    Experiment("E9", "the learning rates of profile mini (on a dev set)", 1, lambda seed: tuple(
-        run for rate in MINI_RATES for one in PAIR for run in mini_heatmap_runs(one, seed, rate)), "dev"),
     Experiment("E10", "HRNet++'s learning rate at E1's length (on the dev set)", 2, lambda seed: tuple(
         long_run(HRNETPP, seed, rate) for rate in LONG_RATES), measured="dev"),
     Experiment("E11", "E1 with HRNet++ at the report's learning rate", 4, lambda seed: (

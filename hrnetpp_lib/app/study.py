@@ -26,13 +26,12 @@ from hrnetpp_lib.evaluate.measure import Measure, decodings, measure, predict_wa
 from hrnetpp_lib.evaluate.table import provenance
 from hrnetpp_lib.files import decode_json, read_bytes, whole_file
 from hrnetpp_lib.pose.geometry import EXACT_SHIFT
-from hrnetpp_lib.recipe import MINI, STAGE3, Profile, Run
+from hrnetpp_lib.recipe import STAGE3, Profile, Run
 from hrnetpp_lib.train.journal import read_metrics
 from hrnetpp_lib.train.loop import checkpoint_path
 from hrnetpp_lib.train.together import processes_at_once, train_together
 
 TEST_PERSONS, _TEST_SEED = 4000, 1  # other people than those of training and dev, whose seed is 0
-_MINI_DEV_PERSONS, _MINI_DEV_SEED = 1000, 2  # other people than those of its training and val
 _LOOK_EVERY_S = 0.2
 _PHOTOGRAPHS = {"coco": 4000, "ai_challenger": 4900}  # to train on, to tell the cost before they are there
 
@@ -80,23 +79,17 @@ def append_result(root: Path, result: Result) -> None:
 def open_sets(profile: Profile, root: Path) -> dict[str, StageData]:
     """What a profile's networks are measured on.
 
-    Of the study its val as "dev" and other people as "test"; of any other profile its val as "test", and of
-    mini other people as "dev". Rendered once.
+    Of the study its val as "dev" and other people as "test"; of any other profile its val as "test". Rendered
+    once.
     """
     data = load_coco(profile, prepare_data(profile, root / "data"))
-    if profile.name == STUDY.name:
-        return {"dev": data, "test": _others(profile, root, "test", TEST_PERSONS, _TEST_SEED, data)}
-    if profile.name == MINI.name:
-        return {"dev": _others(profile, root, "dev", _MINI_DEV_PERSONS, _MINI_DEV_SEED, data), "test": data}
-    return {"test": data}
-
-
-def _others(profile: Profile, root: Path, name: str, persons: int, seed: int, data: StageData) -> StageData:
-    """Synthetic people to measure on, beside the ones that are trained on."""
-    paths = DataPaths(root / "data" / f"{profile.name}-{name}")
-    counts = (1, 2, persons)  # a dataset is whole: some to train on, too
-    write_dataset(paths.root, lambda folder: DataPaths(folder).sets(), *counts, seed=seed, processes=2)
-    return replace(load_coco(profile, paths), train=data.train)
+    if profile.name != STUDY.name:
+        return {"test": data}
+    # Other people than those of training and dev.
+    paths = DataPaths(root / "data" / f"{profile.name}-test")
+    counts = (1, 2, TEST_PERSONS)  # a dataset is whole: some to train on, too
+    write_dataset(paths.root, lambda folder: DataPaths(folder).sets(), *counts, seed=_TEST_SEED, processes=2)
+    return {"dev": data, "test": replace(load_coco(profile, paths), train=data.train)}
 
 
 def measure_run(run: Run, root: Path, what: str) -> Result:

@@ -14,7 +14,6 @@ from hrnetpp_lib.app.experiments import (
     IN_WORDS,
     LONG,
     LONG_RATES,
-    MINI_RATES,
     PAIR,
     RATES,
     REPORTED,
@@ -22,7 +21,6 @@ from hrnetpp_lib.app.experiments import (
     heatmap_run,
     long_grown_run,
     long_run,
-    mini_heatmap_runs,
     refined_runs,
 )
 from hrnetpp_lib.app.study import Result, read_results, results_path
@@ -39,7 +37,7 @@ from hrnetpp_lib.evaluate.statistics import (
 from hrnetpp_lib.evaluate.table import PARTS, Training
 from hrnetpp_lib.files import whole_file, write_json
 from hrnetpp_lib.pose.keypoints import COCO17
-from hrnetpp_lib.recipe import HRNET, HRNETPP, MINI, STAGE2, Architecture, Profile, Run, resolve, table_runs
+from hrnetpp_lib.recipe import HRNET, HRNETPP, Architecture, Profile, Run, table_runs
 
 FIGURES = {  # of a `Measure`, as they are compared
     "OKS": lambda m: 100 * m.oks,
@@ -157,19 +155,13 @@ def in_markdown(claims: Iterable[Judged]) -> str:
 def rates_in_markdown(results: dict[str, Result]) -> str:
     """What the learning rates are chosen by, and those in use."""
     lines = ["Mean OKS on a dev set, seed by seed, by the factor on the report's learning rates:", ""]
-    in_mini = {one.name: resolve(STAGE2, MINI, one).stage.lr_start / STAGE2.lr_start for one in PAIR}
-    asked = (
-        ("E3", PAIR, _tried, RATES),
-        ("E10, E1's length", PAIR[1:], _tried_long, RATES),
-        ("E9, profile mini", PAIR, _tried_by_mini, in_mini),
-    )
-    for name, networks, tried, used in asked:
+    for name, networks, tried in (("E3", PAIR, _tried), ("E10, E1's length", PAIR[1:], _tried_long)):
         for one in networks:
             found = tried(one, results)
             cells = [
                 f"{rate:g}: {', '.join(f'{oks:.2f}' for oks in of) or '-'}" for rate, of in found.items()
             ]
-            cells.append(f"in use: {used[one.name]:g}")
+            cells.append(f"in use: {RATES[one.name]:g}")
             lines.append(f"- {name}, {one.name}: {'; '.join(cells)}")
     return "\n".join(lines) + "\n"
 
@@ -257,11 +249,6 @@ def _tried(architecture: Architecture, results: dict[str, Result]) -> dict[float
 def _tried_long(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
     """By E10's rates."""
     return _on_dev(partial(long_run, architecture), LONG_RATES, results)
-
-
-def _tried_by_mini(architecture: Architecture, results: dict[str, Result]) -> dict[float, list[float]]:
-    """By E9's rates."""
-    return _on_dev(lambda *of: mini_heatmap_runs(architecture, *of)[1], MINI_RATES, results)
 
 
 def _in_brackets(verdict: Verdict, two_level: tuple[float, float] | None) -> str:

@@ -151,15 +151,6 @@ def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(small_study, 
     assert "50 crops/s of a process, without reading them: study, fp32, hrnet" in printed
 
 
-def test_rates_of_mini_are_chosen_on_people_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "_MINI_DEV_PERSONS", 5)
-    dev, test = study.open_sets(replace(TINY, name="mini"), tmp_path).values()
-    assert (len(dev.truth), len(test.truth)) == (5, 4)
-    assert not np.array_equal(dev.truth.keypoints[:4], test.truth.keypoints)
-    assert {run.profile.name for run in EXPERIMENTS["E9"].runs(0)} == {"mini"}
-    assert EXPERIMENTS["E9"].measured == EXPERIMENTS["E10"].measured == "dev"
-
-
 def test_the_speed_is_measured_once_for_each_network(monkeypatch):
     monkeypatch.setattr(experiments, "STUDY", TINY)
     runs, speed = [run for seed in (0, 1) for run in EXPERIMENTS["E1"].runs(seed)], study._Speed()

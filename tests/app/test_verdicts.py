@@ -115,7 +115,6 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     runs = EXPERIMENTS["E3"].runs(1)
     for number, run in enumerate(runs):
         append_result(tmp_path, made_up(run, np.full(3, number / 20), 0.5))
-    append_result(tmp_path, made_up(EXPERIMENTS["E9"].runs(0)[7], np.full(3, 0.8), 0.5))
     append_result(tmp_path, made_up(EXPERIMENTS["E10"].runs(1)[0], np.full(3, 0.6), 0.5))
     table = write_verdicts(tmp_path)
     assert (
@@ -123,7 +122,6 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
         in table
     )
     assert "- E3, hrnetpp: 0.125: 30.00; 0.25: 35.00; 0.5: 40.00; 1: 45.00; 2: 50.00; 4: 55.00" in table
-    assert "- E9, profile mini, hrnetpp: 0.25: -; 1: 80.00; 2: -; in use: " in table
     assert "- E10, E1's length, hrnetpp: 1: 60.00; 2: -; in use: 2\n" in table and "Over E1's" not in table
     assert f"that it does not give; {len(CLAIMS)} have no trainings yet.\n\nOf" in table
     assert "Of the learning rates tried over two epochs HRNet is best at 1 times" in table
