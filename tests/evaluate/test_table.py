@@ -183,8 +183,8 @@ def test_the_reports_table():
 
 def test_the_table_by_hand():
     # APM is -1 where there is no medium person: not a figure.
-    assert in_markdown("mini", "7 persons", [row(), row("HRNet", (), APM=-1.0)]) == (
-        "Each cell: report (COCO val2017, 384x288) / **ours, profile `mini`** (7 persons).\n"
+    assert in_markdown("lspet_cpu", "7 persons", [row(), row("HRNet", (), APM=-1.0)]) == (
+        "Each cell: report (COCO val2017, 384x288) / **ours, profile `lspet_cpu`** (7 persons).\n"
         "HRNet: the report's is the published \"Original HRNet-W48\"; ours is plain, of the profile's size,\n"
         "trained and tested on the same data and boxes as the other rows. "
         "Its learning rates are 0.125 times theirs.\n"
@@ -204,7 +204,8 @@ def test_the_table_by_hand():
 
 @pytest.mark.parametrize("trainings", [(), ((0.5, 0.6),)], ids=["none", "one, which has no spread"])
 def test_a_table_without_other_trainings_has_no_columns_for_them(trainings):
-    lines = in_markdown("coco", "7 persons", [row(trainings=trainings)]).splitlines()
+    lines = in_markdown("mini", "7 persons", [row(trainings=trainings)]).splitlines()
+    assert lines[2] == "trained and tested on the same data and boxes as the other rows."
     assert lines[4] == "another training."
     assert [line.count("|") for line in lines[6:]] == [10, 10, 10] and "trainings" not in lines[6]
 
