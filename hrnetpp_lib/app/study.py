@@ -79,13 +79,12 @@ def append_result(root: Path, result: Result) -> None:
 def open_sets(profile: Profile, root: Path) -> dict[str, StageData]:
     """What a profile's networks are measured on.
 
-    Of the study its val as "dev" and other people as "test"; of any other profile its val as "test". Rendered
-    once.
+    Rendered once. Of the study its val as "dev" and other people as "test"; of any other profile its val as
+    "test".
     """
     data = load_coco(profile, prepare_data(profile, root / "data"))
     if profile.name != STUDY.name:
         return {"test": data}
-    # Other people than those of training and dev.
     paths = DataPaths(root / "data" / f"{profile.name}-test")
     counts = (1, 2, TEST_PERSONS)  # a dataset is whole: some to train on, too
     write_dataset(paths.root, lambda folder: DataPaths(folder).sets(), *counts, seed=_TEST_SEED, processes=2)

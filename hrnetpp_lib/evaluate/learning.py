@@ -74,7 +74,7 @@ def say_end(name: str, epochs: Epochs) -> str:
     """Whether a training still improved between its last two evaluations: loss (by 1%) and metric on val."""
     scored = _scored(epochs)
     if len(scored) < 2:
-        return f"{name} was scored on val once, so that nobody can say whether it still improved."
+        return f"Scored on val once: nobody can say whether {name} still improved."
     before, last = scored[-2:]
     key = _measured(before, last)[-1]
     (earlier, loss), (low, value) = (

@@ -89,6 +89,7 @@ def test_rates_are_tried_about_the_profiles(monkeypatch):
     used = [run.stage.lr_start for run in EXPERIMENTS["E4"].runs(0)]
     assert used == [1e-3] * 7 and EXPERIMENTS["E3"].runs(0) == runs
     assert [run.stage.lr_start for run in EXPERIMENTS["E10"].runs(0)] == [1e-3, 2e-3]
+    assert EXPERIMENTS["E3"].measured == EXPERIMENTS["E10"].measured == "dev"
     assert [run.stage.lr_start for run in EXPERIMENTS["E11"].runs(0)] == [6.25e-5, 1e-3]
     reported, grown = EXPERIMENTS["E11"].runs(0)[1], EXPERIMENTS["E12"].runs(0)[3]
     assert differing(asdict(reported), asdict(grown)) == {"stage.start_scale", "profile.start_scale"}
