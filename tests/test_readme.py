@@ -150,7 +150,7 @@ def test_what_is_said_on_minis_former_recipes_was_measured():
         kinds = [replace(profile, precision=precision) for precision in ("fp32", "bf16")]
         tables = [table_runs(kind, seed) for kind in kinds for seed in range(seeds)]
         names = [[table[network].name for network in ("hrnet", "heatmap")] for table in tables]
-        return np.array([[100 * results[n].sets["test"]["quarter"].metrics["AP"] for n in of] for of in names])
+        return np.array([[100 * results[n].sets["test"]["quarter"].metrics["AP"] for n in p] for p in names])
 
     before, between = pairs(tuned, 4), pairs(grown, 2)
     below = [-np.diff(of).mean() for of in (before, between)]
