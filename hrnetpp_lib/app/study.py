@@ -94,7 +94,7 @@ def open_sets(profile: Profile, root: Path) -> dict[str, StageData]:
 def measure_run(run: Run, root: Path, what: str) -> Result:
     """A finished run's figures on "dev", on "test", or on test by "views", with either flip shift by "table".
 
-    Networks that E5 and E6 compare are decoded in every way on test, others in their own. Runs of stage 1,
+    Networks that E5 and E12 compare are decoded in every way on test, others in their own. Runs of stage 1,
     which predict other keypoints, have no figures. Raises: HrnetppError if it is not finished.
     """
     runs = root / "runs" / run.profile.name

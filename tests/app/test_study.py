@@ -131,11 +131,11 @@ def test_a_study_goes_on_where_it_stopped_and_trains_nothing_twice(small_study, 
     assert main(["study", "--run", "E1", "--output", str(root)]) == 0
     pair = [run.name for run in EXPERIMENTS["E1"].runs(0)]
     assert sorted(trained) == sorted(pair) == sorted(read_results(root))
-    assert main(["study", "--run", "E5", "--run", "E6", "--output", str(root)]) == 0
-    assert sorted(trained[2:]) == sorted(run.name for run in EXPERIMENTS["E5"].runs(0)[1:])
+    assert main(["study", "--run", "E12", "--run", "E6", "--output", str(root)]) == 0
+    assert sorted(trained[2:]) == sorted(run.name for run in EXPERIMENTS["E12"].runs(0)[2:])
     assert main(["study", "--run", "E1", "--seeds", "2", "--output", str(root)]) == 0
-    assert len(trained) == len({*trained}) == 6
-    found, (l1, control) = read_results(root), EXPERIMENTS["E5"].runs(0)[1:]
+    assert len(trained) == len({*trained}) == 8
+    found, (l1, control) = read_results(root), EXPERIMENTS["E12"].runs(0)[4:]
     assert {"soft", "quarter_exact", "soft_scaled"} < set(found[pair[1]].sets["test"])
     assert {"soft", "tta", "ensemble", "ensemble_tta"} < set(found[l1.name].sets["test"])
     assert "quarter" in found[control.name].sets["test"] and "tta" not in found[control.name].sets["test"]
