@@ -7,8 +7,10 @@ weights.
 
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -33,6 +35,7 @@ from hrnetpp_lib.train.together import processes_at_once, train_together
 
 TEST_PERSONS, _TEST_SEED = 4000, 1  # other people than those of training and dev, whose seed is 0
 _LOOK_EVERY_S = 0.2
+_ROUNDING = 0.5 / 255  # of a person's OKS, as it is kept
 _PHOTOGRAPHS = {"coco": 4000, "ai_challenger": 4900}  # to train on, to tell the cost before they are there
 
 
@@ -56,24 +59,45 @@ def results_path(root: Path) -> Path:
 def read_results(root: Path) -> dict[str, Result]:
     """Results by the name of the run; one measured twice has figures of both lines, the origin of the last.
 
-    Raises: HrnetppError if a line is damaged.
+    Raises: HrnetppError if a line is damaged, or its parts are not of one another.
     """
     path, found, remedy = results_path(root), {}, "restore it from version control"
     for number, line in enumerate(read_bytes(path, remedy).splitlines() if path.exists() else [], 1):
         result = decode_json(line, Result, f"{path}, line {number}", remedy)
+        if wrong := _disagreement(result):
+            raise HrnetppError(f"{path}, line {number}: {wrong}; {remedy}")
         for name, ways in found[result.run].sets.items() if result.run in found else ():
             result.sets[name] = ways | result.sets.get(name, {})
         found[result.run] = result
     return found
 
 
+def _disagreement(result: Result) -> str | None:
+    """What in a line is of another: its recipe, or persons whose mean OKS is not the one that it gives."""
+    if result.run != result.recipe.name:
+        return f"its recipe is that of {result.recipe.name}, not of {result.run}"
+    for way, found in chain(*(ways.items() for ways in result.sets.values())):
+        try:
+            mean = found.persons.mean()
+        except zlib.error:
+            return f"{way}: oks_of_persons cannot be unpacked"
+        if not abs(mean - found.oks) < _ROUNDING:
+            return f"{way}: oks is {found.oks:g}, that of its persons {mean:g}"
+    return None
+
+
 def append_result(root: Path, result: Result) -> None:
-    """A line more, whole or not at all; several programs may add lines."""
+    """A line more, whole or not at all; several programs may add lines.
+
+    Raises: HrnetppError if a figure is no number, as of a training that diverged: none could read the line.
+    """
     path = results_path(root)
+    line = msgspec.json.encode(result)
+    decode_json(line, Result, f"figures of {result.run}", "its training diverged, and is not kept")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root / "runs" / ".study.lock"), whole_file(path) as part:
         before = path.read_bytes() if path.exists() else b""
-        part.write_bytes(before + msgspec.json.encode(result) + b"\n")
+        part.write_bytes(before + line + b"\n")
 
 
 def open_sets(profile: Profile, root: Path) -> dict[str, StageData]:

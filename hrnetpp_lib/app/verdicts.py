@@ -18,6 +18,7 @@ from hrnetpp_lib.app.experiments import (
     RATES,
     REPORTED,
     TRIED_RATES,
+    all_runs,
     heatmap_run,
     long_grown_run,
     long_run,
@@ -89,11 +90,10 @@ def verdicts(results: dict[str, Result]) -> list[Judged]:
 def as_planned(verdict: Verdict, planned: int) -> Verdict:
     """No verdict before the number of trainings that was fixed beforehand: looks on the way find too much."""
     missing = planned - verdict.pairs
-    if missing <= 0 or verdict.more_pairs != 0:
+    if missing <= 0 or verdict.pairs < 2:
         return verdict
-    return replace(
-        verdict, more_pairs=missing, words=f"not decided; {verdict.words} so far, {missing} more are planned"
-    )
+    so_far = f"{verdict.words} so far, " if verdict.more_pairs == 0 else ""
+    return replace(verdict, more_pairs=missing, words=f"not decided; {so_far}{missing} more are planned")
 
 
 def _known(results: dict[str, Result]) -> list[int]:
@@ -135,9 +135,10 @@ def in_markdown(claims: Iterable[Judged]) -> str:
     """The verdicts as a table."""
     lines = [
         "Differences in points of mean OKS on true boxes, the primary measure, and of AP on detected ones;",
-        "in brackets 95% over seeds, for OKS also over seeds and persons. The verdicts of a column hold for",
-        "all its claims together, once there are as many seeds as were fixed beforehand. More pairs would",
-        "decide if mean and spread stay what they are.",
+        "in brackets 95% over seeds, for OKS also over seeds and persons, of each claim alone. The verdicts",
+        "of a column hold for all its claims together, so that an interval may leave zero out undecided, and",
+        "once there are as many seeds as were fixed beforehand. More pairs would decide, about as often as",
+        "not, if mean and spread stay what they are.",
         "",
         "| | claim | report, AP | seeds | OKS | verdict | AP | verdict |",
         "|---|---|---|---|---|---|---|---|",
@@ -169,12 +170,15 @@ def rates_in_markdown(results: dict[str, Result]) -> str:
 def say_progress(claims: Iterable[Judged]) -> str:
     """How far the study is, in a sentence."""
     claims = list(claims)
-    parts = [[one for one in claims if (one.report is None) == of] for of in (False, True)]
-    reported, others = (f"{len(_decided(part))} of {len(part)}" for part in parts)
+    reported = [one for one in claims if one.report is not None]
+    found = [one.verdicts["OKS"].words for one in _decided(reported)]
+    larger, smaller = found.count("larger"), found.count("smaller")
+    equal = len(found) - larger - smaller
     without = sum(not one.seeds for one in claims)
     return (
-        f"Decided are {reported} differences that the report gives, and {others} that it does not give; "
-        f"{without} have no trainings yet."
+        f"Of {len(claims)} claims {len(_decided(claims))} are decided, and {without} have no pair of "
+        f"trainings yet. {len(reported)} claims try a step of the report's, each in a way of its own: "
+        f"{larger} came out larger, {smaller} smaller, {equal} equal."
     )
 
 
@@ -273,10 +277,10 @@ def write_verdicts(root: Path) -> str:
     return table
 
 
-def planned_trainings(profile: Profile) -> int:
-    """How many trainings of a profile's recipe an experiment wants for Table 1; 0 without one."""
-    tables = [one for one in EXPERIMENTS.values() if one.measured == "table"]
-    return max((one.seeds for one in tables if one.runs(0)[0].profile.name == profile.name), default=0)
+def planned_seeds(profile: Profile) -> int:
+    """Of how many seeds an experiment wants trainings of a profile's recipe for Table 1; 0 without one."""
+    tables = [all_runs([one]) for one in EXPERIMENTS.values() if one.measured == "table"]
+    return len({run.seed for runs in tables for run in runs if run.profile.name == profile.name})
 
 
 def trainings(results: dict[str, Result], profile: Profile) -> list[Training]:
@@ -290,5 +294,6 @@ def trainings(results: dict[str, Result], profile: Profile) -> list[Training]:
                 for method, (network, way) in zip(PARTS, _ROWS, strict=True)
             }
             if not any(None in both for both in measured.values()):
-                found.append({m: tuple(one.metrics["AP"] for one in both) for m, both in measured.items()})
+                aps = {m: tuple(one.metrics["AP"] for one in both) for m, both in measured.items()}
+                found.append(Training(seed, aps))
     return found

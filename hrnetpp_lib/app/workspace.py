@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from hrnetpp_lib import draw
 from hrnetpp_lib.app.study import read_results
-from hrnetpp_lib.app.verdicts import as_planned, planned_trainings, trainings
+from hrnetpp_lib.app.verdicts import as_planned, planned_seeds, trainings
 from hrnetpp_lib.data.crops import BoxCrops
 from hrnetpp_lib.data.layout import DataPaths, StageData, load_stage_data, prepare_data
 from hrnetpp_lib.data.overlap import truth_in_crops
@@ -220,7 +220,7 @@ class Workspace:
                 of_theirs = self._predictions(theirs.stem, theirs, data, tta=False, exact_shift=shift)
                 found["published", False, shift] = of_theirs
         rows, claims = table.assemble(found, hashes, data, seed, known)
-        planned = planned_trainings(self.profile)
+        planned = planned_seeds(self.profile)
         claims = [replace(claim, verdict=as_planned(claim.verdict, planned)) for claim in claims]
         words, trained = self.describe_data(data), [*map(self.describe_run, (*baselines[:2], *stages))]
         table.write_results(self.figures, self.profile.name, words, rows, trained)

@@ -94,15 +94,18 @@ def say_inversions(trainings: Sequence[Inversions], skeleton: Skeleton) -> str:
 
 
 def _say_gains(trainings: Sequence[Inversions], often: Sequence[Inversions]) -> str:
-    """What stage 3 adds to a network that inverts the pair often, and to another."""
-    after = {one.seed: one.ap for one in trainings if one.network == "regression"}
-    before = [one for one in trainings if one.network == "heatmap" and one.seed in after]
+    """What stage 3 and its control add to a network that inverts the pair often, and to another."""
+    after, control = (
+        {one.seed: one.ap for one in trainings if one.network == name} for name in ("regression", "control")
+    )
+    before = [one for one in trainings if one.network == "heatmap" and one.seed in {*after} & {*control}]
     said = []
     for does in ("is", "is not"):
-        gains = [after[one.seed] - one.ap for one in before if (one in often) == (does == "is")]
-        if gains:
-            count = f"{len(gains)} of {len(before)}"
-            said.append(f"by {_range(gains, '+.1f')} where its start {does} among these ({count})")
+        of = [one for one in before if (one in often) == (does == "is")]
+        if of:
+            gain, as_long = ([end[one.seed] - one.ap for one in of] for end in (after, control))
+            ranges = f"{_range(gain, '+.1f')}, its control by {_range(as_long, '+.1f')},"
+            said.append(f"by {ranges} where the start {does} among these ({len(of)} of {len(before)})")
     return f" Stage 3 moves AP {', and '.join(said)}." if said else ""
 
 

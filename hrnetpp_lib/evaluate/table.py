@@ -49,9 +49,17 @@ _PUBLISHED_FIGURES = tuple(published.FILES["pose_hrnet_w48_384x288.pth"].figures
 _STEPS = ((0, 1), (1, 2), (2, 3), (2, 4), (3, 5))
 
 
-# AP, 0..1, of each row (a key of `PAPER_TABLE_1`) in one training of all its networks, with the official and
-# with the exact flip shift.
-Training = Mapping[str, tuple[float, float]]
+@dataclass(frozen=True)
+class Training:
+    """One training of all networks of the table.
+
+    Attributes:
+        seed: Two trainings of a seed differ in rounding alone, and are one when steps are judged.
+        aps: Key of `PAPER_TABLE_1` -> AP, 0..1, with the official and with the exact flip shift.
+    """
+
+    seed: int
+    aps: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,8 @@ class TableRow:
         interval: 95% of AP over samples of the validation images, 0..1: of these networks, not of others.
         exact_shift: AP of the same networks with the exact flip shift, 0..1.
         trainings: The row's AP, 0..1, in each training of the recipe that is known, with either shift.
-        difference: In points, the mean over these trainings of AP minus the first row's of the same training,
-            and its 95% interval; None in the first row, and of fewer than two trainings.
+        difference: In points, the mean over their seeds of AP minus the first row's of the same training, and
+            its 95% interval; None in the first row, and of fewer than two seeds.
         runs: Run name -> SHA-256 of its checkpoint.
         seed: Of the runs; None of others' networks.
     """
@@ -93,7 +101,7 @@ class Claim:
     Attributes:
         paper: The report's difference.
         here: The difference of one training's networks.
-        differences: Those of all trainings that are known, one each.
+        differences: Those of all trainings that are known, one a seed.
         verdict: What these say.
     """
 
@@ -108,7 +116,7 @@ class Claim:
         of = self.verdict
         known = ""
         if of.mean is not None:
-            known = f"over {of.pairs} trainings {of.mean:+.1f} [{of.low:+.1f}, {of.high:+.1f}]: "
+            known = f"over {of.pairs} seeds {of.mean:+.1f} [{of.low:+.1f}, {of.high:+.1f}]: "
         text = f"report {self.paper:+.1f}, these networks {points(self.here)}; {known}{of.words}"
         return f"{self.better} - {self.worse}: {text}"
 
@@ -154,7 +162,7 @@ def assemble(
                 tta=parts[0][1],
                 interval=draws.interval(method),
                 exact_shift=score(exact[method], data)["AP"],
-                trainings=tuple(training[method] for training in known),
+                trainings=tuple(training.aps[method] for training in known),
                 difference=(
                     (float(np.mean(over)), *map(float, paired_interval(over))) if len(over) > 1 else None
                 ),
@@ -180,12 +188,12 @@ def say_rows(rows: Sequence[TableRow]) -> str:
 def say_claims(claims: Sequence[Claim]) -> str:
     """How many of the report's steps these networks take too, and what is decided over trainings."""
     alike = sum(round(claim.here, 1) > 0 for claim in claims if claim.paper > 0.05)
-    steps, trained = sum(claim.paper > 0.05 for claim in claims), claims[0].verdict.pairs
-    known = f"Of {trained} training{'s' * (trained != 1)} that the study knows of this recipe"
+    steps, seeds = sum(claim.paper > 0.05 for claim in claims), claims[0].verdict.pairs
+    known = f"By trainings of {seeds} seed{'s' * (seeds != 1)}"
     decided = [f"{c.better} - {c.worse} {c.verdict.words}" for c in claims if c.verdict.more_pairs == 0]
     return (
         f"In this run {alike} of the {steps} steps that go up in the report go up in these networks, too. "
-        f"{known}, {len(decided)} of {len(claims)} steps are decided"
+        f"{known} {len(decided)} of {len(claims)} steps are decided"
         + (f": {'; '.join(decided)}." if decided else ".")
     )
 
@@ -204,8 +212,12 @@ def _claims(aps: Mapping[str, float], trainings: Sequence[Training]) -> list[Cla
 
 
 def _differences(trainings: Sequence[Training], better: str, worse: str) -> list[float]:
-    """Points of AP, with the official flip shift, that a row is ahead of another in each training."""
-    return [100 * (training[better][0] - training[worse][0]) for training in trainings]
+    """Points of AP, with the official flip shift, that a row is ahead of another: the mean of each seed."""
+    of_seeds = {}
+    for one in trainings:
+        ahead = 100 * (one.aps[better][0] - one.aps[worse][0])
+        of_seeds.setdefault(one.seed, []).append(ahead)
+    return [float(np.mean(ahead)) for ahead in of_seeds.values()]
 
 
 def git_revision(folder: Path) -> str:
@@ -263,7 +275,7 @@ def in_markdown(profile_name: str, data: str, rows: list[TableRow]) -> str:
     rates = get_profile(profile_name).hrnet_lr_scale
     columns = [*METRICS, "ours: AP", "exact flip shift"]
     columns += [f"{number} trainings: AP", "exact flip shift", "minus first row"] if number else []
-    over_trainings = f"; of differences over trainings. Of {number} trainings: mean ± standard deviation."
+    over_trainings = f"; of differences over seeds. Of {number} trainings: mean ± standard deviation."
     lines = [
         f"Each cell: report (COCO val2017, 384x288) / **ours, profile `{profile_name}`** ({data}).",
         "HRNet: the report's is the published \"Original HRNet-W48\"; ours is plain, of the profile's size,",

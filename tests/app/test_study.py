@@ -216,6 +216,32 @@ def test_two_lines_of_a_run_are_taken_together_and_a_damaged_one_is_named(tmp_pa
         read_results(tmp_path)
 
 
+def test_a_line_whose_parts_are_not_of_one_another_is_named_and_no_such_line_is_written(tmp_path):
+    (run, other), oks = EXPERIMENTS["E1"].runs(0), np.array([0.25, 0.5, 0.5])
+    right = made_up(run, oks, 0.5)
+    figures = right.sets["test"]["quarter"]
+
+    def changed(**fields) -> study.Result:
+        return replace(right, sets={"test": {"quarter": replace(figures, **fields)}})
+
+    assert abs(figures.persons.mean() - figures.oks) > 1e-4  # a byte each
+    for wrong, words in (
+        (replace(right, recipe=other), f"its recipe is that of {other.name}, not of {run.name}"),
+        (changed(oks=41.7), "quarter: oks is 41.7, that of its persons 0.41"),
+        (changed(oks_of_persons=b"x"), "quarter: oks_of_persons cannot be unpacked"),
+    ):
+        path = study.results_path(tmp_path)
+        path.unlink(missing_ok=True)
+        append_result(tmp_path, right)
+        append_result(tmp_path, wrong)
+        with pytest.raises(HrnetppError, match=f"results.jsonl, line 2: {words}.*; restore it"):
+            read_results(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(HrnetppError, match=f"figures of {run.name}: .*its training diverged"):
+        append_result(tmp_path, changed(metrics={"AP": float("nan")}))
+    assert path.read_bytes() == before
+
+
 def test_an_unknown_experiment_is_refused(capsys):
     assert main(["study", "--run", "E99"]) == 2
     assert "no experiment is called 'E99'; choose one of E3, E1" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from hrnetpp_lib.app.study import Result, append_result, read_results
 from hrnetpp_lib.app.verdicts import (
     claims_in_words,
     find_inversions,
-    planned_trainings,
+    planned_seeds,
     trainings,
     verdicts,
     write_verdicts,
@@ -55,9 +55,10 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
     assert "| E1 | HRNet++ - HRNet, heatmaps | +0.2 | 8 of 8 | +20." in table
     judged = verdicts(read_results(tmp_path))
     reported = sum(claim.report is not None for claim in CLAIMS)
-    assert f"Decided are 1 of {reported} differences that the report gives, and 0 of " in table
     assert (
-        f" {len(CLAIMS) - reported} that it does not give; {len(CLAIMS) - 1} have no trainings yet." in table
+        f"Of {len(CLAIMS)} claims 1 are decided, and {len(CLAIMS) - 1} have no pair of trainings yet. "
+        f"{reported} claims try a step of the report's, each in a way of its own: 1 came out larger, 0 "
+        "smaller, 0 equal." in table
     )
     (line,) = claims_in_words(judged)
     assert line.startswith("HRNet++ - HRNet, heatmaps: **larger**, OKS +20.") and line.endswith("; 8 pairs")
@@ -88,7 +89,7 @@ def test_there_is_no_verdict_before_the_planned_seeds_and_next_to_nothing_is_cal
         for run in EXPERIMENTS["E12"].runs(seed)[2:4]:
             append_result(tmp_path, made_up(run, oks + random.normal(0, 0.0003), 0.5))
     _, grown, *_ = claims_in_words(verdicts(read_results(tmp_path)))
-    assert grown.startswith("larger start: HRNet++ - HRNet, heatmaps: **not decided; ")
+    assert grown.startswith("larger start: HRNet++ - HRNet, heatmaps: **not decided; 6 more are planned**")
 
 
 def test_e1s_trainings_tell_how_often_they_take_left_for_right():
@@ -123,7 +124,8 @@ def test_the_rate_is_looked_for_on_dev(tmp_path):
     )
     assert "- E3, hrnetpp: 0.125: 30.00; 0.25: 35.00; 0.5: 40.00; 1: 45.00; 2: 50.00; 4: 55.00" in table
     assert "- E10, E1's length, hrnetpp: 1: 60.00; 2: -; in use: 2\n" in table and "Over E1's" not in table
-    assert f"that it does not give; {len(CLAIMS)} have no trainings yet.\n\nOf" in table
+    assert f"Of {len(CLAIMS)} claims 0 are decided, and {len(CLAIMS)} have no pair of trainings yet." in table
+    assert "0 equal.\n\nOf" in table
     assert "Of the learning rates tried over two epochs HRNet is best at 1 times" in table
     append_result(tmp_path, made_up(EXPERIMENTS["E10"].runs(1)[1], np.full(3, 0.5), 0.5))
     known = (
@@ -154,12 +156,13 @@ def test_the_trainings_of_a_profile_are_those_with_every_row(tmp_path):
         if seed < 2:
             keep(runs["regression"], ensemble_tta=0.6)
     found = trainings(read_results(tmp_path), MINI)
-    aps = np.array([list(of.values()) for of in found])
+    aps = np.array([list(of.aps.values()) for of in found])
     rest = [0.4, 0.5, 0.6]
     np.testing.assert_allclose(aps[:, :, 0], [[0.1, 0.2, 0.3, *rest], [0.1, 0.2, 0.4, *rest]])
     np.testing.assert_allclose(aps[:, :, 1] - aps[:, :, 0], 0.01)
-    assert list(found[0]) == list(PARTS) and trainings({}, MINI) == []
-    assert [planned_trainings(profile) for profile in (MINI, LSPET_CPU, SMOKE)] == [8, 2, 0]
+    assert [one.seed for one in found] == [0, 1]
+    assert list(found[0].aps) == list(PARTS) and trainings({}, MINI) == []
+    assert [planned_seeds(profile) for profile in (MINI, LSPET_CPU, SMOKE)] == [4, 2, 0]
 
 
 def test_the_committed_verdicts_are_those_of_the_committed_results():

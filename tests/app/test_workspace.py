@@ -20,7 +20,7 @@ from hrnetpp_lib.data.layout import DataPaths, data_paths
 from hrnetpp_lib.errors import HrnetppError
 from hrnetpp_lib.evaluate.infer import Predictions
 from hrnetpp_lib.evaluate.score import resample
-from hrnetpp_lib.evaluate.table import PARTS
+from hrnetpp_lib.evaluate.table import PARTS, Training
 from hrnetpp_lib.files import read_json, sha256
 from hrnetpp_lib.model.hrnet import HRNet
 from hrnetpp_lib.model.published import FILES
@@ -161,11 +161,12 @@ def test_table_1_in_one_call(tmp_path, smoke, monkeypatch):
     network = HRNet(2, blocks_per_branch=1, modules=(1, 1, 1), stem_channels=2, layer1_blocks=1)
     torch.save(network.state_dict(), theirs)
     monkeypatch.setitem(FILES, theirs.name, replace(FILES[theirs.name], digest=sha256(theirs)))
-    # Five trainings in which the second row is ahead by ten points, where six are planned.
-    known = [dict.fromkeys(PARTS, (0.5, 0.5)) | {"HRNet": (0.4 + n / 1000, 0.4)} for n in range(5)]
+    # Five seeds in which the second row is ahead by ten points, where six are planned.
+    aps = dict.fromkeys(PARTS, (0.5, 0.5))
+    known = [Training(n, aps | {"HRNet": (0.4 + n / 1000, 0.4)}) for n in range(5)]
     monkeypatch.setattr("hrnetpp_lib.app.workspace.trainings", lambda results, profile: known)
     assert ws.table_1()[1][0].verdict.words == "larger"
-    monkeypatch.setattr("hrnetpp_lib.app.workspace.planned_trainings", lambda profile: 6)
+    monkeypatch.setattr("hrnetpp_lib.app.workspace.planned_seeds", lambda profile: 6)
     assert ws.table_1()[1][0].verdict.words == "not decided; larger so far, 1 more are planned"
     rows = read_json(ws.figures / "results.json", dict)["rows"]
     assert [row["method"] for row in rows[:2]] == ["HRNet", "published HRNet-W48"]

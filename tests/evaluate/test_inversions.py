@@ -47,7 +47,8 @@ def test_what_stage_3_adds_is_told_by_what_its_start_had_unlearnt():
     third = [training("heatmap", 60.0, (30, 30), seed=2), training("regression", 68.0, (10, 10), seed=2)]
     after = [training("regression", 68.2, (12, 12)), training("regression", 72.0, (11, 11), seed=1)]
     alone = training("regression", 70.0, (11, 11), seed=3)  # its start was not measured
-    assert say_inversions([*TRAININGS, *after, *third, alone], COCO17).endswith(
-        " Stage 3 moves AP by +6.5 to +8.0 where its start is among these (2 of 3), and by +0.6 where its "
-        "start is not among these (1 of 3)."
+    control = [training("control", 62.7 + seed, (12, 12), seed) for seed in range(4)]
+    assert say_inversions([*TRAININGS, *after, *third, alone, *control], COCO17).endswith(
+        " Stage 3 moves AP by +6.5 to +8.0, its control by +1.0 to +4.7, where the start is among these "
+        "(2 of 3), and by +0.6, its control by -7.7, where the start is not among these (1 of 3)."
     )

@@ -20,6 +20,7 @@ from hrnetpp_lib.evaluate.table import (
     PAPER_TABLE_1,
     Claim,
     TableRow,
+    Training,
     assemble,
     in_markdown,
     metrics_in_markdown,
@@ -54,8 +55,8 @@ def test_the_table_is_assembled_from_six_sets_of_poses_of_either_shift(data, mon
     hashes = {name: {f"run of {name}": f"hash of {name}"} for name in ("hrnet", "heatmap", "regression")}
     ahead = [0, 2, 5, 6, 5, 9]  # hundredths of AP
     known = [
-        {method: (base + a / 100, 0.9) for method, a in zip(PAPER_TABLE_1, ahead, strict=True)}
-        for base in (0.1, 0.5, 0.3)
+        Training(seed, {m: (base + times * a / 100, 0.9) for m, a in zip(PAPER_TABLE_1, ahead, strict=True)})
+        for seed, base, times in ((0, 0.1, 1), (1, 0.5, 1.5), (0, 0.3, 1), (1, 0.2, 0.5))
     ]
     rows, claims = assemble(shaken, hashes, data, 4, known)
     assert [r.method for r in rows] == list(PAPER_TABLE_1)
@@ -69,7 +70,7 @@ def test_the_table_is_assembled_from_six_sets_of_poses_of_either_shift(data, mon
     assert [r.tta for r in rows] == [False, False, False, True, False, True]
     assert rows[0].runs == hashes["hrnet"] and rows[5].runs == hashes["heatmap"] | hashes["regression"]
     assert rows[0].difference is None
-    assert [pair[0] for pair in rows[1].trainings] == pytest.approx([0.12, 0.52, 0.32])
+    assert [pair[0] for pair in rows[1].trainings] == pytest.approx([0.12, 0.53, 0.32, 0.21])
     assert [r.difference[0] for r in rows[1:]] == pytest.approx([2, 5, 6, 5, 9])
     pairs = [(0, 1), (1, 2), (2, 3), (2, 4), (3, 5)]
     assert [(c.worse, c.better) for c in claims] == [(rows[a].method, rows[b].method) for a, b in pairs]
@@ -77,7 +78,8 @@ def test_the_table_is_assembled_from_six_sets_of_poses_of_either_shift(data, mon
     here = [printed[b] - printed[a] for a, b in pairs]
     assert [claim.here for claim in claims] == pytest.approx(here)
     assert [c.paper for c in claims] == pytest.approx([0.2, 0.2, 0.2, 0, 0.1])
-    assert claims[1].differences == pytest.approx([3, 3, 3]) and claims[1].verdict.words == "larger"
+    # Two trainings of a seed are one: here 3 and 3, and 4.5 and 1.5.
+    assert claims[1].differences == pytest.approx([3, 3]) and claims[1].verdict.words == "larger"
     draws = resample({tta: shaken["regression", tta, False] for tta in (False, True)}, data, draws=30)
     assert rows[3].interval == draws.interval(True)
     rows, claims = assemble(shaken, hashes, data, 4)
@@ -90,7 +92,7 @@ def test_a_published_network_has_a_row_after_the_first_and_no_claim(data, monkey
     parts = [("hrnet", False), *product(("heatmap", "regression"), (False, True)), ("published", False)]
     shaken = {(*part, exact): perfect(data.val, 9 - 3 * exact) for part in parts for exact in (False, True)}
     hashes = {name: {f"run of {name}": "a hash"} for name, _ in parts}
-    known = [dict.fromkeys(PAPER_TABLE_1, (base, 0.9)) for base in (0.1, 0.5)]
+    known = [Training(seed, dict.fromkeys(PAPER_TABLE_1, (0.1 + 0.4 * seed, 0.9))) for seed in range(2)]
     rows, claims = assemble(shaken, hashes, data, 4, known)
     first, theirs, *rest = rows
     assert [each.method for each in (first, *rest)] == list(PAPER_TABLE_1) and len(claims) == 5
@@ -141,10 +143,10 @@ def test_figures_stand_beside_their_authors_if_the_file_is_known(data):
 def test_claims_read_like_this():
     verdict = judge([[1.0, 2.0, 3.0]])[0]
     claim = Claim("a", "b", 0.2, -0.5, (1.0, 2.0, 3.0), verdict)
-    over = f"over 3 trainings +2.0 [-0.5, +4.5]: {verdict.words}"
+    over = f"over 3 seeds +2.0 [-0.5, +4.5]: {verdict.words}"
     assert str(claim) == f"a - b: report +0.2, these networks -0.5; {over}"
     none = judge([[1.0, -1.0]])[0]
-    assert f"over 2 trainings +0.0 [{none.low:+.1f}, {none.high:+.1f}]: not decided" in str(
+    assert f"over 2 seeds +0.0 [{none.low:+.1f}, {none.high:+.1f}]: not decided" in str(
         Claim("a", "b", 0.2, -0.5, (1.0, -1.0), none)
     )
     text = str(Claim("a", "b", 0.2, -0.5, (), judge([[]])[0]))
@@ -162,11 +164,9 @@ def test_what_is_said_of_all_claims_by_hand():
     ]
     said = table.say_claims(claims)
     assert said.startswith("In this run 1 of the 3 steps that go up in the report go up in these networks, ")
-    assert said.endswith(
-        "Of 5 trainings that the study knows of this recipe, 1 of 4 steps are decided: b - d larger."
-    )
+    assert said.endswith("By trainings of 5 seeds 1 of 4 steps are decided: b - d larger.")
     alone = table.say_claims([replace(level, verdict=judge([[0.4]])[0])])
-    assert alone.endswith("Of 1 training that the study knows of this recipe, 0 of 1 steps are decided.")
+    assert alone.endswith("By trainings of 1 seed 0 of 1 steps are decided.")
 
 
 def test_the_reports_table():
@@ -189,7 +189,7 @@ def test_the_table_by_hand():
         "trained and tested on the same data and boxes as the other rows. "
         "Its learning rates are 0.125 times theirs.\n"
         "In square brackets 95%: of AP over samples of the validation images, which says nothing about\n"
-        "another training; of differences over trainings. Of 2 trainings: mean ± standard deviation.\n"
+        "another training; of differences over seeds. Of 2 trainings: mean ± standard deviation.\n"
         "\n"
         "| method | AP | AP50 | AP75 | APM | APL | AR | ours: AP | exact flip shift "
         "| 2 trainings: AP | exact flip shift | minus first row |\n"
