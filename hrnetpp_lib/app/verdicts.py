@@ -153,6 +153,39 @@ def in_markdown(claims: Iterable[Judged]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_ERRORS = {"PCK 0.5": "+.2f", "PCK 4": "+.2f", "missed": "+.2f", "near error": "+.3f", "loss": "+.3f"}
+
+
+def errors_in_markdown(claims: Iterable[Judged]) -> str:
+    """What lies behind OKS and AP where there are two pairs: precision, and how many keypoints are missed."""
+    lines = [
+        "Of the same pairs: keypoints within 0.5 and within 4 cells, and those not recognised (points);",
+        "median error of those recognised (cells); heatmap MSE without augmentation (thousandths).",
+        "",
+        f"| | claim | {' | '.join(_ERRORS)} |",
+        "|---|---|" + "---|" * len(_ERRORS),
+    ]
+    for one in claims:
+        cells = [
+            "{} [{}, {}]".format(*(format(x, form) for x in (np.mean(one.differences[name]), *ends)))
+            if (ends := one.intervals.get(name))
+            else ""
+            for name, form in _ERRORS.items()
+        ]
+        if any(cells):
+            lines.append(f"| {one.experiment} | {one.claim} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def say_given_up(results: dict[str, Result]) -> str:
+    """How many of the networks measured count for nothing any more."""
+    known = {run.name for run in all_runs(EXPERIMENTS.values())}
+    given_up = len(results.keys() - known)
+    return (
+        f"Of {len(results)} networks measured {given_up} are of recipes and experiments that were given up."
+    )
+
+
 def rates_in_markdown(results: dict[str, Result]) -> str:
     """What the learning rates are chosen by, and those in use."""
     lines = ["Mean OKS on a dev set, seed by seed, by the factor on the report's learning rates:", ""]
@@ -268,8 +301,9 @@ def write_verdicts(root: Path) -> str:
     claims, inverted = verdicts(results), find_inversions(results)
     write_json(folder / "verdicts.json", [asdict(one) for one in claims])
     sides = say_inversions(inverted, COCO17)
-    said = "\n\n".join(text for text in (say_progress(claims), say_rates(results), sides) if text)
-    parts = f"{said}\n", in_markdown(claims), rates_in_markdown(results)
+    sentences = say_progress(claims), say_rates(results), sides, say_given_up(results)
+    said = "\n\n".join(text for text in sentences if text)
+    parts = f"{said}\n", in_markdown(claims), errors_in_markdown(claims), rates_in_markdown(results)
     with whole_file(folder / "verdicts.md") as part:
         part.write_text(table := "\n".join(parts))
     draw.save(draw.render_verdicts(claims), folder / "verdicts.png")

@@ -66,8 +66,13 @@ def test_verdicts_are_made_from_the_lines_alone(tmp_path, capsys):
     assert (
         "| larger |" in table
         and "| equal within 1 AP |" in table
-        and sum(line[:3] == "| E" for line in table.splitlines()) == len(CLAIMS)
+        and sum(line[:3] == "| E" for line in table.splitlines()) == len(CLAIMS) + 1
     )
+    assert (  # of equal networks but for luck in OKS
+        "| E1 | HRNet++ - HRNet, heatmaps | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] "
+        "| +0.00 [+0.00, +0.00] | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] |\n" in table
+    )
+    assert "Of 16 networks measured 0 are of recipes and experiments that were given up." in table
 
 
 def test_there_is_no_verdict_before_the_planned_seeds_and_next_to_nothing_is_called_so(tmp_path):
