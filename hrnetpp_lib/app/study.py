@@ -10,7 +10,6 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -61,10 +60,10 @@ def read_results(root: Path) -> dict[str, Result]:
 
     Raises: HrnetppError if a line is damaged, or its parts are not of one another.
     """
-    path, found, remedy = results_path(root), {}, "restore it from version control"
+    path, found, persons, remedy = results_path(root), {}, {}, "restore it from version control"
     for number, line in enumerate(read_bytes(path, remedy).splitlines() if path.exists() else [], 1):
         result = decode_json(line, Result, f"{path}, line {number}", remedy)
-        if wrong := _disagreement(result):
+        if wrong := _disagreement(result, persons):
             raise HrnetppError(f"{path}, line {number}: {wrong}; {remedy}")
         for name, ways in found[result.run].sets.items() if result.run in found else ():
             result.sets[name] = ways | result.sets.get(name, {})
@@ -72,17 +71,25 @@ def read_results(root: Path) -> dict[str, Result]:
     return found
 
 
-def _disagreement(result: Result) -> str | None:
-    """What in a line is of another: its recipe, or persons whose mean OKS is not the one that it gives."""
+def _disagreement(result: Result, persons: dict[tuple[str, str], int]) -> str | None:
+    """What in a line is of another: its recipe, how many persons it has, or their mean OKS.
+
+    `persons`: by profile and set, how many the lines before have; entered here where there was none.
+    """
     if result.run != result.recipe.name:
         return f"its recipe is that of {result.recipe.name}, not of {result.run}"
-    for way, found in chain(*(ways.items() for ways in result.sets.values())):
+    measured = [(name, way, one) for name, ways in result.sets.items() for way, one in ways.items()]
+    for name, way, found in measured:
         try:
-            mean = found.persons.mean()
+            oks = found.persons
         except zlib.error:
             return f"{way}: oks_of_persons cannot be unpacked"
-        if not abs(mean - found.oks) < _ROUNDING:
-            return f"{way}: oks is {found.oks:g}, that of its persons {mean:g}"
+        if len(oks) != (known := persons.setdefault((result.recipe.profile.name, name), len(oks))):
+            return f"{way}: has {len(oks)} persons, other networks {known}"
+        if not abs(oks.mean() - found.oks) < _ROUNDING:
+            return f"{way}: oks is {found.oks:g}, that of its persons {oks.mean():g}"
+        if "AP" not in found.metrics:
+            return f"{way}: has no AP"
     return None
 
 

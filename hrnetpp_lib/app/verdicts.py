@@ -49,6 +49,8 @@ FIGURES = {  # of a `Measure`, as they are compared
     "missed": lambda m: 100 * m.miss_share,
     "loss": lambda m: None if m.loss is None else 1e3 * m.loss,
 }
+# How those are printed that stand behind OKS and AP.
+_ERRORS = {"PCK 0.5": "+.2f", "PCK 4": "+.2f", "missed": "+.2f", "near error": "+.3f", "loss": "+.3f"}
 # The rows of Table 1: the network that each is measured with, by its name in `table_runs`, and the way.
 _ROWS = (
     *(("hrnet", "quarter"), ("heatmap", "quarter"), ("regression", "soft")),
@@ -151,9 +153,6 @@ def in_markdown(claims: Iterable[Judged]) -> str:
             cells += [_in_brackets(verdict, one.two_level if name == "OKS" else None), _words(verdict)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-_ERRORS = {"PCK 0.5": "+.2f", "PCK 4": "+.2f", "missed": "+.2f", "near error": "+.3f", "loss": "+.3f"}
 
 
 def errors_in_markdown(claims: Iterable[Judged]) -> str:

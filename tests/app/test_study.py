@@ -229,6 +229,8 @@ def test_a_line_whose_parts_are_not_of_one_another_is_named_and_no_such_line_is_
         (replace(right, recipe=other), f"its recipe is that of {other.name}, not of {run.name}"),
         (changed(oks=41.7), "quarter: oks is 41.7, that of its persons 0.41"),
         (changed(oks_of_persons=b"x"), "quarter: oks_of_persons cannot be unpacked"),
+        (made_up(run, oks[:2], 0.5), "quarter: has 2 persons, other networks 3"),
+        (changed(metrics={}), "quarter: has no AP"),
     ):
         path = study.results_path(tmp_path)
         path.unlink(missing_ok=True)
